@@ -1,1 +1,15 @@
-//! x
+//! Transactions with live, consistent backup and proven restore over key-value stores that have none.
+
+mod atlas;
+pub mod config;
+mod error;
+pub mod lock;
+pub mod ops;
+pub mod schema;
+pub mod timestamp;
+pub mod transaction;
+
+pub use atlas::Atlas;
+pub use atlas_kvs as kvs_api;
+pub use atlas_kvs::{Cell, ColumnSelection, RowRange, TableRef, Timestamp};
+pub use error::{Error, Result, exit};

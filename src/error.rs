@@ -1,0 +1,376 @@
+//! What can go wrong, by what the caller can do about it.
+//!
+//! Every error has a stable code in capitals (for programs), a sentence (for people), often a hint what to do next,
+//! and one answer to the question that matters to a transaction: may the same work simply be tried again?
+
+use atlas_kvs::{Cell, KvsError, TableRef, Timestamp};
+
+/// The result of an operation of the layer.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an operation did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another transaction wrote the same cell and committed first. Nothing of this transaction is visible.
+    #[error(
+        "write-write conflict on {table}:{cell} (committed at {}, we read below {read_ts})",
+        .committed_at.map_or_else(|| "an unknown timestamp".to_owned(), |ts| ts.to_string())
+    )]
+    Conflict {
+        /// The table.
+        table: TableRef,
+        /// The cell both wrote.
+        cell: Cell,
+        /// Commit timestamp of the other, where known.
+        committed_at: Option<Timestamp>,
+        /// The snapshot this transaction read.
+        read_ts: Timestamp,
+    },
+    /// Something read was changed by a transaction that committed first (serializable tables). Nothing is visible.
+    #[error("read-write conflict on {table}:{what} (changed at {committed_at}, we read below {read_ts})")]
+    ReadConflict {
+        /// The table.
+        table: TableRef,
+        /// The cell or range that changed.
+        what: String,
+        /// Commit timestamp of the change.
+        committed_at: Timestamp,
+        /// The snapshot this transaction read.
+        read_ts: Timestamp,
+    },
+    /// Locks could not be had in time. Nothing of this transaction is visible.
+    #[error("{what} was not granted within {waited_ms} ms")]
+    LockTimeout {
+        /// Which lock.
+        what: String,
+        /// How long we waited, in milliseconds.
+        waited_ms: u64,
+    },
+    /// Locks expired or their service restarted before the commit point. Nothing of this transaction is visible.
+    #[error("the locks of transaction {start_ts} were lost before it committed")]
+    LocksLost {
+        /// The transaction.
+        start_ts: Timestamp,
+    },
+    /// Somebody rolled this transaction back before it committed. Nothing of it is visible.
+    #[error("transaction {start_ts} was rolled back before it committed")]
+    RolledBack {
+        /// The transaction.
+        start_ts: Timestamp,
+    },
+    /// The snapshot was swept: versions it would need are gone.
+    #[error("the snapshot below {read_ts} is too old for {table}: versions it needs were swept")]
+    TooOld {
+        /// The table.
+        table: TableRef,
+        /// The snapshot.
+        read_ts: Timestamp,
+    },
+    /// The transaction ran longer than it may. Nothing of it is visible.
+    #[error("transaction {start_ts} ran longer than its {limit_ms} ms")]
+    TimedOut {
+        /// The transaction.
+        start_ts: Timestamp,
+        /// Its limit in milliseconds.
+        limit_ms: u64,
+    },
+    /// The answer at the commit point was lost and could not be settled: the transaction may be committed, or may not.
+    /// Never tried again automatically.
+    #[error("it is not known whether transaction {start_ts} committed: {reason}")]
+    UnknownOutcome {
+        /// The transaction.
+        start_ts: Timestamp,
+        /// What happened.
+        reason: String,
+    },
+    /// A read or write after commit or abort has begun.
+    #[error("transaction {start_ts} is {state}: it takes no more reads and writes")]
+    TransactionClosed {
+        /// The transaction.
+        start_ts: Timestamp,
+        /// What it is.
+        state: &'static str,
+    },
+    /// A write in a read-only transaction.
+    #[error("transaction {start_ts} is read-only")]
+    ReadOnly {
+        /// The transaction.
+        start_ts: Timestamp,
+    },
+    /// Over a limit; nothing was written.
+    #[error("{what} has {len} bytes; the limit is {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// A table's constraint refused a write; nothing was written.
+    #[error("constraint '{constraint}' of table '{table}' refused {cell}: {reason}")]
+    Constraint {
+        /// The table.
+        table: TableRef,
+        /// The constraint's name.
+        constraint: String,
+        /// The cell.
+        cell: Cell,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A pre-commit condition did not hold; nothing is visible.
+    #[error("a pre-commit condition of transaction {start_ts} does not hold: {reason}")]
+    PreCommitCondition {
+        /// The transaction.
+        start_ts: Timestamp,
+        /// What it said.
+        reason: String,
+    },
+    /// Something that was named does not exist.
+    #[error("there is no {what}")]
+    NotFound {
+        /// What, with its name.
+        what: String,
+    },
+    /// Something that was to be made is there already, in another form.
+    #[error("{what} exists already")]
+    AlreadyExists {
+        /// What, with its name.
+        what: String,
+    },
+    /// The backup lock is held, so nothing is physically removed and no second holder is let in.
+    #[error("the backup lock is held by {holder} since {since}: {reason}")]
+    BackupLockHeld {
+        /// Who holds it.
+        holder: String,
+        /// Since when, RFC 3339.
+        since: String,
+        /// What for.
+        reason: String,
+    },
+    /// The backup lock was lost while a backup ran: the backup is void.
+    #[error("the backup lock was lost while the backup ran, so the backup is void: {reason}")]
+    BackupVoid {
+        /// How it was lost.
+        reason: String,
+    },
+    /// Refused because it would do harm.
+    #[error("{what}")]
+    Refused {
+        /// What was refused and why.
+        what: String,
+        /// What to do instead.
+        hint: String,
+    },
+    /// Another process owns the store.
+    #[error("{place} is in use by process {}", .pid.map_or_else(|| "(unknown)".to_owned(), |pid| pid.to_string()))]
+    StoreInUse {
+        /// Which store.
+        place: String,
+        /// Its owner's process id, where it is known.
+        pid: Option<u32>,
+    },
+    /// Damage found.
+    #[error("damage in {place}: {reason}")]
+    Corrupt {
+        /// Where.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A configuration that can't be used.
+    #[error("{place}: {reason}")]
+    Config {
+        /// File, line and key.
+        place: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An argument that can't be used.
+    #[error("{0}")]
+    Usage(String),
+    /// This instance may no longer issue timestamps or commit: another one took over.
+    #[error("this instance lost the ownership of timestamps: {reason}")]
+    LostLeadership {
+        /// What it saw.
+        reason: String,
+    },
+    /// The service can't be reached or stopped taking work. Nothing was applied.
+    #[error("{what} is unavailable: {reason}")]
+    Unavailable {
+        /// What.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// An operation ended by its caller.
+    #[error("interrupted")]
+    Interrupted,
+    /// An error of the operating system.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done, on which path.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An error told by the server that owns the store.
+    #[error("{message}")]
+    Remote {
+        /// Its code.
+        code: String,
+        /// Its sentence.
+        message: String,
+        /// Its hint.
+        hint: Option<String>,
+        /// Whether the same work may be tried again.
+        retriable: bool,
+        /// The exit code it stands for.
+        exit_code: u8,
+    },
+    /// An error of the store.
+    #[error(transparent)]
+    Kvs(#[from] KvsError),
+}
+
+/// Exit codes of the program; append-only.
+pub mod exit {
+    /// Done.
+    pub const OK: u8 = 0;
+    /// Failed for a reason without a code of its own.
+    pub const FAILURE: u8 = 1;
+    /// Called wrongly.
+    pub const USAGE: u8 = 2;
+    /// Done in part.
+    pub const PARTIAL: u8 = 3;
+    /// Cell, table or backup not found.
+    pub const NOT_FOUND: u8 = 4;
+    /// A conflict, or a lock held by another.
+    pub const CONFLICT: u8 = 5;
+    /// No connection, or no answer in time.
+    pub const UNAVAILABLE: u8 = 6;
+    /// Verification failed or damage was found.
+    pub const DAMAGED: u8 = 7;
+    /// Bad configuration.
+    pub const CONFIG: u8 = 8;
+    /// Refused by a safety check.
+    pub const REFUSED: u8 = 9;
+    /// The doctor found failures.
+    pub const DOCTOR: u8 = 10;
+    /// Not permitted.
+    pub const PERMISSION: u8 = 11;
+    /// Interrupted from the keyboard.
+    pub const INTERRUPTED: u8 = 130;
+    /// Asked to terminate.
+    pub const TERMINATED: u8 = 143;
+}
+
+impl Error {
+    /// Refuses `what`, with a hint what to do instead.
+    pub fn refused(what: impl Into<String>, hint: impl Into<String>) -> Error {
+        Error::Refused { what: what.into(), hint: hint.into() }
+    }
+
+    /// Damage at a place.
+    pub fn corrupt(place: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::Corrupt { place: place.into(), reason: reason.into() }
+    }
+
+    /// An error of the operating system while doing `what`.
+    pub fn io(what: impl Into<String>, source: std::io::Error) -> Error {
+        Error::Io { what: what.into(), source }
+    }
+
+    /// The stable code, in capitals.
+    pub fn code(&self) -> &str {
+        match self {
+            Error::Conflict { .. } => "CONFLICT",
+            Error::ReadConflict { .. } => "READ_CONFLICT",
+            Error::LockTimeout { .. } => "LOCK_TIMEOUT",
+            Error::LocksLost { .. } => "LOCKS_LOST",
+            Error::RolledBack { .. } => "ROLLED_BACK",
+            Error::TooOld { .. } => "TOO_OLD",
+            Error::TimedOut { .. } => "TRANSACTION_TIMED_OUT",
+            Error::UnknownOutcome { .. } => "UNKNOWN_OUTCOME",
+            Error::TransactionClosed { .. } => "TRANSACTION_CLOSED",
+            Error::ReadOnly { .. } => "READ_ONLY",
+            Error::TooLarge { .. } | Error::Kvs(KvsError::TooLarge { .. }) => "TOO_LARGE",
+            Error::Constraint { .. } => "CONSTRAINT",
+            Error::PreCommitCondition { .. } => "PRE_COMMIT_CONDITION",
+            Error::NotFound { .. } | Error::Kvs(KvsError::NoSuchTable(_)) => "NOT_FOUND",
+            Error::AlreadyExists { .. } => "ALREADY_EXISTS",
+            Error::BackupLockHeld { .. } => "LOCK_HELD",
+            Error::BackupVoid { .. } => "BACKUP_VOID",
+            Error::Refused { .. } => "REFUSED",
+            Error::StoreInUse { .. } | Error::Kvs(KvsError::InUse { .. }) => "STORE_IN_USE",
+            Error::Corrupt { .. } | Error::Kvs(KvsError::Corrupt { .. }) => "CORRUPT",
+            Error::Config { .. } => "CONFIG",
+            Error::Usage(_) | Error::Kvs(KvsError::InvalidTableName { .. }) => "USAGE",
+            Error::LostLeadership { .. } => "LOST_LEADERSHIP",
+            Error::Unavailable { .. } | Error::Kvs(KvsError::Unavailable { .. }) => "UNAVAILABLE",
+            Error::Interrupted => "INTERRUPTED",
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => "PERMISSION",
+            Error::Io { .. } => "IO",
+            Error::Remote { code, .. } => code,
+            Error::Kvs(KvsError::Indeterminate { .. }) => "INDETERMINATE",
+            Error::Kvs(KvsError::WrongTableKind { .. }) => "WRONG_TABLE_KIND",
+            Error::Kvs(_) => "STORE",
+        }
+    }
+
+    /// The exit code of a program that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self.code() {
+            "USAGE" => exit::USAGE,
+            "NOT_FOUND" => exit::NOT_FOUND,
+            "CONFLICT" | "READ_CONFLICT" | "LOCK_HELD" | "ALREADY_EXISTS" => exit::CONFLICT,
+            "UNAVAILABLE" | "LOCK_TIMEOUT" => exit::UNAVAILABLE,
+            "CORRUPT" | "BACKUP_VOID" => exit::DAMAGED,
+            "CONFIG" => exit::CONFIG,
+            "REFUSED" | "STORE_IN_USE" | "LOST_LEADERSHIP" => exit::REFUSED,
+            "PERMISSION" => exit::PERMISSION,
+            "INTERRUPTED" => exit::INTERRUPTED,
+            _ => match self {
+                Error::Remote { exit_code, .. } => *exit_code,
+                _ => exit::FAILURE,
+            },
+        }
+    }
+
+    /// True if nothing of the transaction is or will be visible and the same work may succeed when done anew.
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Error::Conflict { .. }
+            | Error::ReadConflict { .. }
+            | Error::LockTimeout { .. }
+            | Error::LocksLost { .. }
+            | Error::RolledBack { .. }
+            | Error::TooOld { .. } => true,
+            Error::Kvs(error) => error.is_retriable(),
+            Error::Unavailable { .. } => true,
+            Error::Remote { retriable, .. } => *retriable,
+            _ => false,
+        }
+    }
+
+    /// What to do next, where there is something to say beyond the sentence.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Refused { hint, .. } => Some(hint.clone()),
+            Error::Remote { hint, .. } => hint.clone(),
+            Error::BackupLockHeld { .. } => {
+                Some("see `atlas backup-lock --status`; `atlas backup-lock --release` ends an abandoned one".to_owned())
+            }
+            Error::StoreInUse { pid: Some(pid), .. } | Error::Kvs(KvsError::InUse { pid: Some(pid), .. }) => {
+                Some(format!("wait for process {pid}, stop it, or let it serve: `atlas serve`"))
+            }
+            Error::Kvs(KvsError::NoSuchTable(_)) => Some("`atlas table list` shows the tables".to_owned()),
+            Error::UnknownOutcome { .. } => {
+                Some("read what the transaction would have written before doing it again".to_owned())
+            }
+            _ => None,
+        }
+    }
+}

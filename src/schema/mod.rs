@@ -1,0 +1,21 @@
+//! Tables: what is promised for each, and the records the layer keeps about itself.
+
+mod meta;
+mod spec;
+
+pub use meta::{FORMAT_VERSION, META_TABLE, MetaRecord, Replaced, StoreRecord, meta_table};
+pub use spec::{ConflictHandler, SweepStrategy, TableSpec};
+
+use atlas_kvs::TableRef;
+
+/// `start_ts -> commit_ts`, or rolled back: the one witness of a commit.
+pub const TRANSACTIONS_TABLE: &str = "_transactions";
+/// What targeted sweep has to look at.
+pub const SWEEP_QUEUE_TABLE: &str = "_sweep_queue";
+/// Wall-clock time to timestamp, a point a minute.
+pub const PUNCH_TABLE: &str = "_punch";
+
+/// A table of the layer itself.
+pub(crate) fn internal(name: &str) -> TableRef {
+    TableRef::new(name).expect("internal table names are well formed")
+}

@@ -1,1 +1,4 @@
 //! Transactions.
+
+pub mod entry;
+mod value;

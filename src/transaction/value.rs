@@ -44,6 +44,21 @@ pub(crate) fn encode(content: Option<&[u8]>, commit_ts: Option<Timestamp>) -> By
     bytes.freeze()
 }
 
+/// Writes a version with room for a commit timestamp that is not known yet; see [`stamp`].
+pub(crate) fn encode_unstamped(content: Option<&[u8]>) -> BytesMut {
+    let mut bytes = BytesMut::with_capacity(HEADER_LEN_MAX + content.map_or(0, <[u8]>::len));
+    bytes.put_u8(INLINED | if content.is_none() { TOMBSTONE } else { 0 });
+    bytes.put_u64(0);
+    bytes.put_slice(content.unwrap_or_default());
+    bytes
+}
+
+/// Puts the commit timestamp into a version that [`encode_unstamped`] made.
+pub(crate) fn stamp(mut unstamped: BytesMut, commit_ts: Timestamp) -> Bytes {
+    unstamped[1..HEADER_LEN_MAX].copy_from_slice(&commit_ts.get().to_be_bytes());
+    unstamped.freeze()
+}
+
 /// Reads the header of a version; a prefix of [`HEADER_LEN_MAX`] bytes is enough.
 pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
     let flags = *bytes.first()?;
@@ -85,7 +100,10 @@ mod tests {
             let (header, rest) = decode(&table, &cell, &bytes).expect("it was encoded");
             prop_assert_eq!(header.tombstone, content.is_none());
             prop_assert_eq!(header.commit_ts, commit_ts);
-            prop_assert_eq!(&rest[..], &content.unwrap_or_default()[..]);
+            prop_assert_eq!(&rest[..], &content.clone().unwrap_or_default()[..]);
+            if let Some(commit_ts) = commit_ts {
+                prop_assert_eq!(stamp(encode_unstamped(content.as_deref()), commit_ts), bytes);
+            }
         }
 
         #[test]

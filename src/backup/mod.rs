@@ -1,0 +1,3 @@
+//! Backup and restore.
+
+pub mod lock;

@@ -2,9 +2,9 @@
 
 use super::buffer::LocalWriteBuffer;
 use super::core::CommitPath;
-use super::entry::Fate;
 use super::handle::{Inner, PreCommitCondition};
 use super::pipeline::{self, Member, Payload, Pipeline, Verdict};
+use super::read::Rivals;
 use super::step::{CommitStep, reach};
 use super::sweep_queue;
 use super::value;
@@ -151,7 +151,7 @@ impl CommitJob {
             losses: attempt.losses,
             keys,
             payload,
-            registration: transaction.registration.clone(),
+            _registration: transaction.registration.clone(),
         };
         let (start_ts, read_ts) = (transaction.start_ts, transaction.read_ts);
         Entered::Done(match pipeline.commit(member).await {
@@ -186,8 +186,7 @@ impl CommitJob {
         }
         for (table, keys) in by_table {
             let cells: Vec<Cell> = keys.iter().map(|key| key.cell.clone()).collect();
-            // An undecided version belongs to somebody who enters after us and is checked against us, or never enters.
-            let newest = core.newest_committed(table, &cells, async |_| Ok(Fate::Undecided)).await?;
+            let newest = core.newest_committed(table, &cells, Rivals::DecidedLater).await?;
             for (key, newest) in keys.into_iter().zip(newest) {
                 if let Some((commit_ts, content)) = newest
                     && commit_ts >= read_ts
@@ -249,9 +248,10 @@ enum Entered {
 /// A failed put of data that will never be committed is a failure, whatever part of it is there.
 pub(super) fn not_applied(error: Error) -> Error {
     match error {
-        Error::Kvs(error) if error.is_indeterminate() => {
-            Error::Unavailable { what: "the store".to_owned(), reason: format!("the transaction was given up: {error}") }
-        }
+        Error::Kvs(error) if error.is_indeterminate() => Error::Unavailable {
+            what: "the store".to_owned(),
+            reason: format!("the transaction was given up: {error}"),
+        },
         error => error,
     }
 }

@@ -223,7 +223,10 @@ fn uses_pipeline(kvs: &dyn KeyValueService, choice: CommitModeChoice) -> Result<
         CommitModeChoice::Pipeline if possible => Ok(true),
         CommitModeChoice::Pipeline => Err(Error::Config {
             place: "transactions.commitMode".to_owned(),
-            reason: format!("the commit pipeline needs a store with atomic batches and one owner, not {}", capabilities.store),
+            reason: format!(
+                "the commit pipeline needs a store with atomic batches and one owner, not {}",
+                capabilities.store
+            ),
         }),
     }
 }
@@ -277,7 +280,10 @@ fn refuse_open_window(windows: &CleanedWindows) -> Result<()> {
     match windows.open_window() {
         None => Ok(()),
         Some(window) => Err(Error::refused(
-            format!("a restore to timestamp {} is under way: its transactions were cleaned, but time was not moved on", window.from),
+            format!(
+                "a restore to timestamp {} is under way: its transactions were cleaned, but time was not moved on",
+                window.from
+            ),
             "finish it: `atlas timestamp fast-forward --file fast-forward.timestamp`",
         )),
     }

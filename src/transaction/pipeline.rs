@@ -56,7 +56,6 @@ const RESERVED_MAX: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) start_ts: Timestamp,
-    pub(crate) read_ts: Timestamp,
     /// Commits below this were checked against the store already.
     pub(crate) checked_from: Timestamp,
     /// The same for all attempts of one piece of work.
@@ -66,7 +65,7 @@ pub(crate) struct Member {
     pub(crate) keys: Vec<ConflictKey>,
     pub(crate) payload: Payload,
     /// Keeps the snapshot registered until the outcome is known, even if the caller has gone.
-    pub(crate) registration: Arc<Registration>,
+    pub(crate) _registration: Arc<Registration>,
 }
 
 /// What a member adds to the batch besides its entry.
@@ -357,9 +356,7 @@ impl Leader {
             return;
         }
         for key in &member.keys {
-            self.reserved
-                .entry(key.hash)
-                .or_insert(Reservation { work_id: member.work_id, until: now + RESERVED_FOR });
+            self.reserved.entry(key.hash).or_insert(Reservation { work_id: member.work_id, until: now + RESERVED_FOR });
         }
     }
 
@@ -412,11 +409,8 @@ impl Leader {
         let deadline = Instant::now() + SETTLE_WITHIN;
         let last_commit = group.commits.last().map(|accepted| accepted.commit_ts);
         let reason = error.to_string();
-        let mut waiting: Vec<_> = group
-            .commits
-            .into_iter()
-            .map(|accepted| (accepted.member.start_ts, Some(accepted.reply)))
-            .collect();
+        let mut waiting: Vec<_> =
+            group.commits.into_iter().map(|accepted| (accepted.member.start_ts, Some(accepted.reply))).collect();
         let mut roll_backs = group.roll_backs;
         loop {
             match self.try_settle(&waiting, &roll_backs).await {
@@ -587,9 +581,7 @@ pub(crate) fn unstamped(buffer: &LocalWriteBuffer) -> Vec<(TableRef, Cell, Bytes
         .tables()
         .iter()
         .flat_map(|(table, writes)| {
-            writes.iter().map(|(cell, value)| {
-                (table.clone(), cell.clone(), value::encode_unstamped(value.as_deref()))
-            })
+            writes.iter().map(|(cell, value)| (table.clone(), cell.clone(), value::encode_unstamped(value.as_deref())))
         })
         .collect()
 }

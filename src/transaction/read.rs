@@ -14,6 +14,7 @@
 
 use super::core::{CommitPath, Core};
 use super::entry::Fate;
+use super::step_by_step::StepByStep;
 use super::value;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, CellBound, TableRef, Timestamp, Value};
@@ -25,6 +26,24 @@ use std::collections::HashMap;
 pub(crate) struct Candidate {
     pub(crate) cell: Cell,
     pub(crate) version: Value,
+}
+
+/// What the conflict check does about a version whose writer is undecided.
+#[derive(Clone, Copy)]
+pub(crate) enum Rivals<'a> {
+    /// Skips it: the pipeline's leader decides that writer after the one who checks, or never.
+    DecidedLater,
+    /// Decides it, on behalf of the transaction that holds the locks of the cell.
+    DecideFor(&'a StepByStep, Timestamp),
+}
+
+impl Rivals<'_> {
+    async fn decide(self, writer: Timestamp) -> Result<Fate> {
+        match self {
+            Rivals::DecidedLater => Ok(Fate::Undecided),
+            Rivals::DecideFor(steps, start_ts) => steps.decide_rival(writer, start_ts).await,
+        }
+    }
 }
 
 impl Core {
@@ -86,11 +105,7 @@ impl Core {
         Ok(visible)
     }
 
-    async fn fetch_deeper(
-        &self,
-        table: &TableRef,
-        deeper: Vec<(usize, CellBound)>,
-    ) -> Result<Vec<(usize, Candidate)>> {
+    async fn fetch_deeper(&self, table: &TableRef, deeper: Vec<(usize, CellBound)>) -> Result<Vec<(usize, Candidate)>> {
         if deeper.is_empty() {
             return Ok(Vec::new());
         }
@@ -107,11 +122,7 @@ impl Core {
     }
 
     /// The fates of the writers that did not leave their commit timestamp beside the data.
-    async fn look_up_writers(
-        &self,
-        table: &TableRef,
-        open: &[(usize, Candidate)],
-    ) -> Result<HashMap<Timestamp, Fate>> {
+    async fn look_up_writers(&self, table: &TableRef, open: &[(usize, Candidate)]) -> Result<HashMap<Timestamp, Fate>> {
         let mut writers = Vec::new();
         for (_, Candidate { cell, version }) in open {
             if version.ts != Timestamp::SENTINEL {
@@ -160,11 +171,14 @@ impl Core {
         &self,
         table: &TableRef,
         cells: &[Cell],
-        undecided: impl AsyncFn(Timestamp) -> Result<Fate>,
+        rivals: Rivals<'_>,
     ) -> Result<Vec<Option<(Timestamp, Option<Bytes>)>>> {
         let mut newest = vec![None; cells.len()];
-        let mut open: Vec<(usize, CellBound)> =
-            cells.iter().enumerate().map(|(place, cell)| (place, CellBound::new(cell.clone(), Timestamp::MAX))).collect();
+        let mut open: Vec<(usize, CellBound)> = cells
+            .iter()
+            .enumerate()
+            .map(|(place, cell)| (place, CellBound::new(cell.clone(), Timestamp::MAX)))
+            .collect();
         while !open.is_empty() {
             let candidates = self.fetch_deeper(table, open).await?;
             let mut deeper = Vec::new();
@@ -176,7 +190,7 @@ impl Core {
                 let fate = match header.commit_ts {
                     Some(commit_ts) => self.entries.fate_of_inlined(commit_ts),
                     None => match self.entries.fate(version.ts).await? {
-                        Fate::Undecided => undecided(version.ts).await?,
+                        Fate::Undecided => rivals.decide(version.ts).await?,
                         decided => decided,
                     },
                 };

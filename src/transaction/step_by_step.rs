@@ -8,6 +8,7 @@
 use super::commit::{CommitJob, Handlers, not_applied};
 use super::core::CommitPath;
 use super::entry::{Entry, Fate};
+use super::read::Rivals;
 use super::step::{CommitStep, reach};
 use super::table::TransactionTable;
 use super::window::value_hash;
@@ -67,7 +68,7 @@ impl StepByStep {
 
     /// Decides about a writer met in the conflict check of `start_ts`, which holds the locks of the cell: the writer
     /// should hold none. If it does, it is we who have lost ours, and the healthy one is spared.
-    async fn decide_rival(&self, writer: Timestamp, start_ts: Timestamp) -> Result<Fate> {
+    pub(super) async fn decide_rival(&self, writer: Timestamp, start_ts: Timestamp) -> Result<Fate> {
         let request = LockRequest::new(vec![LockDescriptor::transaction(writer)], Duration::ZERO);
         match self.locks.try_lock(request)? {
             None => Err(Error::LocksLost { start_ts }),
@@ -218,8 +219,7 @@ impl CommitJob {
                 continue;
             }
             let cells: Vec<Cell> = writes.keys().cloned().collect();
-            let newest =
-                core.newest_committed(table, &cells, async |rival| steps.decide_rival(rival, start_ts).await).await?;
+            let newest = core.newest_committed(table, &cells, Rivals::DecideFor(steps, start_ts)).await?;
             let read = if handler.compares_values() {
                 core.read_cells(table, cells.clone(), read_ts).await?
             } else {

@@ -1,6 +1,7 @@
 //! Transactions with live, consistent backup and proven restore over key-value stores that have none.
 
 mod atlas;
+pub mod backup;
 pub mod config;
 mod error;
 pub mod lock;

@@ -411,7 +411,8 @@ impl Db {
         let family = self.family(&catalog, table, TableKind::Atomic)?;
         let key = keys::of_cell(cell);
         let _held = self.lock_stripe(table, &key);
-        let actual = self.rocks.get_pinned_cf(&family, &key).map_err(|error| crate::errors::read_failed(table, error))?;
+        let actual =
+            self.rocks.get_pinned_cf(&family, &key).map_err(|error| crate::errors::read_failed(table, error))?;
         if actual.as_deref() != expected.map(|expected| &expected[..]) {
             return Ok(CheckAndSet::Mismatch(actual.as_deref().map(Bytes::copy_from_slice)));
         }

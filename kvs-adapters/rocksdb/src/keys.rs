@@ -193,7 +193,7 @@ mod tests {
             let key = of_version(&cell, ts);
             assert!(before < key && key < after);
         }
-        for neighbour in [Cell::copy_from("a", "b\0"), Cell::copy_from("a", "a\xff"), Cell::copy_from("a\0", "b")] {
+        for neighbour in [Cell::copy_from("a", "b\0"), Cell::copy_from("a", b"a\xff"), Cell::copy_from("a\0", "b")] {
             let key = of_version(&neighbour, Timestamp::FIRST);
             assert!(key < before || key > after, "{neighbour}");
         }

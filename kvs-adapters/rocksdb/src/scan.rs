@@ -103,7 +103,11 @@ impl KeyRange {
     /// Leaves out everything up to and including `after`.
     fn resume(mut self, after: Option<&Cell>) -> KeyRange {
         let bound = after.map(keys::of_cell);
-        if self.reverse { self.cut_upper(bound) } else { self.raise_lower(bound.map(keys::behind)) }
+        if self.reverse {
+            self.cut_upper(bound)
+        } else {
+            self.raise_lower(bound.map(keys::behind))
+        }
         self
     }
 
@@ -163,7 +167,11 @@ impl<'a> Cursor<'a> {
             options.set_iterate_upper_bound(upper);
         }
         let mut iterator = db.rocks.raw_iterator_cf_opt(family, options);
-        if range.reverse { iterator.seek_to_last() } else { iterator.seek_to_first() }
+        if range.reverse {
+            iterator.seek_to_last()
+        } else {
+            iterator.seek_to_first()
+        }
         let (cells_max, bytes_left, steps_left) = match tier {
             Tier::Memory => (MEMORY_CELLS_MAX, MEMORY_BYTES_MAX, MEMORY_STEPS_MAX),
             Tier::Disk => (CELLS_MAX, BYTES_MAX, STEPS_MAX),

@@ -70,7 +70,9 @@ fn make_snapshot(db: &Db, directory: &Path) -> Result<SnapshotSummary> {
     let checkpoint = directory.join("db");
     Checkpoint::new(&db.rocks)
         .and_then(|maker| maker.create_checkpoint_with_log_size(&checkpoint, NEVER_FLUSH))
-        .map_err(|error| unavailable(format!("no snapshot could be made in {}: {error}", directory.display()), error))?;
+        .map_err(|error| {
+            unavailable(format!("no snapshot could be made in {}: {error}", directory.display()), error)
+        })?;
     let summary = sync_files(&checkpoint)?;
     for dir in [&checkpoint, directory].into_iter().chain(directory.parent()) {
         sync(dir)?;

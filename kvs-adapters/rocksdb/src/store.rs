@@ -250,7 +250,7 @@ impl Inner {
         let mut db = match std::mem::replace(&mut *self.state.write(), State::Closed) {
             State::Open(db) => Some(db),
             State::Reopening { old, .. } => old,
-            State::Closed => None,
+            State::Closed => return Err(KvsError::Closed),
         };
         let deadline = Instant::now() + DRAIN;
         while let Some(shared) = db.take() {

@@ -50,8 +50,7 @@ pub(crate) fn read<V, T>(
     };
     let cells_max = page_size.clamp(1, CELLS_MAX);
     let range = cells.range(bounds);
-    let seen: Vec<_> =
-        if reverse { range.rev().take(cells_max).collect() } else { range.take(cells_max).collect() };
+    let seen: Vec<_> = if reverse { range.rev().take(cells_max).collect() } else { range.take(cells_max).collect() };
     let last = seen.last().filter(|_| seen.len() == cells_max).map(|(cell, _)| (*cell).clone());
     Page { items: seen.into_iter().filter_map(|(cell, stored)| see(cell, stored)).collect(), last }
 }

@@ -6,6 +6,7 @@
 //! show as incomplete, and a lock that nobody renews.
 
 use super::files::{self, Jobs, PartialDir, io};
+use super::lock::{BackupLock, BackupLockGuard};
 use super::manifest::{
     BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, MANIFEST_FILE, MANIFEST_VERSION, Manifest,
     ManifestFile, Timings, Totals,
@@ -21,7 +22,7 @@ use futures::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -53,28 +54,11 @@ pub trait BackupSource: Send + Sync + 'static {
     /// Returns when every commit below `up_to` is applied and no other can be any more. Cancel safe.
     async fn settle(&self, up_to: Timestamp) -> Result<()>;
 
-    /// Acquires the backup lock and keeps renewing it. Returns when it is held *and* no deletion is under way any
-    /// more. Never dropped before it has answered.
-    ///
-    /// # Errors
-    /// [`Error::BackupLockHeld`] if somebody else holds it.
-    async fn acquire_backup_lock(&self, reason: &str) -> Result<Box<dyn HeldBackupLock>>;
-}
+    /// The backup lock of the store: the one that its deletions pass.
+    fn backup_lock(&self) -> BackupLock;
 
-/// The backup lock while it is held and renewed. Dropping it without [`release`](Self::release) ends the renewals.
-#[async_trait]
-pub trait HeldBackupLock: Send + Sync {
-    /// Identity of this acquisition.
-    fn lock_id(&self) -> Uuid;
-
-    /// Makes sure, in the store, that the lock has been this acquisition all the time.
-    ///
-    /// # Errors
-    /// [`Error::BackupVoid`] if it was lost or cleared meanwhile.
-    async fn check(&self) -> Result<()>;
-
-    /// Releases it. One that is somebody else's by now is left alone.
-    async fn release(self: Box<Self>) -> Result<()>;
+    /// How long the lock outlives its last renewal.
+    fn lock_lease(&self) -> Duration;
 }
 
 /// The steps of a backup, in their order. Fail points have their names.
@@ -224,7 +208,7 @@ struct Attempt {
     jobs: Jobs,
     staging: Option<PartialDir>,
     target: Option<PartialDir>,
-    lock: Option<Box<dyn HeldBackupLock>>,
+    lock: Option<BackupLockGuard>,
 }
 
 /// What is known about a backup before it begins.
@@ -296,7 +280,7 @@ impl Attempt {
         // After everything the lock protects, and before anything claims to be a backup: if somebody cleared the lock
         // before the snapshot was made, a deletion may have removed what `backup_ts` needs.
         self.begin(BackupStep::CheckLock)?;
-        self.held_lock().check().await?;
+        self.lock.as_ref().expect("it was acquired").check().await?;
 
         // Last: a directory without a manifest is no backup, whatever else is in it.
         self.begin(BackupStep::Manifest)?;
@@ -395,10 +379,11 @@ impl Attempt {
     }
 
     async fn acquire(&mut self, reason: &str) -> Result<Uuid> {
-        // Not interrupted: an acquisition dropped half way might stand in the store with nobody to release it.
-        let lock = self.source.acquire_backup_lock(reason).await?;
-        let lock_id = lock.lock_id();
-        self.lock = Some(lock);
+        let (lock, lease) = (self.source.backup_lock(), self.source.lock_lease());
+        // A deletion under way may take its time, and nobody has to wait for it: what is dropped is taken back.
+        let guard = self.unless_cancelled(lock.acquire_renewed(reason, lease)).await?;
+        let lock_id = guard.record().lock_id;
+        self.lock = Some(guard);
         Ok(lock_id)
     }
 
@@ -490,10 +475,6 @@ impl Attempt {
 
     fn target_dir(&self) -> &Path {
         self.target.as_ref().expect("it was reserved").path()
-    }
-
-    fn held_lock(&self) -> &dyn HeldBackupLock {
-        self.lock.as_deref().expect("it was acquired")
     }
 }
 

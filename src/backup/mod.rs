@@ -23,6 +23,7 @@ pub mod clean;
 pub mod create;
 mod directory_target;
 mod files;
+pub mod lock;
 mod manifest;
 mod repository;
 pub mod restore;
@@ -30,8 +31,9 @@ mod timestamp_file;
 pub mod verify;
 
 pub use clean::{CleanReport, FastForwardReport, clean_transactions, fast_forward};
-pub use create::{BackupSource, BackupStep, HeldBackupLock};
+pub use create::{BackupSource, BackupStep};
 pub use directory_target::{DirectoryTarget, StoreOpener};
+pub use lock::{BackupLock, BackupLockGuard, DeletionPermit, PhysicalDeletionGate};
 pub use manifest::{
     BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, MANIFEST_FILE, MANIFEST_VERSION, Manifest,
     ManifestFile, Timings, Totals,

@@ -16,10 +16,11 @@
 use super::clean::{CleanReport, FastForwardReport, clean_transactions, fast_forward};
 use super::create::{last_backup, millis, rfc3339};
 use super::files::{self, Jobs};
+use super::lock::BackupLock;
 use super::manifest::{BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, Manifest, ManifestFile};
 use super::repository::Repository;
 use super::verify::{self, RestoredReport, verify_restored};
-use crate::ops::{BackupLockRecord, ProgressSink};
+use crate::ops::ProgressSink;
 use crate::schema::{MetaRecord, Replaced, StoreRecord};
 use crate::timestamp::OracleRecord;
 use crate::{Error, Result};
@@ -501,7 +502,7 @@ impl Run<'_> {
 
         // After time was set: it is the lock of the backup that made this copy, and protected the original only.
         self.begin(RestoreStep::ReleaseLock).await?;
-        edit(&backup_lock_record(Arc::clone(kvs)), |_| None).await?;
+        BackupLock::new(Arc::clone(kvs)).clear_after_restore().await?;
 
         self.begin(RestoreStep::VerifyRestored).await?;
         let verified = verify_restored(Arc::clone(kvs), backup_ts, fast_forward_ts, self.progress).await?;
@@ -542,11 +543,6 @@ impl Run<'_> {
             "atlas backup-lock --release".to_owned(),
         ]
     }
-}
-
-/// The backup lock as persisted.
-pub(super) fn backup_lock_record(kvs: Arc<dyn KeyValueService>) -> MetaRecord<BackupLockRecord> {
-    MetaRecord::new(kvs, "backup-lock")
 }
 
 /// Replaces a record by what `change` makes of it (`None`: removes it). False if there is none.

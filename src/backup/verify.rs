@@ -3,9 +3,9 @@
 use super::clean::DeletionFloor;
 use super::directory_target::StoreOpener;
 use super::files::{self, Jobs, Meter};
+use super::lock::BackupLock;
 use super::manifest::{BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, MANIFEST_FILE, Manifest, ManifestFile};
 use super::repository::Repository;
-use super::restore::backup_lock_record;
 use super::timestamp_file::format_timestamp_line;
 use crate::ops::{Progress, ProgressSink};
 use crate::schema::{FORMAT_VERSION, MetaRecord, StoreRecord};
@@ -287,7 +287,7 @@ pub async fn verify_restored(
     if bound <= fast_forward_ts {
         wrong.add(format!("the oracle's bound {bound} is not above {fast_forward_ts}"));
     }
-    if backup_lock_record(Arc::clone(&kvs)).load().await?.is_some() {
+    if BackupLock::new(Arc::clone(&kvs)).status().await?.is_some() {
         wrong.add("the backup lock is held".to_owned());
     }
     if let Some((floor, _)) = DeletionFloor::in_store(Arc::clone(&kvs)).load().await?

@@ -7,6 +7,7 @@ mod error;
 pub mod lock;
 pub mod ops;
 pub mod schema;
+pub mod server;
 pub mod timestamp;
 pub mod transaction;
 

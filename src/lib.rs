@@ -3,9 +3,12 @@
 mod atlas;
 pub mod backup;
 pub mod config;
+mod doctor;
 mod error;
 pub mod lock;
 pub mod ops;
+mod punch;
+mod registry;
 pub mod schema;
 pub mod server;
 pub mod timestamp;

@@ -31,7 +31,7 @@ mod wire;
 
 pub use client::RemoteAtlas;
 pub use listen::{Addresses, Server, serve, serve_socket};
-pub use locks::{LockLease, LockOps};
+pub use locks::{LocalLocks, LockLease, LockOps};
 pub use services::{Limits, Services};
 pub use socket::socket_path;
 

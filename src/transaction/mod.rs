@@ -36,3 +36,4 @@ pub use handle::{NAME_LEN_MAX, Transaction};
 pub use manager::{OpenOptions, TransactionManager};
 pub use run::{Outcome, Retriable, RunOptions};
 pub use step::CommitStep;
+pub(crate) use value::check_version;

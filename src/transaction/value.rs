@@ -11,7 +11,7 @@
 //! [`super::entry`], for looked-up and inlined timestamps alike.
 
 use crate::{Error, Result};
-use atlas_kvs::{Cell, TableRef, Timestamp};
+use atlas_kvs::{Cell, TableRef, Timestamp, Version};
 use bytes::{BufMut, Bytes, BytesMut};
 
 const TOMBSTONE: u8 = 1;
@@ -78,6 +78,15 @@ pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
 pub(crate) fn decode(table: &TableRef, cell: &Cell, bytes: &Bytes) -> Result<(Header, Bytes)> {
     let header = header(bytes).ok_or_else(|| damaged(table, cell))?;
     Ok((header, bytes.slice(header.len..)))
+}
+
+/// Checks that a version can be read.
+///
+/// # Errors
+/// [`Error::Corrupt`] that names the cell.
+pub(crate) fn check_version(table: &TableRef, cell: &Cell, version: &Version) -> Result<()> {
+    let readable = version.ts == Timestamp::SENTINEL || header(&version.prefix).is_some();
+    if readable { Ok(()) } else { Err(damaged(table, cell)) }
 }
 
 /// The error for a version that the layer can't have written.

@@ -20,40 +20,40 @@ use std::time::Duration;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-pub const ENDLESS_VALUE_LEN: usize = 10_000;
+pub(crate) const ENDLESS_VALUE_LEN: usize = 10_000;
 
 /// A table whose scan has no end.
-pub fn endless() -> TableRef {
+pub(crate) fn endless() -> TableRef {
     TableRef::new("endless").unwrap()
 }
 
 #[derive(Default)]
-pub struct Shared {
+pub(crate) struct Shared {
     data: Mutex<BTreeMap<(TableRef, Cell), Bytes>>,
     clock: AtomicU64,
     lock: Mutex<Option<BackupLockRecord>>,
     tables: Mutex<BTreeMap<TableRef, TableSpec>>,
     hold: watch::Sender<bool>,
     /// What the next call fails with.
-    pub failure: Mutex<Option<Error>>,
-    pub pins: Mutex<Vec<Duration>>,
-    pub open: AtomicUsize,
-    pub aborts: AtomicUsize,
-    pub commits_begun: AtomicUsize,
-    pub commit_log: Mutex<Vec<Timestamp>>,
-    pub held: AtomicUsize,
-    pub hold_writes: AtomicBool,
-    pub panic_in_commit: AtomicBool,
-    pub endless_scanned: AtomicUsize,
-    pub endless_scans_open: AtomicUsize,
+    pub(crate) failure: Mutex<Option<Error>>,
+    pub(crate) pins: Mutex<Vec<Duration>>,
+    pub(crate) open: AtomicUsize,
+    pub(crate) aborts: AtomicUsize,
+    pub(crate) commits_begun: AtomicUsize,
+    pub(crate) commit_log: Mutex<Vec<Timestamp>>,
+    pub(crate) held: AtomicUsize,
+    pub(crate) hold_writes: AtomicBool,
+    pub(crate) panic_in_commit: AtomicBool,
+    pub(crate) endless_scanned: AtomicUsize,
+    pub(crate) endless_scans_open: AtomicUsize,
     /// 0: never.
-    pub endless_scan_fails_at: AtomicUsize,
-    pub backups_open: AtomicUsize,
-    pub backup_requests: Mutex<Vec<BackupRequest>>,
+    pub(crate) endless_scan_fails_at: AtomicUsize,
+    pub(crate) backups_open: AtomicUsize,
+    pub(crate) backup_requests: Mutex<Vec<BackupRequest>>,
 }
 
 #[derive(Default)]
-pub struct Fake(Arc<Shared>);
+pub(crate) struct Fake(Arc<Shared>);
 
 impl std::ops::Deref for Fake {
     type Target = Shared;
@@ -65,11 +65,11 @@ impl std::ops::Deref for Fake {
 
 impl Shared {
     /// Commits, and calls on tables, wait from now on.
-    pub fn hold_commits(&self) {
+    pub(crate) fn hold_commits(&self) {
         self.hold.send_replace(true);
     }
 
-    pub fn let_commits_go(&self) {
+    pub(crate) fn let_commits_go(&self) {
         self.hold.send_replace(false);
     }
 
@@ -114,7 +114,7 @@ impl Shared {
     }
 }
 
-pub fn backup_info(name: &str) -> BackupInfo {
+pub(crate) fn backup_info(name: &str) -> BackupInfo {
     BackupInfo {
         id: name.to_owned(),
         state: "complete".to_owned(),
@@ -130,7 +130,7 @@ pub fn backup_info(name: &str) -> BackupInfo {
     }
 }
 
-pub fn backup_steps() -> Vec<Progress> {
+pub(crate) fn backup_steps() -> Vec<Progress> {
     (0..5)
         .map(|done| Progress { step: "copy".to_owned(), done, total: Some(4), unit: "files".to_owned() })
         .chain([Progress { step: "verify".to_owned(), done: 1, total: None, unit: String::new() }])
@@ -178,7 +178,7 @@ impl Operations for Fake {
     }
 
     async fn wall_clock_millis(&self, ts: Timestamp) -> Result<Option<i64>> {
-        Ok((ts < Timestamp::saturating(1000)).then_some(-1000 * ts.get() as i64))
+        Ok((ts < Timestamp::saturating(1000)).then(|| -1000 * ts.get() as i64))
     }
 
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
@@ -409,7 +409,7 @@ fn endless_scan(shared: Arc<Shared>) -> BoxStream<'static, Result<(Cell, Bytes)>
 
 /// Locks that are granted at once or never.
 #[derive(Default)]
-pub struct FakeLocks(Mutex<BTreeMap<Uuid, Vec<Bytes>>>);
+pub(crate) struct FakeLocks(Mutex<BTreeMap<Uuid, Vec<Bytes>>>);
 
 fn lease(id: Uuid) -> LockLease {
     LockLease { token: Bytes::copy_from_slice(id.as_bytes()), lease: Duration::from_secs(20) }

@@ -1,5 +1,8 @@
 //! The server and its client, through real sockets, over operations that are a map in memory.
 
+// What can't be unwrapped here has failed the test.
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use async_trait::async_trait;
@@ -162,7 +165,7 @@ async fn cells_and_values_of_any_bytes_go_there_and_back() {
     let running = Running::start().await;
     let remote = running.client().await;
     let every_byte: Vec<u8> = (0..=255).collect();
-    let names: [&[u8]; 5] = [b"", b"\0", b"\0\xff", b"plain", &every_byte];
+    let names: [&[u8]; 5] = [b"", b"\0", &every_byte, b"\0\xff", b"plain"];
     let written: Vec<(Cell, Bytes)> = names
         .iter()
         .flat_map(|row| names.iter().map(move |column| Cell::copy_from(row, column)))
@@ -292,7 +295,7 @@ async fn locks_are_taken_refreshed_waited_for_and_given_back() {
     let tokens = [lease.token.clone(), Bytes::from_static(b"nobody's")];
     assert_eq!(remote.refresh(&tokens).await.unwrap(), tokens[..1]);
     assert_eq!(remote.unlock(&tokens).await.unwrap(), tokens[..1]);
-    assert_eq!(remote.unlock(&tokens).await.unwrap(), [Bytes::new(); 0]);
+    assert!(remote.unlock(&tokens).await.unwrap().is_empty());
     remote.wait_for(wanted.clone(), Duration::ZERO).await.unwrap();
     let error = remote.lock(second, vec![Bytes::new(); 10_001], Duration::ZERO).await.unwrap_err();
     assert_eq!(error.code(), "USAGE");
@@ -570,11 +573,12 @@ async fn a_change_whose_answer_was_lost_is_indeterminate_and_a_question_unavaila
     let proxy = Proxy::start(&running.data_dir);
     let remote = proxy.client().await;
     running.fake.hold_commits();
+    let before = running.fake.held.load(Relaxed);
     let asked = remote.clone();
     let question = tokio::spawn(async move { asked.tables(false).await.map(drop) });
     let asked = remote.clone();
     let change = tokio::spawn(async move { asked.truncate_table(&table()).await });
-    until("both are there", || running.fake.held.load(Relaxed) == 2).await;
+    until("both are there", || running.fake.held.load(Relaxed) == before + 2).await;
     proxy.cut();
     assert_eq!(question.await.unwrap().unwrap_err().code(), "UNAVAILABLE");
     assert_eq!(change.await.unwrap().unwrap_err().code(), "INDETERMINATE");

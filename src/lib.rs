@@ -1,7 +1,9 @@
 //! Transactions with live, consistent backup and proven restore over key-value stores that have none.
 
 mod atlas;
+pub mod cli;
 pub mod config;
+mod demo;
 mod error;
 pub mod lock;
 pub mod ops;

@@ -27,6 +27,8 @@ pub struct Sources {
     pub root: Option<String>,
     /// The environment.
     pub environment: Environment,
+    /// Read the named file alone: variables in it are put in place, but none goes before it, and no file is looked for.
+    pub alone: bool,
     /// Settings as `path.of.key=value`.
     pub set: Vec<String>,
     /// Settings by flags of their own: path, value, name of the flag.
@@ -36,7 +38,8 @@ pub struct Sources {
 impl Sources {
     /// One file and nothing else: neither the environment nor flags change what it says.
     pub fn only_file(file: impl Into<PathBuf>, root: Option<String>) -> Sources {
-        Sources { file: Some(file.into()), root, ..Sources::default() }
+        let environment = Environment::of_process();
+        Sources { file: Some(file.into()), root, environment, alone: true, ..Sources::default() }
     }
 }
 
@@ -136,7 +139,9 @@ pub fn load(sources: &Sources) -> Result<Loaded> {
     if let Some(document) = &document {
         layers.add(file_layer(document, sources)?)?;
     }
-    layers.add(environment_layer(&sources.environment)?)?;
+    if !sources.alone {
+        layers.add(environment_layer(&sources.environment)?)?;
+    }
     layers.add(set_layer(&sources.set)?)?;
     layers.add(flag_layer(&sources.flags))?;
     let (config, runtime, settings) = layers.resolve()?;
@@ -155,12 +160,12 @@ pub fn load(sources: &Sources) -> Result<Loaded> {
 }
 
 fn find_file(sources: &Sources) -> Result<Option<PathBuf>> {
+    if sources.alone {
+        return Ok(sources.file.clone());
+    }
     // A file that is named must be there; one that is only looked for need not.
     if let Some(named) = sources.file.clone().or_else(|| sources.environment.path("ATLAS_CONFIG")) {
         return Ok(Some(named));
-    }
-    if sources.environment.0.is_empty() {
-        return Ok(None);
     }
     let user = sources
         .environment

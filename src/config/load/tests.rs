@@ -5,7 +5,7 @@ fn from_text(text: &str, change: impl FnOnce(&mut Sources)) -> Result<Loaded> {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = dir.path().join("atlas.yml");
     std::fs::write(&file, text).expect("the file is written");
-    let mut sources = Sources::only_file(file, None);
+    let mut sources = Sources { file: Some(file), ..Sources::default() };
     change(&mut sources);
     load(&sources)
 }
@@ -36,7 +36,7 @@ fn the_committed_file_equals_the_defaults() {
 
 #[test]
 fn nothing_at_all_gives_the_defaults() {
-    let loaded = load(&Sources::default()).expect("defaults work");
+    let loaded = load(&Sources { alone: true, ..Sources::default() }).expect("defaults work");
     assert_eq!(loaded.config, AtlasConfig::default());
     assert!(loaded.settings.iter().all(|setting| setting.origin == Origin::Default));
     for empty in ["", "# nothing\n", "atlasdb:\n", "atlasdb: {}\n", "atlasdb:\n  server:\n"] {

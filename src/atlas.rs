@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long an opener waits for a short command that holds the store.
-pub const WAIT_FOR_OWNER: Duration = Duration::from_secs(10);
+pub(crate) const WAIT_FOR_OWNER: Duration = Duration::from_secs(10);
 
 /// An open store. Cloning is cheap. [`Atlas::close`] closes it in order; dropping the last clone closes it too, but
 /// does not wait for it.
@@ -80,7 +80,7 @@ impl Atlas {
     /// the command line works while the application runs.
     ///
     /// # Errors
-    /// [`Error::StoreInUse`] if another process owns the store and does not let go within [`WAIT_FOR_OWNER`];
+    /// [`Error::StoreInUse`] if another process owns the store and does not let go within ten seconds;
     /// [`Error::Refused`] for another namespace or commit mode or an unfinished restore; [`Error::Corrupt`] if it
     /// contradicts itself.
     pub async fn open(config: AtlasConfig) -> Result<Atlas> {

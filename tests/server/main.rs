@@ -1,7 +1,7 @@
 //! The server and its client, through real sockets, over operations that are a map in memory.
 
-// What can't be unwrapped here has failed the test.
-#![allow(clippy::unwrap_used)]
+// What can't be unwrapped here has failed the test; how large an error may be is decided in the library.
+#![allow(clippy::unwrap_used, clippy::result_large_err)]
 
 mod fake;
 
@@ -149,7 +149,7 @@ async fn scan(transaction: &dyn TransactionOps, options: ScanOptions) -> Vec<(Ce
 
 /// Waits for something that happens in another task.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..3_000 {
         if holds() {
             return;
         }
@@ -520,7 +520,10 @@ async fn a_commit_that_was_never_sent_is_unavailable() {
     let transaction = begin(&remote).await;
     transaction.write(&table(), vec![put("r", "v")]).await.unwrap();
     proxy.stop().await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // The client notices on its own.
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let error = transaction.commit().await.unwrap_err();
     assert_eq!((error.code(), error.exit_code()), ("UNAVAILABLE", exit::UNAVAILABLE));
     assert_eq!(running.fake.commits_begun.load(Relaxed), 0);
@@ -591,7 +594,7 @@ async fn a_change_whose_answer_was_lost_is_indeterminate_and_a_question_unavaila
 
 fn short_lease() -> Limits {
     let mut limits = Limits::default();
-    limits.lease = Duration::from_millis(300);
+    limits.lease = Duration::from_secs(1);
     limits
 }
 
@@ -601,8 +604,8 @@ async fn a_transaction_whose_client_is_silent_is_aborted_and_says_so() {
     let mut raw = running.raw().await;
     let id = raw.begin(pb::BeginRequest::default()).await.unwrap().into_inner().transaction_id;
     // Every call is a sign of life, on whatever connection.
-    for _ in 0..6 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
         running.raw().await.keep_alive(pb::KeepAliveRequest { transaction_id: id.clone() }).await.unwrap();
     }
     assert_eq!(running.fake.aborts.load(Relaxed), 0, "the loss of a connection aborts nothing");
@@ -618,7 +621,7 @@ async fn a_remote_transaction_is_kept_alive_while_it_is_held_and_aborted_when_it
     let running = Running::with_limits(short_lease()).await;
     let remote = running.client().await;
     let transaction = begin(&remote).await;
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     transaction.write(&table(), vec![put("r", "v")]).await.unwrap();
     transaction.commit().await.unwrap().unwrap();
     let dropped = begin(&remote).await;

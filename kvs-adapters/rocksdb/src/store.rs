@@ -324,6 +324,9 @@ where
     Q: Clone + Send + 'static,
     T: Clone + Send + 'static,
 {
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut answers = if questions.len() <= MEMORY_READS_MAX {
         read(&db, table, questions, Tier::Memory)?
     } else {

@@ -4,7 +4,6 @@ use crate::TestStore;
 use crate::support::*;
 use atlas_kvs::{BatchOp, Cell, CellBound, CheckAndSet, KvsError, RowRange, Scan, TableRef, Timestamp};
 use bytes::Bytes;
-use futures::TryStreamExt;
 
 /// The longest value or name that a case makes to see it refused. Stores with higher limits are not asked.
 const LEN_MAX: usize = 1 << 30;
@@ -162,7 +161,7 @@ pub async fn large_values_are_kept_or_refused(store: &mut TestStore) {
         }
         put.expect("the value is within the limit");
         assert_eq!(set.expect("the value is within the limit"), CheckAndSet::Applied);
-        let seen: Vec<_> = store.scan(&t, everything()).try_collect().await.expect("a table can be scanned");
+        let seen = items(store.scan(&t, everything())).await;
         assert!(seen.len() == 1 && seen[0].1.ts.get() == len as u64 && seen[0].1.bytes == content, "{len} bytes");
         let seen = store.get_atomic(&a, &[cell(&row, column)]).await.expect("cells can be read");
         assert!(seen[0].as_ref() == Some(&content), "{len} bytes");
@@ -241,5 +240,5 @@ pub async fn lengths_over_the_limits_are_refused(store: &mut TestStore) {
 }
 
 async fn cells_of(store: &TestStore, table: &TableRef, request: Scan) -> Vec<Cell> {
-    store.scan(table, request).map_ok(|(cell, _)| cell).try_collect().await.expect("a table can be scanned")
+    items(store.scan(table, request)).await.into_iter().map(|(cell, _)| cell).collect()
 }

@@ -258,9 +258,9 @@ pub async fn thousands_of_cells_come_in_pages(store: &mut TestStore) {
     }
     for page_size in [10, 256, 4_999, 5_000, 100_000] {
         let request = Scan { page_size, ..everything() };
-        let seen: Vec<_> = store.scan(&t, request.clone()).try_collect().await.expect("a table can be scanned");
+        let seen = items(store.scan(&t, request.clone())).await;
         assert!(seen == cells, "pages of {page_size}");
-        let seen: Vec<_> = store.scan(&t, request.reversed()).try_collect().await.expect("a table can be scanned");
+        let seen = items(store.scan(&t, request.reversed())).await;
         assert!(seen.iter().eq(cells.iter().rev()), "pages of {page_size} reversed");
     }
 }
@@ -339,7 +339,7 @@ pub async fn stream_borrows_nothing(store: &mut TestStore) {
         let shared = store.share();
         shared.scan(&t, Scan { page_size: 1, ..everything() })
     };
-    let seen: Vec<(Cell, Value)> = tokio::spawn(stream.try_collect()).await.expect("no panic").expect("can be scanned");
+    let seen = tokio::spawn(items(stream)).await.expect("the stream can be read elsewhere");
     assert_eq!(seen.len(), ALL.len());
     let joined: Bytes = seen.iter().flat_map(|(_, value)| value.bytes.to_vec()).collect();
     assert_eq!(joined, "ax5ay3bx9by2bz2cx4");

@@ -4,7 +4,6 @@ use crate::TestStore;
 use crate::support::*;
 use atlas_kvs::{CheckAndSet, KvsError, RowRange, TableDescription, TableKind, TableRef, Timestamp};
 use bytes::Bytes;
-use tokio::task::JoinSet;
 
 /// A created table has the name, kind and metadata that it was given.
 pub async fn created_table_is_described(store: &mut TestStore) {
@@ -55,17 +54,16 @@ pub async fn create_with_the_other_kind_is_refused(store: &mut TestStore) {
 
 /// Many callers may create one table at once: it is there once, with the metadata of one of them.
 pub async fn concurrent_creates_all_succeed(store: &mut TestStore) {
-    let mut creators = JoinSet::new();
-    for creator in 0..32 {
+    let creators = together(32, |creator| {
         let store = store.share();
-        creators.spawn(async move {
+        async move {
             let name = format!("t{}", creator % 4);
             store.create_table(&table(&name), TableKind::Versioned, bytes(creator.to_string())).await?;
             // The table is usable as soon as any create has returned.
             store.put_versions(&table(&name), vec![(cell(creator.to_string(), "c"), value(1, "v"))]).await
-        });
-    }
-    for outcome in creators.join_all().await {
+        }
+    });
+    for outcome in creators.await {
         outcome.expect("a table can be created by many callers at once");
     }
     assert_eq!(names(store).await, ["t0", "t1", "t2", "t3"]);
@@ -78,13 +76,12 @@ pub async fn concurrent_creates_all_succeed(store: &mut TestStore) {
 
 /// Of concurrent creates with different kinds, those of one kind succeed and the others are refused.
 pub async fn concurrent_creates_of_both_kinds_agree_on_one(store: &mut TestStore) {
-    let mut creators = JoinSet::new();
-    for creator in 0..16 {
+    let creators = together(16, |creator| {
         let store = store.share();
         let kind = if creator % 2 == 0 { TableKind::Versioned } else { TableKind::Atomic };
-        creators.spawn(async move { (kind, store.create_table(&table("t"), kind, Bytes::new()).await) });
-    }
-    let outcomes = creators.join_all().await;
+        async move { (kind, store.create_table(&table("t"), kind, Bytes::new()).await) }
+    });
+    let outcomes = creators.await;
     let kind = store.table(&table("t")).await.expect("a table can be described").expect("the table was created").kind;
     for (wanted, outcome) in outcomes {
         if wanted == kind {

@@ -2,8 +2,7 @@
 
 use crate::TestStore;
 use crate::support::*;
-use atlas_kvs::{KvsError, Timestamp};
-use tokio::task::JoinSet;
+use atlas_kvs::{CellBound, KvsError, Timestamp};
 
 /// One put writes cells of several tables at one timestamp.
 pub async fn put_writes_several_tables(store: &mut TestStore) {
@@ -166,50 +165,53 @@ pub async fn deleted_version_can_be_written_again(store: &mut TestStore) {
 /// Concurrent writers of different cells lose nothing, and each sees its own write as soon as it returned.
 pub async fn concurrent_puts_are_all_kept(store: &mut TestStore) {
     let t = versioned(store, "t").await;
-    let mut writers = JoinSet::new();
-    for writer in 0..8 {
+    let writers = together(8, |writer| {
         let (store, t) = (store.share(), t.clone());
-        writers.spawn(async move {
-            for number in 1..=25 {
-                let mine = cell("shared row", format!("{writer}"));
+        async move {
+            for number in 1..=50 {
+                let mine = cell("shared row", writer.to_string());
                 let put = vec![(t.clone(), vec![(mine.clone(), bytes(number.to_string()))])];
                 store.put(put, ts(number)).await.expect("cells can be put");
-                let bound = atlas_kvs::CellBound::new(mine, Timestamp::MAX);
+                let bound = CellBound::new(mine, Timestamp::MAX);
                 let seen = store.get(&t, &[bound]).await.expect("cells can be read");
                 assert_eq!(seen, [Some(value(number, number.to_string()))]);
             }
-        });
+        }
+    });
+    writers.await;
+    let items = stored(store, &t).await;
+    assert_eq!(items.len(), 8);
+    for item in items {
+        assert_eq!(item.split(',').count(), 50, "{item}");
     }
-    writers.join_all().await;
-    for item in stored(store, &t).await {
-        assert_eq!(item.split(',').count(), 25, "{item}");
-    }
-    assert_eq!(stored(store, &t).await.len(), 8);
 }
 
 /// Of concurrent writers of different values to one place exactly one succeeds, if the store says that it can tell.
 pub async fn concurrent_conflicting_puts_have_one_winner(store: &mut TestStore) {
     let t = versioned(store, "t").await;
-    for round in 1..=20 {
-        let mut writers = JoinSet::new();
-        for writer in 0..8 {
-            let (store, t) = (store.share(), t.clone());
-            let content = bytes(writer.to_string());
-            writers.spawn(async move {
-                let put = vec![(t, vec![(cell("r", "c"), content.clone())])];
-                (content, store.put(put, ts(round)).await)
-            });
+    const PLACES: u64 = 100;
+    let outcomes = together(8, |writer| {
+        let (store, t, content) = (store.share(), t.clone(), bytes(writer.to_string()));
+        async move {
+            let mut outcomes = Vec::new();
+            for number in 1..=PLACES {
+                let put = vec![(t.clone(), vec![(cell("r", "c"), content.clone())])];
+                outcomes.push((content.clone(), store.put(put, ts(number)).await));
+            }
+            outcomes
         }
-        let outcomes = writers.join_all().await;
-        let seen = store.get(&t, &bounds(&[("r", "c", round + 1)])).await.expect("cells can be read");
+    });
+    let mut outcomes = outcomes.await;
+    for number in (1..=PLACES).rev() {
+        let seen = store.get(&t, &bounds(&[("r", "c", number + 1)])).await.expect("cells can be read");
         let standing = seen[0].clone().expect("somebody has written");
-        assert_eq!(standing.ts.get(), round);
-        if store.capabilities().detects_conflicting_values {
-            for (content, outcome) in outcomes {
-                match outcome {
-                    Ok(()) => assert_eq!(content, standing.bytes, "the winner's value stands"),
-                    Err(error) => assert_fails!(Err::<(), _>(error), KvsError::ConflictingValue { .. }),
-                }
+        assert_eq!(standing.ts.get(), number);
+        for of_one in &mut outcomes {
+            let (content, outcome) = of_one.pop().expect("there is an outcome for each place");
+            match outcome {
+                Ok(()) if store.capabilities().detects_conflicting_values => assert_eq!(content, standing.bytes),
+                Ok(()) => {}
+                Err(error) => assert_fails!(Err::<(), _>(error), KvsError::ConflictingValue { .. }),
             }
         }
     }

@@ -142,6 +142,8 @@ async fn take_a_backup_and_be_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_backup_is_never_taken_for_one() {
+    // Fail points are the whole process's: nobody else may set one meanwhile.
+    let scenario = FailScenario::setup();
     for step in BackupStep::ALL {
         let dir = tempfile::tempdir().expect("a directory");
         let (data, repository) = (dir.path().join("data"), dir.path().join("repo"));
@@ -186,6 +188,7 @@ async fn a_killed_backup_is_never_taken_for_one() {
         create(&source, &repository, Some("next")).await.expect("another one can be taken");
         assert_eq!(found.resolve("latest").await.expect("there is one"), "next");
     }
+    scenario.teardown();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,6 +206,8 @@ async fn restore_a_backup_and_be_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_restore_never_looks_whole_and_goes_on_where_it_was() {
+    // Fail points are the whole process's: nobody else may set one meanwhile.
+    let scenario = FailScenario::setup();
     let dir = tempfile::tempdir().expect("a directory");
     let source = rocks_source(&dir.path().join("data")).await;
     let info = create(&source, &dir.path().join("repo"), Some("one")).await.expect("it can be taken");
@@ -241,6 +246,7 @@ async fn a_killed_restore_never_looks_whole_and_goes_on_where_it_was() {
         kvs.close().await.expect("it closes");
         std::fs::remove_dir_all(&target).expect("it is there");
     }
+    scenario.teardown();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -231,17 +231,14 @@ pub(crate) struct Pretender {
     inner: MemoryStore,
     staging_root: PathBuf,
     pub(crate) estimate: u64,
+    pub(crate) size: u32,
     pub(crate) snapshot_fails: bool,
 }
 
 impl Pretender {
     pub(crate) fn new(directory: &Path) -> Pretender {
         let staging_root = directory.join("staging");
-        Pretender { inner: MemoryStore::new(), staging_root, estimate: 1 << 20, snapshot_fails: false }
-    }
-
-    pub(crate) fn staging(&self) -> PathBuf {
-        self.staging_root.clone()
+        Pretender { inner: MemoryStore::new(), staging_root, estimate: 1 << 20, size: 3_000_000, snapshot_fails: false }
     }
 }
 
@@ -266,7 +263,7 @@ impl NativeSnapshot for Pretender {
 
     async fn snapshot_into(&self, directory: &Path) -> atlas_kvs::Result<SnapshotSummary> {
         std::fs::create_dir_all(directory.join("db/deep")).expect("it can be made");
-        let big: Vec<u8> = (0..3_000_000u32).map(|n| (n * 7 % 251) as u8).collect();
+        let big: Vec<u8> = (0..self.size).map(|n| (n * 7 % 251) as u8).collect();
         for (name, content) in [("CURRENT", &b"MANIFEST-1\n"[..]), ("000001.sst", &big), ("deep/empty", b"")] {
             std::fs::write(directory.join("db").join(name), content).expect("it can be written");
         }

@@ -1,15 +1,544 @@
 //! The store as an application holds it.
 
-use crate::Result;
+use crate::backup::{self, BackupLock, BackupSource};
 use crate::config::AtlasConfig;
+use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
+use crate::ops::{
+    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, Operations, ProgressSink,
+    ScanOptions, StoreStatus, TableInfo, TransactionOps,
+};
+use crate::registry::{self, OpenedStore};
+use crate::schema::{MetaRecord, Replaced, TableSpec};
+use crate::server::{Server, Services};
+use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
+use crate::{Error, Result, doctor, punch};
+use async_trait::async_trait;
+use atlas_kvs::{Cell, KeyValueService, RowRange, TableDescription, TableKind, TableRef, Timestamp, VersionScan};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
-/// An open store. Cloning is cheap; the store is closed by [`Atlas::close`] or with the last clone.
+/// How long an opener waits for a short command that holds the store.
+pub(crate) const WAIT_FOR_OWNER: Duration = Duration::from_secs(10);
+
+/// An open store. Cloning is cheap. [`Atlas::close`] closes it in order; dropping the last clone closes it too, but
+/// does not wait for it.
 #[derive(Clone, Debug)]
-pub struct Atlas {}
+pub struct Atlas {
+    store: Arc<Store>,
+    // `None` in the clone that the server itself holds: otherwise the two would keep each other alive.
+    server: Option<Arc<ServerHandle>>,
+}
+
+#[derive(Debug)]
+struct Store {
+    config: AtlasConfig,
+    opened: OpenedStore,
+    manager: TransactionManager,
+    backup_lock: BackupLock,
+    opened_at: Instant,
+    // Ends with the store.
+    _puncher: AbortOnDropHandle<()>,
+}
+
+/// The server of the socket; ends when it is dropped.
+#[derive(Debug)]
+struct ServerHandle {
+    stop: CancellationToken,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Timestamps for which nothing is swept, although no transaction reads at them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct SweepPins {
+    pins: Vec<SweepPin>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SweepPin {
+    ts: Timestamp,
+    /// Milliseconds since 1970.
+    until_ms: i64,
+}
 
 impl Atlas {
-    /// Opens the store that the configuration names, or makes it.
-    pub async fn open(_config: AtlasConfig) -> Result<Atlas> {
-        Err(crate::Error::Unavailable { what: "atlas".into(), reason: "not written yet".into() })
+    /// Opens the store that the configuration names, or makes it, and serves the socket in its directory, so that
+    /// the command line works while the application runs.
+    ///
+    /// # Errors
+    /// [`Error::StoreInUse`] if another process owns the store and does not let go within ten seconds;
+    /// [`Error::Refused`] for another namespace or commit mode or an unfinished restore; [`Error::Corrupt`] if it
+    /// contradicts itself.
+    pub async fn open(config: AtlasConfig) -> Result<Atlas> {
+        let atlas = Atlas::open_unserved(config, WAIT_FOR_OWNER).await?;
+        let Some(data_dir) = atlas.data_dir().map(Path::to_owned) else { return Ok(atlas) };
+        let server = Server::bind_socket(atlas.services(), &data_dir).await?;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move { server.run(stopped.cancelled_owned()).await });
+        let server = ServerHandle { stop, task: Mutex::new(Some(task)) };
+        Ok(Atlas { server: Some(Arc::new(server)), ..atlas })
+    }
+
+    /// Opens the store without serving its socket: for short commands, and for those who serve it themselves.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn open_unserved(config: AtlasConfig, wait_for_owner: Duration) -> Result<Atlas> {
+        let opened = registry::open(&config.key_value_service, wait_for_owner).await?;
+        Atlas::start(config, opened).await
+    }
+
+    /// Opens a store that was made elsewhere, for tests and for stores this program does not know.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn with_store(config: AtlasConfig, kvs: Arc<dyn KeyValueService>) -> Result<Atlas> {
+        let location = kvs.capabilities().store.to_owned();
+        let durability = atlas_kvs::Durability::Synced;
+        Atlas::start(config, OpenedStore { kvs, location, data_dir: None, durability }).await
+    }
+
+    async fn start(config: AtlasConfig, opened: OpenedStore) -> Result<Atlas> {
+        let options = OpenOptions {
+            namespace: config.namespace.clone(),
+            transactions: config.transactions.clone(),
+            durability: opened.durability,
+        };
+        let manager = TransactionManager::open(opened.kvs.clone(), options).await?;
+        punch::create_table(opened.kvs.as_ref()).await?;
+        let puncher = AbortOnDropHandle::new(tokio::spawn(punch_regularly(manager.clone())));
+        let backup_lock = BackupLock::new(opened.kvs.clone());
+        let opened_at = Instant::now();
+        let store = Store { config, opened, manager, backup_lock, opened_at, _puncher: puncher };
+        Ok(Atlas { store: Arc::new(store), server: None })
+    }
+
+    /// What a server of this store answers with.
+    pub fn services(&self) -> Services {
+        let unserved = Atlas { store: self.store.clone(), server: None };
+        Services::new(Arc::new(unserved.clone()))
+            .locks(Arc::new(crate::server::LocalLocks::new(self.store.manager.locks().clone())))
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &AtlasConfig {
+        &self.store.config
+    }
+
+    /// The directory the store lives in, if it lives in one.
+    pub fn data_dir(&self) -> Option<&Path> {
+        self.store.opened.data_dir.as_deref()
+    }
+
+    /// The part that begins transactions.
+    pub fn transactions(&self) -> &TransactionManager {
+        &self.store.manager
+    }
+
+    /// Does `work` in a transaction and commits it, and does it anew after conflicts; see [`TransactionManager::run`].
+    ///
+    /// ```no_run
+    /// # async fn example(atlas: atlas::Atlas, accounts: atlas::TableRef) -> atlas::Result<()> {
+    /// use atlas::Cell;
+    /// let visits = atlas
+    ///     .run(async |tx| {
+    ///         let cell = Cell::copy_from("page", "visits");
+    ///         let seen = tx.get(&accounts, &cell).await?.map_or(0, |bytes| bytes.len());
+    ///         tx.put(&accounts, cell, vec![b'|'; seen + 1]).await?;
+    ///         Ok::<_, atlas::Error>(seen + 1)
+    ///     })
+    ///     .await?;
+    /// # let _ = visits; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The first error that is not retriable, or the last one when attempts or time are used up.
+    pub async fn run<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    where
+        E: Retriable,
+        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+    {
+        Ok(self.store.manager.run(RunOptions::default(), work).await?.value)
+    }
+
+    /// As [`run`](Self::run), with options, telling how it went.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn run_with<T, E, F>(&self, options: RunOptions, work: F) -> std::result::Result<Outcome<T>, E>
+    where
+        E: Retriable,
+        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+    {
+        self.store.manager.run(options, work).await
+    }
+
+    /// Does `work` in a read-only transaction: it takes no locks, writes nothing and never conflicts.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub async fn read<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    where
+        E: Retriable,
+        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+    {
+        let options = RunOptions { read_only: true, ..RunOptions::default() };
+        Ok(self.store.manager.run(options, work).await?.value)
+    }
+
+    /// Begins a transaction to be committed by hand.
+    ///
+    /// # Errors
+    /// Those of the timestamp oracle. Cancel safe.
+    pub async fn begin(&self) -> Result<Transaction> {
+        self.store.manager.begin(BeginOptions::default()).await
+    }
+
+    /// Takes an advisory lock: it means what its users agree it means, and is kept until the guard is dropped or this
+    /// process dies.
+    ///
+    /// # Errors
+    /// [`Error::LockTimeout`] if it is not granted in time. Cancel safe.
+    pub async fn advisory_lock(&self, name: &str, timeout: Duration) -> Result<HeldLocks> {
+        let start_ts = self.store.manager.oracle().fresh().await?;
+        let client: Arc<dyn LockClient> = self.store.manager.locks().clone();
+        HeldLocks::acquire(client, start_ts, LockRequest::new(vec![LockDescriptor::advisory(name)], timeout)).await
+    }
+
+    fn kvs(&self) -> &Arc<dyn KeyValueService> {
+        &self.store.opened.kvs
+    }
+
+    async fn describe(&self, description: &TableDescription, count: bool) -> Result<TableInfo> {
+        let table = &description.table;
+        let size = self.kvs().table_size(table).await?;
+        let spec = if table.is_internal() { None } else { Some(TableSpec::from_description(description)?) };
+        let mut info = TableInfo {
+            table: table.clone(),
+            kind: description.kind,
+            spec,
+            versions: size.versions,
+            bytes: size.bytes,
+            cells: None,
+            sentinels: None,
+            exact: false,
+        };
+        if count && description.kind == TableKind::Versioned {
+            self.count(&mut info).await?;
+        }
+        Ok(info)
+    }
+
+    async fn count(&self, info: &mut TableInfo) -> Result<()> {
+        let mut versions = 0;
+        let mut sentinels = 0;
+        let everything = VersionScan::new(RowRange::all(), Timestamp::MAX);
+        let mut stored = self.kvs().scan_versions(&info.table, everything);
+        while let Some(found) = stored.next().await {
+            let found = found?;
+            sentinels += found.versions.iter().filter(|version| version.ts == Timestamp::SENTINEL).count() as u64;
+            versions += found.versions.len() as u64;
+        }
+        if !info.table.is_internal() {
+            let options = BeginOptions { read_only: true, ..BeginOptions::default() };
+            let transaction = self.store.manager.begin(options).await?;
+            let mut visible = transaction.scan(&info.table, ScanOptions::default()).await?;
+            let mut cells = 0;
+            while let Some(found) = visible.next().await {
+                found?;
+                cells += 1;
+            }
+            info.cells = Some(cells);
+        }
+        info.versions = versions;
+        info.sentinels = Some(sentinels);
+        info.exact = true;
+        Ok(())
+    }
+
+    async fn existing(&self, table: &TableRef) -> Result<TableDescription> {
+        let found = self.kvs().table(table).await?;
+        found.ok_or_else(|| Error::NotFound { what: format!("table '{table}'") })
+    }
+
+    /// Closes the store in order: clients of the socket first, then commits under way, then the store itself.
+    ///
+    /// # Errors
+    /// Those of the store; it is closed all the same.
+    pub async fn close(&self) -> Result<()> {
+        if let Some(server) = &self.server {
+            server.stop.cancel();
+            let task = server.task.lock().take();
+            if let Some(task) = task {
+                let _ = task.await;
+            }
+        }
+        let released = self.store.manager.close().await;
+        self.kvs().close().await?;
+        released
+    }
+}
+
+async fn punch_regularly(manager: TransactionManager) {
+    loop {
+        let punched = async { punch::punch(manager.kvs().as_ref(), manager.oracle().fresh().await?).await };
+        if let Err(error) = punched.await {
+            tracing::warn!(%error, "the wall-clock time of timestamps could not be recorded");
+        }
+        tokio::time::sleep(punch::INTERVAL).await;
+    }
+}
+
+#[async_trait]
+impl Operations for Atlas {
+    fn connection(&self) -> Connection {
+        Connection::Local
+    }
+
+    async fn fresh_timestamp(&self) -> Result<Timestamp> {
+        self.store.manager.oracle().fresh().await
+    }
+
+    async fn pin_fresh_timestamp(&self, hold: Duration) -> Result<Timestamp> {
+        let stored = MetaRecord::<SweepPins>::new(self.kvs().clone(), "sweep-pins");
+        // Pinned before the timestamp is drawn: between the two, sweep must not pass it.
+        let pinned = self.store.manager.immutable_ts().await?;
+        let now = jiff::Timestamp::now().as_millisecond();
+        let until_ms = now.saturating_add(i64::try_from(hold.as_millis()).unwrap_or(i64::MAX));
+        let mut loaded = stored.load().await?;
+        loop {
+            let (mut record, bytes) =
+                loaded.map_or((SweepPins::default(), None), |(record, bytes)| (record, Some(bytes)));
+            record.pins.retain(|pin| pin.until_ms > now);
+            record.pins.push(SweepPin { ts: pinned, until_ms });
+            match stored.replace(bytes.as_ref(), Some(&record)).await? {
+                Replaced::Done(_) => break,
+                Replaced::Other(found) => loaded = found,
+            }
+        }
+        self.fresh_timestamp().await
+    }
+
+    async fn fresh_timestamps(&self, count: u32) -> Result<Timestamp> {
+        if count > 10_000 {
+            return Err(Error::Usage(format!("at most 10000 timestamps can be had at once, not {count}")));
+        }
+        Ok(self.store.manager.oracle().fresh_range(count.into()).await?.first)
+    }
+
+    async fn immutable_timestamp(&self) -> Result<Timestamp> {
+        self.store.manager.immutable_ts().await
+    }
+
+    async fn wall_clock_millis(&self, ts: Timestamp) -> Result<Option<i64>> {
+        punch::wall_clock_millis(self.kvs(), ts).await
+    }
+
+    async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
+        let record = self.store.backup_lock.acquire_for_nobody(reason).await?;
+        // A copy that is made from now on must hold every commit below the timestamp that was fetched before.
+        self.store.manager.settle(self.fresh_timestamp().await?).await?;
+        Ok(record)
+    }
+
+    async fn backup_lock_release(&self) -> Result<Option<BackupLockRecord>> {
+        self.store.backup_lock.release().await
+    }
+
+    async fn backup_lock_status(&self) -> Result<Option<BackupLockRecord>> {
+        self.store.backup_lock.status().await
+    }
+
+    async fn create_table(&self, table: &TableRef, spec: &TableSpec) -> Result<()> {
+        TableSpec::check_name(table)?;
+        self.kvs().create_table(table, TableKind::Versioned, spec.to_metadata()).await?;
+        self.store.manager.forget_table(table);
+        let found = TableSpec::from_description(&self.existing(table).await?)?;
+        if found != *spec {
+            return Err(Error::AlreadyExists {
+                what: format!(
+                    "table '{table}' (conflict handler {}, sweep strategy {})",
+                    found.conflict_handler, found.sweep_strategy
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    async fn tables(&self, internal: bool) -> Result<Vec<TableInfo>> {
+        let mut tables = Vec::new();
+        for description in self.kvs().tables().await? {
+            if internal || !description.table.is_internal() {
+                tables.push(self.describe(&description, false).await?);
+            }
+        }
+        Ok(tables)
+    }
+
+    async fn describe_table(&self, table: &TableRef, count: bool) -> Result<TableInfo> {
+        let description = self.existing(table).await?;
+        self.describe(&description, count).await
+    }
+
+    async fn drop_table(&self, table: &TableRef) -> Result<()> {
+        TableSpec::check_name(table)?;
+        self.existing(table).await?;
+        let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
+        let dropped = async move {
+            let dropped = kvs.drop_table(&table).await;
+            manager.forget_table(&table);
+            Ok(dropped?)
+        };
+        self.store.backup_lock.gate().run(dropped).await
+    }
+
+    async fn truncate_table(&self, table: &TableRef) -> Result<()> {
+        TableSpec::check_name(table)?;
+        self.existing(table).await?;
+        let (kvs, table) = (self.kvs().clone(), table.clone());
+        self.store.backup_lock.gate().run(async move { Ok(kvs.truncate_table(&table).await?) }).await
+    }
+
+    async fn begin_transaction(&self, options: BeginOptions) -> Result<Box<dyn TransactionOps>> {
+        Ok(Box::new(LocalTransaction { transaction: self.store.manager.begin(options).await? }))
+    }
+
+    async fn backup_create(&self, request: BackupRequest, progress: ProgressSink) -> Result<BackupInfo> {
+        let source = Source { store: self.store.clone() };
+        backup::create::create(Arc::new(source), request, progress).await
+    }
+
+    async fn status(&self) -> Result<StoreStatus> {
+        let manager = &self.store.manager;
+        Ok(StoreStatus {
+            namespace: manager.store().namespace.clone(),
+            store: self.kvs().capabilities().store.to_owned(),
+            location: self.store.opened.location.clone(),
+            store_id: manager.store().store_id,
+            owner_pid: std::process::id(),
+            commit_mode: manager.commit_mode().to_owned(),
+            epoch: manager.oracle().epoch(),
+            last_timestamp: manager.oracle().last_issued(),
+            timestamp_bound: manager.oracle().bound(),
+            immutable_ts: manager.immutable_ts().await?,
+            open_transactions: manager.open_transactions(),
+            tables: self.tables(false).await?,
+            backup_lock: self.backup_lock_status().await?,
+            last_backup: backup::create::last_backup(self.kvs().clone()).load().await?.map(|(info, _)| info),
+            uptime_ms: u64::try_from(self.store.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    async fn doctor(&self, checks: &[String]) -> Result<Vec<DoctorFinding>> {
+        doctor::examine(self, checks).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        Atlas::close(self).await
+    }
+}
+
+impl Atlas {
+    pub(crate) fn store_below(&self) -> &Arc<dyn KeyValueService> {
+        self.kvs()
+    }
+}
+
+/// The store as a backup sees it.
+struct Source {
+    store: Arc<Store>,
+}
+
+#[async_trait]
+impl BackupSource for Source {
+    fn kvs(&self) -> Arc<dyn KeyValueService> {
+        self.store.opened.kvs.clone()
+    }
+
+    fn namespace(&self) -> String {
+        self.store.config.namespace.clone()
+    }
+
+    fn store_id(&self) -> uuid::Uuid {
+        self.store.manager.store().store_id
+    }
+
+    fn data_dir(&self) -> Option<PathBuf> {
+        self.store.opened.data_dir.clone()
+    }
+
+    async fn fresh_timestamp(&self) -> Result<Timestamp> {
+        self.store.manager.oracle().fresh().await
+    }
+
+    async fn settle(&self, up_to: Timestamp) -> Result<()> {
+        self.store.manager.settle(up_to).await
+    }
+
+    fn backup_lock(&self) -> BackupLock {
+        self.store.backup_lock.clone()
+    }
+
+    fn lock_lease(&self) -> Duration {
+        self.store.config.backup.lock_lease
+    }
+}
+
+/// A transaction of this process, as operators see it.
+struct LocalTransaction {
+    transaction: Transaction,
+}
+
+#[async_trait]
+impl TransactionOps for LocalTransaction {
+    fn start_ts(&self) -> Timestamp {
+        self.transaction.start_ts()
+    }
+
+    fn read_ts(&self) -> Timestamp {
+        self.transaction.read_ts()
+    }
+
+    async fn get(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {
+        self.transaction.get_many(table, cells).await
+    }
+
+    async fn scan(&self, table: &TableRef, scan: ScanOptions) -> Result<BoxStream<'static, Result<(Cell, Bytes)>>> {
+        self.transaction.scan(table, scan).await
+    }
+
+    async fn write(&self, table: &TableRef, writes: Vec<(Cell, Option<Bytes>)>) -> Result<()> {
+        for (cell, value) in writes {
+            match value {
+                Some(value) => self.transaction.put(table, cell, value).await?,
+                None => self.transaction.delete(table, cell).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn commit(self: Box<Self>) -> Result<Option<Timestamp>> {
+        self.transaction.commit().await
+    }
+
+    async fn abort(self: Box<Self>) -> Result<()> {
+        self.transaction.abort();
+        Ok(())
     }
 }

@@ -1,13 +1,18 @@
 //! Transactions with live, consistent backup and proven restore over key-value stores that have none.
 
 mod atlas;
+pub mod backup;
 pub mod cli;
 pub mod config;
 mod demo;
+mod doctor;
 mod error;
 pub mod lock;
 pub mod ops;
+mod punch;
+mod registry;
 pub mod schema;
+pub mod server;
 pub mod timestamp;
 pub mod transaction;
 

@@ -1,13 +1,17 @@
 //! The one place where the program meets what it operates on. Tests put another backend in its place.
 
+use crate::atlas::WAIT_FOR_OWNER;
+use crate::backup::{self, Repository, RestoreReport};
 use crate::config::AtlasConfig;
 use crate::ops::{BackupInfo, Operations, ProgressSink};
-use crate::{Error, Result};
+use crate::server::{self, Server};
+use crate::{Atlas, Error, Result, registry};
 use async_trait::async_trait;
-use atlas_kvs::Timestamp;
+use atlas_kvs::{KeyValueService, KvsError, Timestamp};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What the program needs from the rest of the crate.
@@ -130,94 +134,151 @@ pub(crate) struct RestoreSummary {
     pub(crate) bytes: u64,
     /// Entries that `clean-transactions` rolled back.
     pub(crate) rolled_back: u64,
+    /// The same by hand: commands for a shell.
+    pub(crate) commands: Vec<String>,
 }
 
 /// The real one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stores;
 
-// SEAM: each body below answers `not_joined` until the module it stands for is merged. Nothing else has to change then.
-fn not_joined<T>(what: &str) -> Result<T> {
-    Err(Error::Unavailable { what: what.to_owned(), reason: "this build has no such part".to_owned() })
+/// Opens a stopped store without starting anything on it.
+async fn open_stopped(config: &AtlasConfig) -> Result<Arc<dyn KeyValueService>> {
+    if let Some(data_dir) = registry::data_dir(&config.key_value_service)
+        && let Some(server) = server::connect(data_dir).await?
+    {
+        // No use in waiting: who serves does not hold the store for a moment only.
+        return Err(in_use(data_dir, Some(server.owner_pid())));
+    }
+    match registry::open(&config.key_value_service, WAIT_FOR_OWNER).await {
+        Ok(opened) => Ok(opened.kvs),
+        Err(Error::Kvs(KvsError::InUse { place, pid })) => Err(in_use(Path::new(&place), pid)),
+        Err(error) => Err(error),
+    }
+}
+
+fn in_use(data_dir: &Path, pid: Option<u32>) -> Error {
+    let owner = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+    Error::refused(
+        format!("this command runs on a stopped store only, and {} is in use by {owner}", data_dir.display()),
+        format!("stop {owner} and repeat the command"),
+    )
+}
+
+fn restored(report: RestoreReport) -> RestoreSummary {
+    RestoreSummary {
+        id: report.id,
+        store_id: report.store_id,
+        backup_ts: report.backup_ts,
+        fast_forward_ts: report.fast_forward_ts,
+        bytes: report.bytes,
+        rolled_back: report.clean.rolled_back,
+        commands: report.commands,
+    }
 }
 
 #[async_trait]
 impl Backend for Stores {
-    // SEAM: server::connect(config).
-    async fn find_server(&self, _config: &AtlasConfig) -> Result<Option<Arc<dyn Operations>>> {
-        Ok(None)
+    async fn find_server(&self, config: &AtlasConfig) -> Result<Option<Arc<dyn Operations>>> {
+        let Some(data_dir) = registry::data_dir(&config.key_value_service) else { return Ok(None) };
+        Ok(server::connect(data_dir).await?.map(|server| Arc::new(server) as Arc<dyn Operations>))
     }
 
-    // SEAM: Ok(Arc::new(Atlas::open(config.clone()).await?)), once Atlas implements Operations.
     async fn open_store(&self, config: &AtlasConfig) -> Result<Arc<dyn Operations>> {
-        crate::Atlas::open(config.clone()).await?;
-        not_joined("the store")
+        // Not served: a client that finds a short command's socket would lose its store in the middle of its work.
+        Ok(Arc::new(Atlas::open_unserved(config.clone(), Duration::ZERO).await?))
     }
 
-    // SEAM: server::serve(Atlas::open(config.clone()).await?, config, ready, shutdown).
     async fn serve(
         &self,
-        _config: &AtlasConfig,
-        _ready: Box<dyn FnOnce(Serving) + Send>,
-        _shutdown: CancellationToken,
+        config: &AtlasConfig,
+        ready: Box<dyn FnOnce(Serving) + Send>,
+        shutdown: CancellationToken,
     ) -> Result<()> {
-        not_joined("the server")
+        let atlas = Atlas::open_unserved(config.clone(), WAIT_FOR_OWNER).await?;
+        let served = match Server::bind(atlas.services(), &config.server, atlas.data_dir()).await {
+            Ok(server) => {
+                let addresses = server.addresses().clone();
+                ready(Serving {
+                    socket: addresses.socket,
+                    http: addresses.http.map(|address| address.to_string()),
+                    grpc: addresses.grpc.map(|address| address.to_string()),
+                });
+                server.run(shutdown.cancelled()).await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        };
+        let closed = atlas.close().await;
+        served.and(closed)
     }
 
-    // SEAM: backup::clean_transactions.
     async fn clean_transactions(
         &self,
-        _config: &AtlasConfig,
-        _ts: Timestamp,
-        _dry_run: bool,
-        _progress: ProgressSink,
+        config: &AtlasConfig,
+        ts: Timestamp,
+        dry_run: bool,
+        progress: ProgressSink,
     ) -> Result<CleanSummary> {
-        not_joined("clean-transactions")
+        let kvs = open_stopped(config).await?;
+        let report = backup::clean_transactions(kvs.clone(), ts, dry_run, &progress).await;
+        kvs.close().await?;
+        let report = report?;
+        Ok(CleanSummary {
+            scanned: report.scanned,
+            rolled_back: report.rolled_back,
+            already: report.already,
+            examples: report.examples.iter().map(|entry| (entry.start_ts, entry.commit_ts)).collect(),
+        })
     }
 
-    // SEAM: backup::fast_forward.
     async fn fast_forward(
         &self,
-        _config: &AtlasConfig,
-        _ts: Timestamp,
-        _allow_large_jump: bool,
+        config: &AtlasConfig,
+        ts: Timestamp,
+        allow_large_jump: bool,
     ) -> Result<FastForwardSummary> {
-        not_joined("fast-forward")
+        let kvs = open_stopped(config).await?;
+        let report = backup::fast_forward(kvs.clone(), ts, allow_large_jump).await;
+        kvs.close().await?;
+        let report = report?;
+        Ok(FastForwardSummary { before: report.before, after: report.after })
     }
 
-    // SEAM: backup::list.
-    async fn backup_list(&self, _repository: &Path) -> Result<Vec<BackupInfo>> {
-        not_joined("backup list")
+    async fn backup_list(&self, repository: &Path) -> Result<Vec<BackupInfo>> {
+        Repository::open(repository)?.list().await
     }
 
-    // SEAM: backup::show.
-    async fn backup_show(&self, _repository: &Path, _id: &str) -> Result<BackupInfo> {
-        not_joined("backup show")
+    async fn backup_show(&self, repository: &Path, id: &str) -> Result<BackupInfo> {
+        Repository::open(repository)?.show(id).await
     }
 
-    // SEAM: backup::verify.
-    async fn backup_verify(&self, _repository: &Path, _id: &str, _progress: ProgressSink) -> Result<VerifySummary> {
-        not_joined("backup verify")
+    async fn backup_verify(&self, repository: &Path, id: &str, progress: ProgressSink) -> Result<VerifySummary> {
+        let repository = Repository::open(repository)?;
+        let report = backup::verify::verify(&repository, id, None, &progress).await?;
+        Ok(VerifySummary { id: report.id, files: report.files, bytes: report.bytes })
     }
 
-    // SEAM: backup::restore.
     async fn backup_restore(
         &self,
-        _repository: &Path,
-        _id: &str,
-        _target: &AtlasConfig,
-        _progress: ProgressSink,
+        repository: &Path,
+        id: &str,
+        target: &AtlasConfig,
+        progress: ProgressSink,
     ) -> Result<RestoreSummary> {
-        not_joined("backup restore")
+        let repository = Repository::open(repository)?;
+        let target = registry::restore_target(target)?;
+        backup::restore::restore(&repository, id, &target, &progress).await.map(restored)
     }
 
-    // SEAM: backup::resume_restore.
     async fn backup_resume(
         &self,
-        _repository: Option<&Path>,
-        _target: &AtlasConfig,
-        _progress: ProgressSink,
+        repository: Option<&Path>,
+        target: &AtlasConfig,
+        progress: ProgressSink,
     ) -> Result<RestoreSummary> {
-        not_joined("backup restore --resume")
+        let repository = repository.map(Repository::open).transpose()?;
+        let target = registry::restore_target(target)?;
+        backup::restore::resume(&target, repository.as_ref(), &progress).await.map(restored)
     }
 }

@@ -1,1 +1,39 @@
-//! Transactions.
+//! Transactions over a store that has none: snapshots to read, a buffer to write, one entry that makes it a commit.
+//!
+//! A transaction reads the newest versions that committed below its `read_ts`, and writes versions at its `start_ts`.
+//! What it wrote counts from the moment an entry `start_ts -> commit_ts` stands in `_transactions`, and not before:
+//!
+//! ```text
+//!   read_ts ≤ start_ts ───── reads, buffered writes ───── conflict check ── data ── commit_ts ── entry
+//!                                                                                                └ committed here
+//! ```
+//!
+//! Two ways lead there. Step by step (`step_by_step`) works on any store. The pipeline (`pipeline`) is for stores
+//! with atomic batches and one owner: there the last four steps of all waiting transactions are one write. Both take
+//! the same steps, named in [`CommitStep`], and readers decide visibility in one place (`read`).
+
+mod buffer;
+mod commit;
+mod constraint;
+mod core;
+pub mod entry;
+mod handle;
+mod manager;
+mod pipeline;
+mod read;
+mod run;
+mod scan;
+mod step;
+mod step_by_step;
+pub mod sweep_queue;
+mod table;
+mod tracker;
+mod value;
+mod window;
+
+pub use constraint::Constraint;
+pub use handle::{NAME_LEN_MAX, Transaction};
+pub use manager::{OpenOptions, TransactionManager};
+pub use run::{Outcome, Retriable, RunOptions};
+pub use step::CommitStep;
+pub(crate) use value::check_version;

@@ -106,7 +106,7 @@ pub struct Version {
     pub ts: Timestamp,
     /// Length of the content in bytes.
     pub len: u64,
-    /// The first bytes of the content, at most [`Version::PREFIX_LEN`].
+    /// The first [`Version::PREFIX_LEN`] bytes of the content, or all of it where it is shorter.
     pub prefix: Bytes,
 }
 
@@ -145,9 +145,9 @@ pub struct CellTimestamps {
 pub struct CellVersionRange {
     /// The cell.
     pub cell: Cell,
-    /// Versions below this belong to the range.
+    /// Versions below this belong to the range. Zero: the range is empty.
     pub before: Timestamp,
-    /// Whether the sentinel belongs to the range too.
+    /// Whether the sentinel, being below `before`, belongs to the range too.
     pub include_sentinel: bool,
 }
 

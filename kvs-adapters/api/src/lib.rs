@@ -35,5 +35,5 @@ pub use service::{
 };
 pub use table::{TableDescription, TableKind, TableRef, TableSize};
 
-/// A stream of results that borrows nothing from the store.
+/// A stream of results that borrows nothing from the store. It ends after its first error.
 pub type ResultStream<T> = futures::stream::BoxStream<'static, Result<T>>;

@@ -108,7 +108,7 @@ pub struct Scan {
     pub reverse: bool,
     /// Start strictly behind this cell in scan order; for resuming.
     pub after: Option<Cell>,
-    /// How many cells to fetch at a time; a hint.
+    /// How many cells to fetch at a time; a hint, for which every number is allowed.
     pub page_size: usize,
 }
 
@@ -138,7 +138,7 @@ pub struct VersionScan {
     pub after: Option<Cell>,
     /// Only versions below this are seen. Cells without any are left out.
     pub read_before: Timestamp,
-    /// How many cells to fetch at a time; a hint.
+    /// How many cells to fetch at a time; a hint, for which every number is allowed.
     pub page_size: usize,
 }
 
@@ -158,7 +158,7 @@ pub struct AtomicScan {
     pub reverse: bool,
     /// Start strictly behind this cell in scan order; for resuming.
     pub after: Option<Cell>,
-    /// How many cells to fetch at a time; a hint.
+    /// How many cells to fetch at a time; a hint, for which every number is allowed.
     pub page_size: usize,
 }
 

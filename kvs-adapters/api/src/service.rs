@@ -21,6 +21,8 @@ use std::sync::atomic::AtomicU64;
 ///   `WrongTableKind`, and neither writes anything.
 /// * Empty input is answered with empty output without a visit to the store.
 /// * Lengths over [`Limits`] fail with `TooLarge` before anything is written.
+/// * A put at a timestamp that is not [`Timestamp::is_data`] fails with `InvalidTimestamp` before anything is written;
+///   sentinels are written by [`add_sentinels`](Self::add_sentinels) alone.
 /// * Cancel safety: a dropped read does nothing; a dropped write may or may not be applied.
 /// * No call blocks the thread of the async runtime.
 #[async_trait]
@@ -77,8 +79,9 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
 
     /// Writes one version each of several cells of several tables at one timestamp. Not atomic, unless
     /// [`Capabilities::atomic_batch`] says so: after an error any part may be there. Writing the same value twice is
-    /// fine. A different value at an occupied place is refused with `ConflictingValue` where the store can tell
-    /// cheaply ([`Capabilities::detects_conflicting_values`]), and otherwise undefined.
+    /// fine. A different value at an occupied place, or two values for one place in one call, is refused with
+    /// `ConflictingValue` where the store can tell cheaply ([`Capabilities::detects_conflicting_values`]); otherwise
+    /// it is undefined which of them stays.
     async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, ts: Timestamp) -> Result<()>;
 
     /// As [`put`](Self::put) for one table, with a timestamp for each version: for restores, imports and migrations.
@@ -126,7 +129,7 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
     /// nothing was applied.
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()>;
 
-    /// How much of the store answers.
+    /// How much of the store answers. A closed store answers `NoQuorum`.
     async fn availability(&self) -> Availability;
 
     /// The store's own live snapshot, where it has one.
@@ -187,7 +190,8 @@ pub struct Limits {
     pub column_len_max: usize,
     /// Value.
     pub value_len_max: usize,
-    /// Whether a row or column may be empty.
+    /// Whether a row or column may be empty. Where it may not, writing one fails with `Unsupported` before anything is
+    /// written.
     pub empty_names: bool,
 }
 

@@ -1,0 +1,231 @@
+//! Atomic batches, and what a store says that has none.
+
+use crate::TestStore;
+use crate::support::*;
+use atlas_kvs::{AtomicBatch, BatchOp, Durability, KvsError, TableRef, Timestamp};
+
+fn put_op(table: &TableRef, row: &str, number: u64, content: &str) -> BatchOp {
+    BatchOp::Put { table: table.clone(), cell: cell(row, "c"), ts: ts(number), value: bytes(content) }
+}
+
+fn set_op(table: &TableRef, row: &str, content: &str) -> BatchOp {
+    BatchOp::Set { table: table.clone(), cell: cell(row, "c"), value: bytes(content) }
+}
+
+/// A store without atomic batches says `Unsupported` and applies nothing. Every case below begins here: it returns
+/// false after it has seen this promise kept.
+async fn batches_or_unsupported(store: &TestStore) -> bool {
+    if store.capabilities().atomic_batch {
+        return true;
+    }
+    let (t, a) = (versioned(store, "u.t").await, atomic(store, "u.a").await);
+    for durability in [Durability::Synced, Durability::Relaxed] {
+        let batch = AtomicBatch { ops: vec![put_op(&t, "r", 1, "v"), set_op(&a, "r", "v")] };
+        assert_fails!(store.apply(batch, durability).await, KvsError::Unsupported { .. });
+    }
+    assert_eq!(stored(store, &t).await, [""; 0]);
+    assert_eq!(stored_atomic(store, &a).await, [""; 0]);
+    false
+}
+
+/// A batch writes into several tables of both kinds, whatever its durability; readers see it when it returned.
+pub async fn batch_writes_several_tables(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let (t, u, a) = (versioned(store, "t").await, versioned(store, "u").await, atomic(store, "a").await);
+    for (row, durability) in [("1", Durability::Synced), ("2", Durability::Relaxed)] {
+        let ops =
+            vec![put_op(&t, row, 3, "t3"), put_op(&t, row, 5, "t5"), put_op(&u, row, 4, "u4"), set_op(&a, row, "a")];
+        store.apply(AtomicBatch { ops }, durability).await.expect("a batch can be applied");
+    }
+    assert_eq!(stored(store, &t).await, ["1/c@3=t3,5=t5", "2/c@3=t3,5=t5"]);
+    assert_eq!(stored(store, &u).await, ["1/c@4=u4", "2/c@4=u4"]);
+    assert_eq!(stored_atomic(store, &a).await, ["1/c=a", "2/c=a"]);
+}
+
+/// `Set` replaces what stands without comparing, and compare-and-set sees it.
+pub async fn set_replaces_what_stands(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let a = atomic(store, "a").await;
+    for content in ["one", "two", "", "two"] {
+        apply(store, vec![set_op(&a, "r", content)]).await.expect("a batch can be applied");
+        assert_eq!(stored_atomic(store, &a).await, [format!("r/c={content}")]);
+    }
+    let answer = store.check_and_set(&a, &cell("r", "c"), Some(bytes("two")), None).await.expect("can be removed");
+    assert_eq!(answer, atlas_kvs::CheckAndSet::Applied);
+}
+
+/// The writes of a batch are applied in order: of several `Set`s of one cell the last one counts.
+pub async fn last_set_of_a_cell_counts(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let a = atomic(store, "a").await;
+    let ops = vec![set_op(&a, "r", "one"), set_op(&a, "s", "other"), set_op(&a, "r", "two"), set_op(&a, "r", "three")];
+    apply(store, ops).await.expect("a batch can be applied");
+    assert_eq!(stored_atomic(store, &a).await, ["r/c=three", "s/c=other"]);
+}
+
+/// The same put twice in a batch is fine, and so is one that is stored already.
+pub async fn same_put_twice_is_fine(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let t = versioned(store, "t").await;
+    for _ in 0..2 {
+        let ops = vec![put_op(&t, "r", 1, "v"), put_op(&t, "r", 1, "v")];
+        apply(store, ops).await.expect("the same value may be put again");
+    }
+    assert_eq!(stored(store, &t).await, ["r/c@1=v"]);
+}
+
+/// A batch with one write that can't be made applies nothing, wherever in the batch it stands.
+pub async fn batch_with_one_wrong_write_applies_nothing(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let (t, a) = (versioned(store, "t").await, atomic(store, "a").await);
+    put(store, &t, &[("standing", "c", 1, "v")]).await;
+    apply(store, vec![set_op(&a, "standing", "v")]).await.expect("a batch can be applied");
+    let nowhere = table("nowhere");
+    let long = vec![b'n'; store.capabilities().limits.row_len_max.min(1 << 24) + 1];
+    let long = String::from_utf8(long).expect("the name is text");
+    let mut wrong = vec![
+        put_op(&nowhere, "r", 1, "v"),
+        set_op(&nowhere, "r", "v"),
+        put_op(&a, "r", 1, "v"),
+        set_op(&t, "r", "v"),
+        put_op(&t, "r", Timestamp::SENTINEL.get(), ""),
+        put_op(&t, "r", Timestamp::MAX.get(), "v"),
+    ];
+    if long.len() == store.capabilities().limits.row_len_max + 1 {
+        wrong.extend([put_op(&t, &long, 1, "v"), set_op(&a, &long, "v")]);
+    }
+    if store.capabilities().detects_conflicting_values {
+        wrong.push(put_op(&t, "standing", 1, "other"));
+    }
+    for op in wrong {
+        for place in 0..3 {
+            let mut ops = vec![put_op(&t, "new", 1, "v"), set_op(&a, "standing", "new")];
+            ops.insert(place, op.clone());
+            let error = apply(store, ops).await.expect_err("one write can't be made");
+            let fits = match &op {
+                BatchOp::Put { table, .. } | BatchOp::Set { table, .. } if *table == nowhere => {
+                    matches!(error, KvsError::NoSuchTable(_))
+                }
+                BatchOp::Put { table, .. } if *table == a => matches!(error, KvsError::WrongTableKind { .. }),
+                BatchOp::Set { table, .. } if *table == t => matches!(error, KvsError::WrongTableKind { .. }),
+                BatchOp::Put { ts, .. } if !ts.is_data() => matches!(error, KvsError::InvalidTimestamp(_)),
+                BatchOp::Put { cell, .. } if cell.row == "standing" => {
+                    matches!(error, KvsError::ConflictingValue { .. })
+                }
+                _ => matches!(error, KvsError::TooLarge { .. }),
+            };
+            assert!(fits, "{error:?}");
+            assert_eq!(stored(store, &t).await, ["standing/c@1=v"]);
+            assert_eq!(stored_atomic(store, &a).await, ["standing/c=v"]);
+        }
+    }
+}
+
+/// Two values for one place in one batch are refused, and nothing is applied, if the store says that it can tell.
+pub async fn two_values_for_one_place_conflict(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let t = versioned(store, "t").await;
+    let applied =
+        apply(store, vec![put_op(&t, "r", 1, "one"), put_op(&t, "s", 1, "v"), put_op(&t, "r", 1, "two")]).await;
+    if store.capabilities().detects_conflicting_values {
+        assert_fails!(applied, KvsError::ConflictingValue { .. });
+        assert_eq!(stored(store, &t).await, [""; 0]);
+    }
+}
+
+/// Readers see all of a batch or nothing: who has seen one of its writes sees the others, in whichever order he looks.
+pub async fn readers_see_all_of_a_batch_or_nothing(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let (t, u, a) = (versioned(store, "t").await, versioned(store, "u").await, atomic(store, "a").await);
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let readers = orders.map(|order| {
+        let shared = (store.share(), t.clone(), u.clone(), a.clone());
+        move |_, mut seen: Seen| {
+            let (store, t, u, a) = shared.clone();
+            async move {
+                for place in order {
+                    seen = seen.then(match place {
+                        0 => newest_version(&store, &t, "first").await,
+                        1 => standing_number(&store, &a, "middle").await,
+                        _ => newest_version(&store, &u, "last").await,
+                    });
+                }
+                seen
+            }
+        }
+    });
+    let apply_batch = async |number: u64| {
+        let text = number.to_string();
+        let ops =
+            vec![put_op(&t, "first", number, &text), set_op(&a, "middle", &text), put_op(&u, "last", number, &text)];
+        apply(store, ops).await.expect("a batch can be applied");
+    };
+    watched(100, apply_batch, readers.into()).await;
+}
+
+/// A put of several cells and tables is atomic too where batches are: who sees its last cell sees its first.
+pub async fn readers_see_all_of_a_put_or_nothing(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let (t, u) = (versioned(store, "t").await, versioned(store, "u").await);
+    let places = [(t, "first"), (u, "last")];
+    let readers = [[0, 1], [1, 0]].map(|order| {
+        let shared = (store.share(), places.clone());
+        move |_, mut seen: Seen| {
+            let (store, places) = shared.clone();
+            async move {
+                for place in order {
+                    let (table, row) = &places[place];
+                    seen = seen.then(newest_version(&store, table, row).await);
+                }
+                seen
+            }
+        }
+    });
+    let put_both = async |number: u64| {
+        let of_one =
+            |(table, row): &(TableRef, &str)| (table.clone(), vec![(cell(row, "c"), bytes(number.to_string()))]);
+        store.put(places.iter().map(of_one).collect(), ts(number)).await.expect("cells can be put");
+    };
+    watched(100, put_both, readers.into()).await;
+}
+
+/// A batch may hold thousands of writes.
+pub async fn batches_of_many_cells_are_complete(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let (t, a) = (versioned(store, "t").await, atomic(store, "a").await);
+    let name = |number: u64| format!("{number:04}");
+    let puts = (0..2_000).map(|number| put_op(&t, &name(number), number + 1, "v"));
+    let sets = (0..2_000).map(|number| set_op(&a, &name(number), "v"));
+    apply(store, puts.chain(sets).collect()).await.expect("a batch can be applied");
+    assert_eq!(stored(store, &t).await.len(), 2_000);
+    assert_eq!(stored_atomic(store, &a).await.len(), 2_000);
+}
+
+async fn newest_version(store: &impl Store, table: &TableRef, row: &str) -> u64 {
+    let seen = store.get(table, &bounds(&[(row, "c", Timestamp::MAX.get())])).await.expect("cells can be read");
+    seen[0].as_ref().map_or(0, |value| value.ts.get())
+}
+
+async fn standing_number(store: &impl Store, table: &TableRef, row: &str) -> u64 {
+    let seen = store.get_atomic(table, &[cell(row, "c")]).await.expect("cells can be read");
+    let text = seen[0].as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
+    text.map_or(0, |text| text.parse().expect("the value is a number"))
+}

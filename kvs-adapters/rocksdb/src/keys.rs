@@ -1,0 +1,201 @@
+//! How cells and versions become keys of RocksDB.
+//!
+//! ```text
+//!   versioned   escape(row) 00 00 escape(column) 00 00 │ !ts, 8 bytes, big-endian
+//!   atomic      escape(row) 00 00 escape(column) 00 00 │
+//!               └──────────── the cell ──────────────┘ = the prefix that bloom filters know
+//! ```
+//!
+//! The complement of the timestamp puts the newest version first: one seek to `cell ‖ !(read_before - 1)` finds the
+//! newest version below `read_before`. No cell is a prefix of another (see [`atlas_kvs::key`]), so all keys that start
+//! with a cell are its versions. Three kinds of bounds are made of a cell or row, none of which is ever stored in a
+//! versioned table:
+//!
+//! ```text
+//!   … 00 00             just before the first key of the cell (or row)
+//!   … 00 00 │ !ts       just at a version
+//!   … 00 01             just behind the last key of the cell (or row)
+//! ```
+
+use atlas_kvs::key::{MalformedKey, push_part, split_part};
+use atlas_kvs::{Cell, Timestamp};
+use bytes::Bytes;
+
+/// Length of the timestamp at the end of a versioned key.
+const TIMESTAMP_LEN: usize = 8;
+
+/// The key of a cell, without a timestamp.
+pub(crate) fn of_cell(cell: &Cell) -> Vec<u8> {
+    let mut key = Vec::with_capacity(cell.row.len() + cell.column.len() + 4 + TIMESTAMP_LEN);
+    push_cell(&mut key, cell);
+    key
+}
+
+/// Appends the key of a cell, without a timestamp.
+pub(crate) fn push_cell(key: &mut Vec<u8>, cell: &Cell) {
+    push_part(key, &cell.row);
+    push_part(key, &cell.column);
+}
+
+/// The key of a version.
+pub(crate) fn of_version(cell: &Cell, ts: Timestamp) -> Vec<u8> {
+    let mut key = of_cell(cell);
+    push_timestamp(&mut key, ts);
+    key
+}
+
+/// Appends a timestamp to the key of a cell.
+pub(crate) fn push_timestamp(key: &mut Vec<u8>, ts: Timestamp) {
+    key.extend_from_slice(&(!ts.get()).to_be_bytes());
+}
+
+/// The bound before the first key of a row.
+pub(crate) fn of_row(row: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(row.len() + 2);
+    push_part(&mut key, row);
+    key
+}
+
+/// The bound behind the last key of a cell or row, given the bound before its first.
+pub(crate) fn behind(mut before: Vec<u8>) -> Vec<u8> {
+    debug_assert!(before.ends_with(&[0, 0]), "only whole parts have an end mark to lift");
+    if let Some(last) = before.last_mut() {
+        *last = 1;
+    }
+    before
+}
+
+/// A key taken apart, its parts still escaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SplitKey<'k> {
+    /// The row with its end mark.
+    pub(crate) row: &'k [u8],
+    /// The column with its end mark.
+    pub(crate) column: &'k [u8],
+    /// Row and column: the cell.
+    pub(crate) cell: &'k [u8],
+    /// What follows the cell.
+    rest: &'k [u8],
+}
+
+impl<'k> SplitKey<'k> {
+    /// Finds the parts of a key. What follows the column is not looked at.
+    pub(crate) fn new(key: &'k [u8]) -> Result<SplitKey<'k>, MalformedKey> {
+        let row_end = part_end(key, 0)?;
+        let column_end = part_end(key, row_end)?;
+        Ok(SplitKey {
+            row: &key[..row_end],
+            column: &key[row_end..column_end],
+            cell: &key[..column_end],
+            rest: &key[column_end..],
+        })
+    }
+
+    /// The timestamp of a versioned key.
+    pub(crate) fn timestamp(&self) -> Result<Timestamp, MalformedKey> {
+        let complement: [u8; TIMESTAMP_LEN] = self.rest.try_into().map_err(|_| MalformedKey)?;
+        Timestamp::new(!u64::from_be_bytes(complement)).ok_or(MalformedKey)
+    }
+
+    /// Checks that nothing follows the cell, as it must be in an atomic table.
+    pub(crate) fn expect_bare(&self) -> Result<(), MalformedKey> {
+        if self.rest.is_empty() { Ok(()) } else { Err(MalformedKey) }
+    }
+}
+
+/// The timestamp of `key` if it is a version of `cell`.
+pub(crate) fn timestamp_within(key: &[u8], cell: &[u8]) -> Option<Result<Timestamp, MalformedKey>> {
+    let rest = key.strip_prefix(cell)?;
+    Some(SplitKey { row: &[], column: &[], cell, rest }.timestamp())
+}
+
+/// Takes the escapes out of one part.
+pub(crate) fn unescape(part: &[u8]) -> Result<Bytes, MalformedKey> {
+    let plain = part.strip_suffix(&[0, 0]).ok_or(MalformedKey)?;
+    if !plain.contains(&0) {
+        return Ok(Bytes::copy_from_slice(plain));
+    }
+    split_part(part).map(|(part, _)| part.into())
+}
+
+/// Where the part that begins at `from` ends, its end mark included.
+fn part_end(key: &[u8], from: usize) -> Result<usize, MalformedKey> {
+    let mut at = from;
+    loop {
+        at += key[at..].iter().position(|&byte| byte == 0).ok_or(MalformedKey)? + 2;
+        match key.get(at - 1) {
+            Some(0) => return Ok(at),
+            Some(0xff) => {}
+            _ => return Err(MalformedKey),
+        }
+    }
+}
+
+/// The prefix of a key for RocksDB: its cell. Of bytes that are no key it is all of them.
+///
+/// The cell is found by its end marks and not by cutting off eight bytes, because RocksDB asks that the prefix of a
+/// prefix be itself. It also makes one function right for both kinds of tables.
+pub(crate) fn prefix(key: &[u8]) -> &[u8] {
+    SplitKey::new(key).map_or(key, |split| split.cell)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(0xff), Just(b'a'), any::<u8>()], 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn versions_sort_by_cell_and_then_newest_first(a in (name(), name(), 0u64..9), b in (name(), name(), 0u64..9)) {
+            let key = |(row, column, ts): &(Vec<u8>, Vec<u8>, u64)| {
+                of_version(&Cell::copy_from(row, column), Timestamp::saturating(*ts))
+            };
+            let order = (&a.0, &a.1).cmp(&(&b.0, &b.1)).then(b.2.cmp(&a.2));
+            prop_assert_eq!(order, key(&a).cmp(&key(&b)));
+        }
+
+        #[test]
+        fn a_key_gives_back_what_it_was_made_of(row in name(), column in name(), ts in 0u64..=i64::MAX as u64) {
+            let cell = Cell::copy_from(&row, &column);
+            let key = of_version(&cell, Timestamp::saturating(ts));
+            let split = SplitKey::new(&key).expect("the key was made here");
+            prop_assert_eq!(split.timestamp(), Ok(Timestamp::saturating(ts)));
+            prop_assert_eq!(unescape(split.row).expect("a row was pushed"), row);
+            prop_assert_eq!(unescape(split.column).expect("a column was pushed"), column);
+            prop_assert_eq!(prefix(&key), &of_cell(&cell)[..]);
+            prop_assert_eq!(prefix(prefix(&key)), prefix(&key));
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(key in prop::collection::vec(prop_oneof![3 => Just(0u8), 1 => Just(0xff), 2 => any::<u8>()], 0..40)) {
+            prop_assert!(key.starts_with(prefix(&key)));
+            prop_assert_eq!(prefix(prefix(&key)), prefix(&key));
+            if let Ok(split) = SplitKey::new(&key) {
+                unescape(split.row).expect("a split part has its end mark");
+                unescape(split.column).expect("a split part has its end mark");
+                let _ = split.timestamp();
+                let _ = split.expect_bare();
+            }
+            let _ = unescape(&key);
+            let _ = timestamp_within(&key, b"a\0\0");
+        }
+    }
+
+    #[test]
+    fn bounds_enclose_the_keys_of_a_cell_and_of_no_other() {
+        let cell = Cell::copy_from("a", "b");
+        let (before, after) = (of_cell(&cell), behind(of_cell(&cell)));
+        for ts in [Timestamp::SENTINEL, Timestamp::FIRST, Timestamp::MAX] {
+            let key = of_version(&cell, ts);
+            assert!(before < key && key < after);
+        }
+        for neighbour in [Cell::copy_from("a", "b\0"), Cell::copy_from("a", b"a\xff"), Cell::copy_from("a\0", "b")] {
+            let key = of_version(&neighbour, Timestamp::FIRST);
+            assert!(key < before || key > after, "{neighbour}");
+        }
+    }
+}

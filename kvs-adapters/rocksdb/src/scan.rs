@@ -1,0 +1,553 @@
+//! Scans, a page at a time.
+//!
+//! A page is one call on one iterator, which is closed with it, so that a slow consumer pins neither blocks nor files;
+//! the next page seeks to where this one ended. It ends after so many cells or bytes, whichever comes first, and after
+//! so many steps, so that a long stretch without a visible cell does not become one long call.
+//!
+//! Forward, the iterator stands on the newest version of a cell, backward on the oldest:
+//!
+//! ```text
+//!   a│9 a│5 a│2   b│7   c│8 c│3                 read_before 6
+//!   ▲   ✓ ──────▶ ▲ ──▶ ▲   ✓                   forward: to cell‖!5, take it, then behind the cell
+//!       ✓   ▲ ◀── ▲ ◀────── ▲                   backward: up from the oldest while below 6, then before the cell
+//! ```
+//!
+//! A short way is gone step by step, since a seek costs as much as several steps; a long way is one seek.
+
+use crate::db::{Db, Family, RawIterator};
+use crate::errors::{corrupt_key, read_failed};
+use crate::keys::{self, SplitKey};
+use crate::read::{Tier, split_version, timestamp_within, versions_here};
+use atlas_kvs::{
+    AtomicScan, Cell, CellVersions, ColumnSelection, KvsError, Result, RowRange, Scan, TableKind, TableRef, Timestamp,
+    Value, VersionScan,
+};
+use bytes::Bytes;
+use std::ops::Bound;
+
+/// Steps that are tried before a seek.
+const NEAR: usize = 4;
+const BYTES_MAX: usize = 4 << 20;
+const CELLS_MAX: usize = 10_000;
+const STEPS_MAX: usize = 200_000;
+/// Of a page that is read on a thread of the runtime.
+const MEMORY_CELLS_MAX: usize = 64;
+const MEMORY_BYTES_MAX: usize = 256 << 10;
+const MEMORY_STEPS_MAX: usize = 512;
+
+/// Some cells, and where the next page begins.
+#[derive(Debug)]
+pub(crate) struct Page<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) next: Next,
+}
+
+/// Where to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The scan is over.
+    End,
+    /// At the beginning: nothing was read.
+    Start,
+    /// Forward: at this key. Backward: before it.
+    At(Vec<u8>),
+}
+
+/// The keys a scan is about, `lower` inclusive and `upper` exclusive, and how it goes through them.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyRange {
+    lower: Vec<u8>,
+    upper: Option<Vec<u8>>,
+    reverse: bool,
+    page_size: usize,
+}
+
+impl KeyRange {
+    pub(crate) fn of_scan(scan: &Scan) -> KeyRange {
+        let mut range = KeyRange::of_rows(&scan.rows, scan.reverse, scan.page_size);
+        if scan.rows.is_single() {
+            range.narrow_to_columns(&scan.rows.start, &scan.columns);
+        }
+        range.resume(scan.after.as_ref())
+    }
+
+    pub(crate) fn of_version_scan(scan: &VersionScan) -> KeyRange {
+        KeyRange::of_rows(&scan.rows, false, scan.page_size).resume(scan.after.as_ref())
+    }
+
+    pub(crate) fn of_atomic_scan(scan: &AtomicScan) -> KeyRange {
+        KeyRange::of_rows(&scan.rows, scan.reverse, scan.page_size).resume(scan.after.as_ref())
+    }
+
+    fn of_rows(rows: &RowRange, reverse: bool, page_size: usize) -> KeyRange {
+        let upper = rows.end.as_ref().map(|end| keys::of_row(end));
+        KeyRange { lower: keys::of_row(&rows.start), upper, reverse, page_size }
+    }
+
+    /// In a scan of one row the columns are a range of keys too.
+    fn narrow_to_columns(&mut self, row: &Bytes, columns: &ColumnSelection) {
+        let before = |column: &Bytes| keys::of_cell(&Cell::new(row.clone(), column.clone()));
+        match columns {
+            ColumnSelection::All => {}
+            ColumnSelection::Exactly(columns) => {
+                self.raise_lower(columns.first().map(before));
+                self.cut_upper(columns.last().map(|last| keys::behind(before(last))));
+            }
+            ColumnSelection::Range { start, end } => {
+                self.raise_lower(Some(before(start)));
+                self.cut_upper(end.as_ref().map(before));
+            }
+        }
+    }
+
+    /// Leaves out everything up to and including `after`.
+    fn resume(mut self, after: Option<&Cell>) -> KeyRange {
+        let bound = after.map(keys::of_cell);
+        if self.reverse {
+            self.cut_upper(bound)
+        } else {
+            self.raise_lower(bound.map(keys::behind))
+        }
+        self
+    }
+
+    fn raise_lower(&mut self, bound: Option<Vec<u8>>) {
+        if let Some(bound) = bound.filter(|bound| *bound > self.lower) {
+            self.lower = bound;
+        }
+    }
+
+    fn cut_upper(&mut self, bound: Option<Vec<u8>>) {
+        if let Some(bound) = bound.filter(|bound| self.upper.as_ref().is_none_or(|upper| bound < upper)) {
+            self.upper = Some(bound);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.upper.as_ref().is_some_and(|upper| *upper <= self.lower)
+    }
+}
+
+/// An iterator over what is left of a scan, and how much of the page is used up.
+struct Cursor<'a> {
+    table: &'a TableRef,
+    tier: Tier,
+    iterator: RawIterator<'a>,
+    cells_left: usize,
+    bytes_left: usize,
+    steps_left: usize,
+}
+
+/// What stands between a cursor and its next key.
+enum Stop {
+    /// The range is over.
+    End,
+    /// The tier does not reach the next key.
+    FellShort,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(
+        db: &'a Db,
+        table: &'a TableRef,
+        family: &Family<'a>,
+        range: &KeyRange,
+        from: &Next,
+        tier: Tier,
+    ) -> Cursor<'a> {
+        let mut range = range.clone();
+        if let Next::At(key) = from {
+            if range.reverse { range.cut_upper(Some(key.clone())) } else { range.raise_lower(Some(key.clone())) }
+        }
+        let mut options = tier.options();
+        // Without it a seek asks the filter of one cell, and the scan ends with that cell.
+        options.set_total_order_seek(true);
+        options.set_iterate_lower_bound(range.lower.clone());
+        if let Some(upper) = range.upper {
+            options.set_iterate_upper_bound(upper);
+        }
+        let mut iterator = db.rocks.raw_iterator_cf_opt(family, options);
+        if range.reverse {
+            iterator.seek_to_last()
+        } else {
+            iterator.seek_to_first()
+        }
+        let (cells_max, bytes_left, steps_left) = match tier {
+            Tier::Memory => (MEMORY_CELLS_MAX, MEMORY_BYTES_MAX, MEMORY_STEPS_MAX),
+            Tier::Disk => (CELLS_MAX, BYTES_MAX, STEPS_MAX),
+        };
+        Cursor { table, tier, iterator, cells_left: range.page_size.clamp(1, cells_max), bytes_left, steps_left }
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        self.iterator.key()
+    }
+
+    /// Why there is no key.
+    fn stop(&self) -> Result<Stop> {
+        match self.iterator.status() {
+            Ok(()) => Ok(Stop::End),
+            Err(error) if self.tier.falls_short(&error) => Ok(Stop::FellShort),
+            Err(error) => Err(read_failed(self.table, error)),
+        }
+    }
+
+    fn page_is_full(&self) -> bool {
+        self.cells_left == 0 || self.bytes_left == 0 || self.steps_left == 0
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.cells_left -= 1;
+        self.bytes_left = self.bytes_left.saturating_sub(bytes);
+    }
+
+    fn forward(&mut self) {
+        self.steps_left = self.steps_left.saturating_sub(1);
+        self.iterator.next();
+    }
+
+    fn back(&mut self) {
+        self.steps_left = self.steps_left.saturating_sub(1);
+        self.iterator.prev();
+    }
+
+    /// Moves forward to the first key at or behind `target`.
+    fn skip_to(&mut self, target: &[u8]) {
+        for _ in 0..NEAR {
+            if self.key().is_none_or(|key| key >= target) {
+                return;
+            }
+            self.forward();
+        }
+        if self.key().is_some_and(|key| key < target) {
+            self.steps_left = self.steps_left.saturating_sub(1);
+            self.iterator.seek(target);
+        }
+    }
+
+    /// Moves back to the last key before `target`.
+    fn skip_before(&mut self, target: &[u8]) {
+        for _ in 0..NEAR {
+            if self.key().is_none_or(|key| key < target) {
+                return;
+            }
+            self.back();
+        }
+        if self.key().is_some_and(|key| key >= target) {
+            self.steps_left = self.steps_left.saturating_sub(1);
+            self.iterator.seek_for_prev(target);
+            if self.key() == Some(target) {
+                self.iterator.prev();
+            }
+        }
+    }
+
+    /// The version under the cursor, if there is one and it is of `cell`.
+    fn timestamp_within(&self, cell: &[u8]) -> Result<Option<Timestamp>> {
+        self.key().map_or(Ok(None), |key| timestamp_within(self.table, key, cell))
+    }
+
+    fn value(&self) -> Bytes {
+        Bytes::copy_from_slice(self.iterator.value().unwrap_or_default())
+    }
+}
+
+/// Rows and columns of keys, decoded. Cells of a row share its bytes.
+#[derive(Default)]
+struct Decoder {
+    escaped_row: Vec<u8>,
+    row: Bytes,
+}
+
+impl Decoder {
+    fn cell(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>) -> Result<Cell> {
+        let damaged = |_| corrupt_key(table, key);
+        if self.escaped_row != split.row {
+            self.row = keys::unescape(split.row).map_err(damaged)?;
+            self.escaped_row.clear();
+            self.escaped_row.extend_from_slice(split.row);
+        }
+        Ok(Cell { row: self.row.clone(), column: keys::unescape(split.column).map_err(damaged)? })
+    }
+}
+
+/// What a column selection says about a cell that a scan meets.
+enum Selected {
+    Yes,
+    /// Not this cell. Forward: nothing before this key. Backward: nothing at or behind it.
+    No(Vec<u8>),
+}
+
+fn select_forward(columns: &ColumnSelection, cell: &Cell) -> Selected {
+    let start = |column: &Bytes| Selected::No(keys::of_cell(&Cell::new(cell.row.clone(), column.clone())));
+    let next_row = || Selected::No(keys::behind(keys::of_row(&cell.row)));
+    match columns {
+        ColumnSelection::All => Selected::Yes,
+        ColumnSelection::Exactly(columns) => match columns.range(cell.column.clone()..).next() {
+            Some(column) if *column == cell.column => Selected::Yes,
+            Some(column) => start(column),
+            None => next_row(),
+        },
+        ColumnSelection::Range { start: first, .. } if cell.column < *first => start(first),
+        ColumnSelection::Range { end: Some(end), .. } if cell.column >= *end => next_row(),
+        ColumnSelection::Range { .. } => Selected::Yes,
+    }
+}
+
+fn select_backward(columns: &ColumnSelection, cell: &Cell) -> Selected {
+    let before = |column: &Bytes| keys::of_cell(&Cell::new(cell.row.clone(), column.clone()));
+    let previous_row = || Selected::No(keys::of_row(&cell.row));
+    match columns {
+        ColumnSelection::All => Selected::Yes,
+        ColumnSelection::Exactly(columns) => {
+            match columns.range((Bound::Unbounded, Bound::Included(cell.column.clone()))).next_back() {
+                Some(column) if *column == cell.column => Selected::Yes,
+                Some(column) => Selected::No(keys::behind(before(column))),
+                None => previous_row(),
+            }
+        }
+        ColumnSelection::Range { start, .. } if cell.column < *start => previous_row(),
+        ColumnSelection::Range { end: Some(end), .. } if cell.column >= *end => Selected::No(before(end)),
+        ColumnSelection::Range { .. } => Selected::Yes,
+    }
+}
+
+impl Db {
+    /// A page of a scan for the newest versions.
+    pub(crate) fn scan_page(
+        &self,
+        table: &TableRef,
+        scan: &Scan,
+        range: &KeyRange,
+        from: &Next,
+        tier: Tier,
+    ) -> Result<Page<(Cell, Value)>> {
+        let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
+            return Ok(Page { items: Vec::new(), next: from.clone() });
+        };
+        if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
+            return Ok(Page { items: Vec::new(), next: Next::End });
+        }
+        let cursor = Cursor::new(self, table, &family, range, from, tier);
+        if scan.reverse { page_backward(cursor, scan, from) } else { page_forward(cursor, scan, from) }
+    }
+
+    /// A page of a scan for all versions.
+    pub(crate) fn version_page(
+        &self,
+        table: &TableRef,
+        scan: &VersionScan,
+        range: &KeyRange,
+        from: &Next,
+        tier: Tier,
+    ) -> Result<Page<CellVersions>> {
+        let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
+            return Ok(Page { items: Vec::new(), next: from.clone() });
+        };
+        if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
+            return Ok(Page { items: Vec::new(), next: Next::End });
+        }
+        // A cell of which the tier reaches only a part would have to be taken back: scans of versions are long anyway.
+        debug_assert_eq!(tier, Tier::Disk, "scans of versions run on blocking threads");
+        page_of_versions(Cursor::new(self, table, &family, range, from, tier), scan)
+    }
+
+    /// A page of a scan of an atomic table.
+    pub(crate) fn atomic_page(
+        &self,
+        table: &TableRef,
+        scan: &AtomicScan,
+        range: &KeyRange,
+        from: &Next,
+        tier: Tier,
+    ) -> Result<Page<(Cell, Bytes)>> {
+        let Some(family) = self.family_for_scan(table, TableKind::Atomic, tier)? else {
+            return Ok(Page { items: Vec::new(), next: from.clone() });
+        };
+        if range.is_empty() {
+            return Ok(Page { items: Vec::new(), next: Next::End });
+        }
+        let cursor = Cursor::new(self, table, &family, range, from, tier);
+        page_of_atomic(cursor, scan.reverse, from)
+    }
+
+    /// The column family of a table, or nothing if a thread of the runtime would have to wait for it.
+    fn family_for_scan(&self, table: &TableRef, kind: TableKind, tier: Tier) -> Result<Option<Family<'_>>> {
+        self.catalog(tier).map(|catalog| self.family(&catalog, table, kind)).transpose()
+    }
+}
+
+fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
+    let mut items = Vec::new();
+    let mut decoder = Decoder::default();
+    // Nothing before it is of interest any more; the next page begins here.
+    let mut reached = from.clone();
+    let mut cell_key = Vec::new();
+    loop {
+        let Some(key) = cursor.key() else {
+            let next = if let Stop::End = cursor.stop()? { Next::End } else { reached };
+            return Ok(Page { items, next });
+        };
+        if cursor.page_is_full() {
+            return Ok(Page { items, next: Next::At(key.to_vec()) });
+        }
+        let (split, newest_ts) = split_version(cursor.table, key)?;
+        let cell = decoder.cell(cursor.table, key, &split)?;
+        cell_key.clear();
+        cell_key.extend_from_slice(split.cell);
+        if let Selected::No(target) = select_forward(&scan.columns, &cell) {
+            cursor.skip_to(&target);
+            reached = Next::At(target);
+            continue;
+        }
+        reached = Next::At(cell_key.clone());
+        let mut ts = Some(newest_ts);
+        if newest_ts >= scan.read_before {
+            let mut target = cell_key.clone();
+            keys::push_timestamp(&mut target, scan.read_before.previous());
+            cursor.skip_to(&target);
+            ts = cursor.timestamp_within(&cell_key)?;
+        }
+        let Some(ts) = ts else { continue };
+        let value = Value { ts, bytes: cursor.value() };
+        cursor.count(cell_key.len() + value.bytes.len());
+        items.push((cell, value));
+        let target = keys::behind(cell_key.clone());
+        cursor.skip_to(&target);
+        reached = Next::At(target);
+    }
+}
+
+fn page_backward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
+    let mut items = Vec::new();
+    let mut decoder = Decoder::default();
+    // Nothing at or behind it is of interest any more; the next page ends here.
+    let mut reached = from.clone();
+    let mut cell_key = Vec::new();
+    loop {
+        let Some(key) = cursor.key() else {
+            let next = if let Stop::End = cursor.stop()? { Next::End } else { reached };
+            return Ok(Page { items, next });
+        };
+        if cursor.page_is_full() {
+            return Ok(Page { items, next: reached });
+        }
+        let (split, oldest_ts) = split_version(cursor.table, key)?;
+        let cell = decoder.cell(cursor.table, key, &split)?;
+        cell_key.clear();
+        cell_key.extend_from_slice(split.cell);
+        if let Selected::No(target) = select_backward(&scan.columns, &cell) {
+            cursor.skip_before(&target);
+            reached = Next::At(target);
+            continue;
+        }
+        if oldest_ts < scan.read_before {
+            match newest_from_oldest(&mut cursor, &cell_key, oldest_ts, scan.read_before)? {
+                Ok(value) => {
+                    cursor.count(cell_key.len() + value.bytes.len());
+                    items.push((cell, value));
+                }
+                // The cell is read again by the next page.
+                Err(FellShort) => return Ok(Page { items, next: reached }),
+            }
+        }
+        cursor.skip_before(&cell_key);
+        reached = Next::At(cell_key.clone());
+    }
+}
+
+struct FellShort;
+
+/// With the cursor on the oldest version of a cell: the newest below `read_before`. Leaves the cursor in the cell or
+/// before it.
+fn newest_from_oldest(
+    cursor: &mut Cursor<'_>,
+    cell_key: &[u8],
+    oldest_ts: Timestamp,
+    read_before: Timestamp,
+) -> Result<std::result::Result<Value, FellShort>> {
+    let mut newest = Value { ts: oldest_ts, bytes: cursor.value() };
+    for _ in 0..NEAR {
+        cursor.back();
+        if cursor.key().is_none()
+            && let Stop::FellShort = cursor.stop()?
+        {
+            return Ok(Err(FellShort));
+        }
+        match cursor.timestamp_within(cell_key)? {
+            Some(ts) if ts < read_before => newest = Value { ts, bytes: cursor.value() },
+            _ => return Ok(Ok(newest)),
+        }
+    }
+    let mut target = cell_key.to_vec();
+    keys::push_timestamp(&mut target, read_before.previous());
+    cursor.iterator.seek(&target);
+    match cursor.timestamp_within(cell_key)? {
+        Some(ts) => Ok(Ok(Value { ts, bytes: cursor.value() })),
+        None => match cursor.stop()? {
+            Stop::FellShort => Ok(Err(FellShort)),
+            Stop::End => Err(lost_version(cursor.table, cell_key)),
+        },
+    }
+}
+
+/// An iterator sees one state of the table, so what it showed once is still there.
+fn lost_version(table: &TableRef, cell_key: &[u8]) -> KvsError {
+    let reason = format!("a version of cell {} was seen and not found again", cell_key.escape_ascii());
+    KvsError::corrupt(format!("table '{table}'"), reason)
+}
+
+fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<CellVersions>> {
+    let mut items = Vec::new();
+    let mut decoder = Decoder::default();
+    let mut cell_key = Vec::new();
+    loop {
+        let Some(key) = cursor.key() else {
+            cursor.stop()?;
+            return Ok(Page { items, next: Next::End });
+        };
+        if cursor.page_is_full() {
+            return Ok(Page { items, next: Next::At(key.to_vec()) });
+        }
+        let (split, newest_ts) = split_version(cursor.table, key)?;
+        cell_key.clear();
+        cell_key.extend_from_slice(split.cell);
+        let cell = decoder.cell(cursor.table, key, &split)?;
+        if newest_ts >= scan.read_before {
+            let mut target = cell_key.clone();
+            keys::push_timestamp(&mut target, scan.read_before.previous());
+            cursor.skip_to(&target);
+        }
+        let versions = versions_here(cursor.table, &mut cursor.iterator, &cell_key)?;
+        cursor.steps_left = cursor.steps_left.saturating_sub(versions.len());
+        if !versions.is_empty() {
+            cursor.count(cell_key.len() + versions.len() * size_of::<atlas_kvs::Version>());
+            items.push(CellVersions { cell, versions });
+        }
+    }
+}
+
+fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<Page<(Cell, Bytes)>> {
+    let mut items = Vec::new();
+    let mut decoder = Decoder::default();
+    let mut reached = from.clone();
+    loop {
+        let Some(key) = cursor.key() else {
+            let next = if let Stop::End = cursor.stop()? { Next::End } else { reached };
+            return Ok(Page { items, next });
+        };
+        if cursor.page_is_full() {
+            return Ok(Page { items, next: reached });
+        }
+        let split = SplitKey::new(key)
+            .and_then(|split| split.expect_bare().map(|()| split))
+            .map_err(|_| corrupt_key(cursor.table, key))?;
+        let cell = decoder.cell(cursor.table, key, &split)?;
+        let (before, len) = (split.cell.to_vec(), key.len());
+        let value = cursor.value();
+        cursor.count(len + value.len());
+        items.push((cell, value));
+        reached = Next::At(if reverse { before } else { keys::behind(before) });
+        if reverse { cursor.back() } else { cursor.forward() }
+    }
+}

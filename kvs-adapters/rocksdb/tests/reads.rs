@@ -1,0 +1,242 @@
+//! Reads: from memory and from disk, across prefixes, and of damaged data.
+
+mod common;
+
+use atlas_kvs::{
+    AtomicScan, Cell, CellBound, ColumnSelection, KeyValueService, KvsError, RowRange, Scan, TableKind, Timestamp,
+    Value, VersionScan,
+};
+use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
+use bytes::Bytes;
+use common::{config, family_of, open, raw, table, ts, value, versioned};
+use futures::{StreamExt, TryStreamExt};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Moves everything that was written into table files.
+fn flush(dir: &std::path::Path, families: &[String]) {
+    let rocks = raw(dir);
+    for name in families {
+        rocks.flush_cf(&rocks.cf_handle(name).expect("the family exists")).expect("a flush");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_in_memory_is_read_from_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    let atomic = table("atomic");
+    store.create_table(&atomic, TableKind::Atomic, Bytes::new()).await.expect("a table");
+    let cells: Vec<_> = (0..1000u32).map(|n| Cell::copy_from(n.to_be_bytes(), "c")).collect();
+    let content = Bytes::from(vec![7; 200]);
+    let puts = cells.iter().map(|cell| (cell.clone(), content.clone())).collect();
+    store.put(vec![(data.clone(), puts)], ts(5)).await.expect("a put");
+    store.put_unless_exists(&atomic, &cells[0], content.clone()).await.expect("a put");
+    let families = [family_of_open(&store, "data"), family_of_open(&store, "atomic")];
+    let bounds: Vec<_> = cells.iter().take(100).map(|cell| CellBound::new(cell.clone(), Timestamp::MAX)).collect();
+    let found = |values: Vec<Option<Value>>| values.iter().filter(|v| v.as_ref() == Some(&value(5, &content))).count();
+
+    // In the memtable: no thread but ours is needed.
+    assert_eq!(found(store.get(&data, &bounds).await.expect("a read")), 100);
+    assert_eq!(store.get_atomic(&atomic, &cells[..2]).await.expect("a read"), [Some(content.clone()), None]);
+    assert_eq!((store.read_statistics().without_io, store.read_statistics().with_io), (102, 0));
+    store.close().await.expect("the store closes");
+    flush(dir.path(), &families);
+
+    // On disk: RocksDB says that it would have to read, and a blocking thread does.
+    let store = open(dir.path()).await;
+    assert_eq!(found(store.get(&data, &bounds).await.expect("a read")), 100);
+    let cold = store.read_statistics();
+    assert!(cold.with_io > 0, "{cold:?}");
+    // In the block cache now.
+    assert_eq!(found(store.get(&data, &bounds).await.expect("a read")), 100);
+    let warm = store.read_statistics();
+    assert_eq!((warm.without_io - cold.without_io, warm.with_io), (100, cold.with_io));
+    assert_eq!(store.get_atomic(&atomic, &cells[..2]).await.expect("a read"), [Some(content.clone()), None]);
+    assert!(store.read_statistics().with_io > warm.with_io);
+
+    // A scan that begins in memory and goes on on disk misses nothing. The reopened store has a cold cache.
+    store.reopen().await.expect("the store reopens");
+    assert_eq!(common::scan(&store, &data).await.len(), 1000);
+    let reverse = Scan { page_size: 7, ..Scan::new(RowRange::all(), Timestamp::MAX).reversed() };
+    store.reopen().await.expect("the store reopens");
+    assert_eq!(store.scan(&data, reverse).count().await, 1000);
+}
+
+fn family_of_open(store: &RocksStore, name: &str) -> String {
+    family_of(store.data_dir(), &table(name))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_and_deletions_cross_prefixes_in_memory_and_on_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let small = RocksConfig { write_buffer_bytes: 1 << 20, ..config(dir.path()) };
+    let store = RocksStore::open(small).await.expect("the store opens");
+    let data = versioned(&store, "data").await;
+    let rows: [&[u8]; 8] = [b"", b"\0", b"\0\xff", b"a", b"a\0", b"a\x01", b"b", b"\xff"];
+    let mut model: BTreeMap<Cell, BTreeMap<u64, Bytes>> = BTreeMap::new();
+    let mut seed = 7u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 33) % below
+    };
+    for round in 0..12u64 {
+        let mut writes = Vec::new();
+        for _ in 0..60 {
+            let cell = Cell::copy_from(rows[random(8) as usize], rows[random(8) as usize]);
+            let number = 1 + random(40);
+            // One value for one place, whatever the round.
+            let content = Bytes::from(format!("{cell:?}@{number}"));
+            model.entry(cell.clone()).or_default().insert(number, content.clone());
+            writes.push((cell, Value { ts: ts(number), bytes: content }));
+        }
+        store.put_versions(&data, writes).await.expect("a put");
+        if round % 4 == 3 {
+            let (start, end) = (rows[random(8) as usize], rows[random(8) as usize]);
+            let gone = RowRange { start: Bytes::from_static(start), end: Some(Bytes::from_static(end)) };
+            store.delete_rows(&data, &gone).await.expect("a deletion");
+            model.retain(|cell, _| !gone.contains(&cell.row));
+        }
+        // Half of the rounds end up in table files, so that a cell has versions in several of them.
+        if round % 2 == 0 {
+            store.close().await.expect("the store closes");
+            flush(dir.path(), &[family_of(dir.path(), &data)]);
+            let reopened = open(dir.path()).await;
+            check(&reopened, &model).await;
+            reopened.close().await.expect("the store closes");
+            return_to(&store, dir.path(), &mut model, round).await;
+            break;
+        }
+    }
+}
+
+/// The rest of the rounds on a store that was flushed once, reopening where it stands.
+async fn return_to(
+    closed: &RocksStore,
+    dir: &std::path::Path,
+    model: &mut BTreeMap<Cell, BTreeMap<u64, Bytes>>,
+    from: u64,
+) {
+    assert!(matches!(closed.tables().await, Err(KvsError::Closed)));
+    let data = table("data");
+    for round in from..12 {
+        let store = open(dir).await;
+        let cell = Cell::copy_from(round.to_be_bytes(), "late");
+        let content = Bytes::from(format!("{round}"));
+        model.entry(cell.clone()).or_default().insert(1 + round, content.clone());
+        store.put_versions(&data, vec![(cell, Value { ts: ts(1 + round), bytes: content })]).await.expect("a put");
+        if round % 3 == 0 {
+            let gone = RowRange::prefix(Bytes::from_static(b"a"));
+            store.delete_rows(&data, &gone).await.expect("a deletion");
+            model.retain(|cell, _| !gone.contains(&cell.row));
+        }
+        check(&store, model).await;
+        store.close().await.expect("the store closes");
+        flush(dir, &[family_of(dir, &data)]);
+        let store = open(dir).await;
+        check(&store, model).await;
+        store.close().await.expect("the store closes");
+    }
+}
+
+/// Compares gets, scans in both directions and scans of versions with the model.
+async fn check(store: &RocksStore, model: &BTreeMap<Cell, BTreeMap<u64, Bytes>>) {
+    let data = table("data");
+    let selections = [
+        ColumnSelection::All,
+        ColumnSelection::Exactly(BTreeSet::from([Bytes::from_static(b"a"), Bytes::from_static(b"\xff")])),
+        ColumnSelection::Range { start: Bytes::from_static(b"\0\xff"), end: Some(Bytes::from_static(b"a\x01")) },
+    ];
+    for read_before in [1, 3, 20, 41] {
+        let newest = |versions: &BTreeMap<u64, Bytes>| {
+            versions.range(..read_before).next_back().map(|(number, bytes)| value(*number, bytes))
+        };
+        let bounds: Vec<_> = model.keys().map(|cell| CellBound::new(cell.clone(), ts(read_before))).collect();
+        let expected: Vec<_> = model.values().map(newest).collect();
+        assert_eq!(store.get(&data, &bounds).await.expect("a read"), expected);
+        for columns in &selections {
+            let mut expected: Vec<_> = model
+                .iter()
+                .filter(|(cell, _)| columns.contains(&cell.column))
+                .filter_map(|(cell, versions)| Some((cell.clone(), newest(versions)?)))
+                .collect();
+            for page_size in [1, 3, 1000] {
+                let scan = Scan { page_size, ..Scan::new(RowRange::all(), ts(read_before)).columns(columns.clone()) };
+                let forward: Vec<_> = store.scan(&data, scan.clone()).try_collect().await.expect("a scan");
+                assert_eq!(forward, expected, "{columns:?}");
+                let mut backward: Vec<_> = store.scan(&data, scan.reversed()).try_collect().await.expect("a scan");
+                backward.reverse();
+                assert_eq!(backward, expected, "{columns:?}");
+            }
+            expected.clear();
+        }
+        let versions: Vec<_> = store
+            .scan_versions(&data, VersionScan { page_size: 2, ..VersionScan::new(RowRange::all(), ts(read_before)) })
+            .try_collect()
+            .await
+            .expect("a scan");
+        let numbers =
+            |versions: &BTreeMap<u64, Bytes>| versions.range(..read_before).map(|(n, _)| *n).collect::<Vec<_>>();
+        let expected: Vec<_> = model
+            .iter()
+            .map(|(cell, versions)| (cell.clone(), numbers(versions)))
+            .filter(|(_, numbers)| !numbers.is_empty())
+            .collect();
+        let found: Vec<_> = versions
+            .into_iter()
+            .map(|item| (item.cell, item.versions.iter().map(|version| version.ts.get()).collect::<Vec<_>>()))
+            .collect();
+        assert_eq!(found, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_key_is_told_with_table_and_key() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    store.put_versions(&data, vec![(Cell::copy_from("a", "c"), value(1, "x"))]).await.expect("a put");
+    store.close().await.expect("the store closes");
+    {
+        let rocks = raw(dir.path());
+        let name = family_of(dir.path(), &data);
+        let family = rocks.cf_handle(&name).expect("the family exists");
+        rocks.put_cf(&family, b"bad\x00\x07", b"").expect("a put");
+    }
+    let store = open(dir.path()).await;
+    for reverse in [false, true] {
+        let scan = Scan { reverse, ..Scan::new(RowRange::all(), Timestamp::MAX) };
+        let error = store.scan(&data, scan).try_collect::<Vec<_>>().await.expect_err("the key is damaged");
+        let text = error.to_string();
+        assert!(matches!(error, KvsError::Corrupt { .. }), "{text}");
+        assert!(text.contains("table 'data'") && text.contains("6261640007"), "{text}");
+    }
+    let scan = VersionScan::new(RowRange::all(), Timestamp::MAX);
+    assert!(store.scan_versions(&data, scan).try_collect::<Vec<_>>().await.is_err());
+    assert_eq!(common::get(&store, &data, "a", "c").await.as_deref(), Some("x"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_stretches_without_a_visible_cell_end_pages_and_not_scans() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    let atomic = table("atomic");
+    store.create_table(&atomic, TableKind::Atomic, Bytes::new()).await.expect("a table");
+    let invisible = (0..3000u32).map(|n| (Cell::copy_from(n.to_be_bytes(), ""), value(9, ""))).collect();
+    store.put_versions(&data, invisible).await.expect("a put");
+    let last = Cell::copy_from(5000u32.to_be_bytes(), "");
+    store.put_versions(&data, vec![(last.clone(), value(3, "seen"))]).await.expect("a put");
+    for reverse in [false, true] {
+        let scan = Scan { reverse, ..Scan::new(RowRange::all(), ts(9)) };
+        let found: Vec<_> = store.scan(&data, scan).try_collect().await.expect("a scan");
+        assert_eq!(found, [(last.clone(), value(3, "seen"))]);
+    }
+    // Pages end by bytes too.
+    for n in 0..12u32 {
+        let cell = Cell::copy_from(n.to_be_bytes(), "");
+        store.put_unless_exists(&atomic, &cell, vec![1; 1 << 20].into()).await.expect("a put");
+    }
+    assert_eq!(store.scan_atomic(&atomic, AtomicScan::new(RowRange::all())).count().await, 12);
+    assert_eq!(store.scan_atomic(&atomic, AtomicScan::new(RowRange::all()).reversed()).count().await, 12);
+}

@@ -1,0 +1,530 @@
+//! Takes a live backup.
+//!
+//! Transactions go on meanwhile; only deletions wait. The order of the steps is the whole proof, so each says why it
+//! stands where it stands. Whatever ends a backup early (an error, a caller who goes away, a panic) releases the lock
+//! and removes what was copied. Only a killed process leaves something: a directory without a manifest, which lists
+//! show as incomplete, and a lock that nobody renews.
+
+use super::files::{self, Jobs, PartialDir, io};
+use super::lock::{BackupLock, BackupLockGuard};
+use super::manifest::{
+    BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, MANIFEST_FILE, MANIFEST_VERSION, Manifest,
+    ManifestFile, Timings, Totals,
+};
+use super::repository::{COMPLETE, Repository, check_id, new_id};
+use super::timestamp_file::format_timestamp_line;
+use crate::ops::{BackupInfo, BackupRequest, ProgressSink};
+use crate::schema::{MetaRecord, Replaced};
+use crate::{Error, Result};
+use async_trait::async_trait;
+use atlas_kvs::{KeyValueService, NativeSnapshot, Timestamp};
+use futures::FutureExt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Directories of this prefix in the store's staging root belong to backups.
+const STAGING_PREFIX: &str = "backup-staging-";
+
+/// Room left over on the repository's file system beyond the estimate: a tenth of it and this many bytes, for the
+/// files that grow between the estimate and the snapshot.
+const SPACE_MARGIN: u64 = 4 << 20;
+
+/// An open store, as far as a backup needs it.
+#[async_trait]
+pub trait BackupSource: Send + Sync + 'static {
+    /// The store below.
+    fn kvs(&self) -> Arc<dyn KeyValueService>;
+
+    /// The namespace of the store.
+    fn namespace(&self) -> String;
+
+    /// The identity of the store.
+    fn store_id(&self) -> Uuid;
+
+    /// The directory the store lives in, if it lives in one. The repository must lie outside.
+    fn data_dir(&self) -> Option<PathBuf>;
+
+    /// A timestamp above all issued before the call.
+    async fn fresh_timestamp(&self) -> Result<Timestamp>;
+
+    /// Returns when every commit below `up_to` is applied and no other can be any more. Cancel safe.
+    async fn settle(&self, up_to: Timestamp) -> Result<()>;
+
+    /// The backup lock of the store: the one that its deletions pass.
+    fn backup_lock(&self) -> BackupLock;
+
+    /// How long the lock outlives its last renewal.
+    fn lock_lease(&self) -> Duration;
+}
+
+/// The steps of a backup, in their order. Fail points have their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BackupStep {
+    /// Look for everything that would make the backup fail later.
+    Preflight,
+    /// Make the backup's directory: from here on its name is used.
+    Reserve,
+    /// Acquire the backup lock.
+    Lock,
+    /// Draw the backup timestamp.
+    BackupTimestamp,
+    /// Wait until every commit below it is applied.
+    Settle,
+    /// Let the store make its snapshot.
+    Snapshot,
+    /// Draw the fast-forward timestamp.
+    FastForwardTimestamp,
+    /// Copy the snapshot into the repository.
+    Copy,
+    /// Copy one file of it.
+    CopyFile,
+    /// Make sure that the lock is still ours.
+    CheckLock,
+    /// Write the manifest.
+    Manifest,
+    /// Give the manifest its name: from here on the backup is complete.
+    ManifestRename,
+    /// Remember the backup in the store.
+    Remember,
+    /// Release the lock.
+    Release,
+    /// Remove the snapshot.
+    RemoveStaging,
+}
+
+impl BackupStep {
+    /// Every step, in order.
+    pub const ALL: [BackupStep; 15] = [
+        BackupStep::Preflight,
+        BackupStep::Reserve,
+        BackupStep::Lock,
+        BackupStep::BackupTimestamp,
+        BackupStep::Settle,
+        BackupStep::Snapshot,
+        BackupStep::FastForwardTimestamp,
+        BackupStep::Copy,
+        BackupStep::CopyFile,
+        BackupStep::CheckLock,
+        BackupStep::Manifest,
+        BackupStep::ManifestRename,
+        BackupStep::Remember,
+        BackupStep::Release,
+        BackupStep::RemoveStaging,
+    ];
+
+    /// The fail point reached right before the step.
+    pub fn fail_point(self) -> &'static str {
+        match self {
+            BackupStep::Preflight => "backup::preflight",
+            BackupStep::Reserve => "backup::reserve",
+            BackupStep::Lock => "backup::lock",
+            BackupStep::BackupTimestamp => "backup::backup_timestamp",
+            BackupStep::Settle => "backup::settle",
+            BackupStep::Snapshot => "backup::snapshot",
+            BackupStep::FastForwardTimestamp => "backup::fast_forward_timestamp",
+            BackupStep::Copy => "backup::copy",
+            BackupStep::CopyFile => "backup::copy_file",
+            BackupStep::CheckLock => "backup::check_lock",
+            BackupStep::Manifest => "backup::manifest",
+            BackupStep::ManifestRename => "backup::manifest_rename",
+            BackupStep::Remember => "backup::remember",
+            BackupStep::Release => "backup::release",
+            BackupStep::RemoveStaging => "backup::remove_staging",
+        }
+    }
+
+    /// The name as progress tells it.
+    pub fn name(self) -> &'static str {
+        self.fail_point().strip_prefix("backup::").expect("every fail point starts so")
+    }
+}
+
+/// Reaches a fail point. In a program built without them this does nothing.
+fn reached(step: BackupStep) -> Result<()> {
+    tracing::trace!(step = step.name(), "backup");
+    fail::fail_point!(step.fail_point(), |_| Err(Error::Io {
+        what: format!("fail point {}", step.fail_point()),
+        source: std::io::Error::other("as the test wished"),
+    }));
+    Ok(())
+}
+
+/// The record of the last backup taken from a store.
+pub fn last_backup(kvs: Arc<dyn KeyValueService>) -> MetaRecord<BackupInfo> {
+    MetaRecord::new(kvs, "last-backup")
+}
+
+/// Takes a backup. Progress is told in bytes while files are copied, and step by step otherwise.
+///
+/// # Errors
+/// Before anything is written: [`Error::Usage`] for a name that can't be one, [`Error::AlreadyExists`] for one that
+/// is used, [`Error::Refused`] for a repository without space, inside the store's directory or around it, and for a
+/// store that has no snapshots. [`Error::BackupLockHeld`] while another backup runs. [`Error::BackupVoid`] if the
+/// backup lock was lost meanwhile. [`Error::Io`] for a full disk and the like. After any error, nothing of the backup
+/// is left.
+///
+/// Dropping the future ends the backup: the lock is released and what was copied is removed, in a task of its own.
+/// A program that is about to exit uses [`create_until`] instead, to see the end of that.
+pub async fn create(
+    source: Arc<dyn BackupSource>,
+    request: BackupRequest,
+    progress: ProgressSink,
+) -> Result<BackupInfo> {
+    create_until(source, request, progress, CancellationToken::new()).await
+}
+
+/// As [`create`], until `cancel` is cancelled: then it tidies up and answers [`Error::Interrupted`]. A backup that is
+/// complete by then is finished instead.
+///
+/// # Errors
+/// As [`create`], and [`Error::Interrupted`].
+pub async fn create_until(
+    source: Arc<dyn BackupSource>,
+    request: BackupRequest,
+    progress: ProgressSink,
+    cancel: CancellationToken,
+) -> Result<BackupInfo> {
+    let cancel = cancel.child_token();
+    // A task of its own, so that what must be undone is undone even if nobody waits for the answer any more.
+    let _when_dropped = cancel.clone().drop_guard();
+    let attempt = Attempt { source, jobs: Jobs::new(&cancel, progress), lock: None, target: None, staging: None };
+    match tokio::spawn(attempt.run(request)).await {
+        Ok(answer) => answer,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is shutting down.
+        Err(_) => Err(Error::Interrupted),
+    }
+}
+
+/// A backup under way, with everything that has to be undone if it fails.
+struct Attempt {
+    source: Arc<dyn BackupSource>,
+    // Before the directories: fields are dropped in this order, and the copies must end before what they write into
+    // is removed.
+    jobs: Jobs,
+    staging: Option<PartialDir>,
+    target: Option<PartialDir>,
+    lock: Option<BackupLockGuard>,
+}
+
+/// What is known about a backup before it begins.
+struct Plan {
+    repository: Repository,
+    id: String,
+    reason: String,
+    started: jiff::Timestamp,
+    clock: Instant,
+}
+
+impl Attempt {
+    async fn run(mut self, request: BackupRequest) -> Result<BackupInfo> {
+        let answer = AssertUnwindSafe(self.take(request)).catch_unwind().await;
+        self.undo().await;
+        answer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    async fn take(&mut self, request: BackupRequest) -> Result<BackupInfo> {
+        let kvs = self.source.kvs();
+        let native = kvs.native_snapshot().ok_or_else(|| no_snapshots(kvs.as_ref()))?;
+        let mut timings = Timings::default();
+
+        // First, because it costs nothing: what can be known to fail must not stop a single deletion.
+        self.begin(BackupStep::Preflight)?;
+        let plan = self.preflight(native, request).await?;
+        self.begin(BackupStep::Reserve)?;
+        self.reserve(&plan).await?;
+
+        // Before the timestamp: from the moment there is a state to restore, nothing of it may be removed.
+        self.begin(BackupStep::Lock)?;
+        let clock = Instant::now();
+        let lock_id = self.acquire(&plan.reason).await?;
+        timings.lock_ms = millis(clock);
+        self.remove_left_over_staging(native.staging_root()).await?;
+
+        self.begin(BackupStep::BackupTimestamp)?;
+        let backup_ts = self.source.fresh_timestamp().await?;
+        self.write_timestamp(BACKUP_TIMESTAMP_FILE, backup_ts).await?;
+
+        // Before the snapshot: a commit below `backup_ts` that were applied after it would be missing in the copy.
+        self.begin(BackupStep::Settle)?;
+        let clock = Instant::now();
+        self.unless_cancelled(self.source.settle(backup_ts)).await?;
+        timings.settle_ms = millis(clock);
+
+        self.begin(BackupStep::Snapshot)?;
+        let clock = Instant::now();
+        let staging = native.staging_root().join(format!("{STAGING_PREFIX}{}", Uuid::new_v4()));
+        let staging = self.staging.insert(PartialDir::new(staging)).path().to_owned();
+        // Not interrupted: it only links files, and a snapshot that went on behind our back would never be removed.
+        native.snapshot_into(&staging).await?;
+        timings.snapshot_ms = millis(clock);
+
+        // After the snapshot: above every number in it, which is what makes it safe to go on from there. It need not
+        // wait for the copy, because nothing changes in the snapshot any more.
+        self.begin(BackupStep::FastForwardTimestamp)?;
+        let fast_forward_ts = self.source.fresh_timestamp().await?;
+        self.write_timestamp(FAST_FORWARD_TIMESTAMP_FILE, fast_forward_ts).await?;
+
+        self.begin(BackupStep::Copy)?;
+        let clock = Instant::now();
+        let mut files = self.copy(&staging).await?;
+        files.push(timestamp_entry(BACKUP_TIMESTAMP_FILE, backup_ts));
+        files.push(timestamp_entry(FAST_FORWARD_TIMESTAMP_FILE, fast_forward_ts));
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        timings.copy_ms = millis(clock);
+
+        // After everything the lock protects, and before anything claims to be a backup: if somebody cleared the lock
+        // before the snapshot was made, a deletion may have removed what `backup_ts` needs.
+        self.begin(BackupStep::CheckLock)?;
+        self.lock.as_ref().expect("it was acquired").check().await?;
+
+        // Last: a directory without a manifest is no backup, whatever else is in it.
+        self.begin(BackupStep::Manifest)?;
+        timings.total_ms = millis(plan.clock);
+        let manifest = Manifest {
+            version: MANIFEST_VERSION,
+            id: plan.id,
+            state: COMPLETE.to_owned(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            store: kvs.capabilities().store.to_owned(),
+            namespace: self.source.namespace(),
+            store_id: self.source.store_id(),
+            backup_ts,
+            fast_forward_ts,
+            started: rfc3339(plan.started),
+            finished: rfc3339(jiff::Timestamp::now()),
+            timings,
+            lock_id,
+            totals: Totals::of(&files).ok_or_else(|| Error::corrupt("the snapshot", "its size is no number"))?,
+            files,
+        };
+        self.write_manifest(&manifest).await?;
+
+        // From here on the backup is complete and stays, whatever happens; what follows can be done by hand.
+        let info = manifest.info();
+        reached(BackupStep::Remember)?;
+        if let Err(error) = remember(Arc::clone(&kvs), &info).await {
+            tracing::warn!(backup = info.id, %error, "the store does not know of its last backup");
+        }
+        // After the manifest, though the snapshot needs it no longer: until then there is something to be void, and
+        // the lock is what keeps a second backup away.
+        reached(BackupStep::Release)?;
+        self.release().await;
+        // Without the lock: it is invisible to everybody else, and the next backup would remove it.
+        reached(BackupStep::RemoveStaging)?;
+        Ok(info)
+    }
+
+    /// Before a step: the fail point, and the last moment to stop.
+    fn begin(&self, step: BackupStep) -> Result<()> {
+        reached(step)?;
+        self.jobs.announce(step.name());
+        if self.jobs.is_cancelled() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    async fn unless_cancelled<T>(&self, waiting: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            () = self.jobs.cancelled() => Err(Error::Interrupted),
+            answer = waiting => answer,
+        }
+    }
+
+    async fn preflight(&self, native: &dyn NativeSnapshot, request: BackupRequest) -> Result<Plan> {
+        let (clock, started) = (Instant::now(), jiff::Timestamp::now());
+        let id = request.name.unwrap_or_else(|| new_id(started));
+        check_id(&id)?;
+        let estimate = native.estimated_bytes().await?;
+        let needed = estimate.saturating_add(estimate / 10).saturating_add(SPACE_MARGIN);
+        let (root, data_dir) = (request.repository, self.source.data_dir());
+        let (used, repository) = self
+            .jobs
+            .run({
+                let id = id.clone();
+                move || {
+                    if let Some(data_dir) = data_dir {
+                        check_apart(&root, &data_dir)?;
+                    }
+                    files::check_space(&root, needed)?;
+                    let repository = Repository::open_or_create(&root)?;
+                    Ok((repository.directory(&id).exists(), repository))
+                }
+            })
+            .await?;
+        if used {
+            return Err(name_used(&id, &repository));
+        }
+        let reason = request.reason.unwrap_or_else(|| format!("backup {id}"));
+        Ok(Plan { repository, id, reason, started, clock })
+    }
+
+    /// Makes the backup's directory. The system lets one caller win, so a name is never used twice.
+    async fn reserve(&mut self, plan: &Plan) -> Result<()> {
+        let directory = plan.repository.directory(&plan.id);
+        let made = directory.clone();
+        match self.jobs.run(move || files::make_dir(&made)).await {
+            Ok(()) => {
+                self.target = Some(PartialDir::new(directory));
+                Ok(())
+            }
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                Err(name_used(&plan.id, &plan.repository))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn acquire(&mut self, reason: &str) -> Result<Uuid> {
+        let (lock, lease) = (self.source.backup_lock(), self.source.lock_lease());
+        // A deletion under way may take its time, and nobody has to wait for it: what is dropped is taken back.
+        let guard = self.unless_cancelled(lock.acquire_renewed(reason, lease)).await?;
+        let lock_id = guard.record().lock_id;
+        self.lock = Some(guard);
+        Ok(lock_id)
+    }
+
+    /// Removes snapshots of backups that were killed. We hold the lock, so no other backup is under way.
+    async fn remove_left_over_staging(&self, root: &Path) -> Result<()> {
+        let root = root.to_owned();
+        self.jobs
+            .run(move || {
+                if !root.exists() {
+                    return files::make_dirs(&root);
+                }
+                for entry in files::read_dir(&root)? {
+                    if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
+                        tracing::info!(path = %entry.path().display(), "removing the snapshot of a killed backup");
+                        std::fs::remove_dir_all(entry.path()).map_err(io("removing", &entry.path()))?;
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn write_timestamp(&self, name: &str, ts: Timestamp) -> Result<()> {
+        let path = self.target_dir().join(name);
+        self.jobs.run(move || files::write_new(&path, format_timestamp_line(ts).as_bytes())).await
+    }
+
+    async fn copy(&self, staging: &Path) -> Result<Vec<ManifestFile>> {
+        let target = self.target_dir().join(FILES_DIRECTORY);
+        let found = self
+            .jobs
+            .run({
+                let (staging, target) = (staging.to_owned(), target.clone());
+                move || {
+                    files::make_dir(&target)?;
+                    let found = files::list(&staging)?;
+                    for parent in found.iter().filter_map(|file| Path::new(&file.path).parent()) {
+                        files::make_dirs(&target.join(parent))?;
+                    }
+                    Ok(found)
+                }
+            })
+            .await?;
+        let meter = self.jobs.meter(BackupStep::Copy.name(), found.iter().map(|file| file.size).sum());
+        let (staging, to) = (staging.to_owned(), target.clone());
+        let copied = self.jobs.run_each(found, move |file| {
+            reached(BackupStep::CopyFile)?;
+            let (size, checksum) = files::copy(&staging.join(&file.path), &to.join(&file.path), false, &meter)?;
+            let path = format!("{FILES_DIRECTORY}/{}", file.path);
+            Ok(ManifestFile { path, size, blake3: checksum.to_hex().to_string() })
+        });
+        let copied = copied.await?;
+        self.jobs.run(move || files::sync_tree(&target)).await?;
+        Ok(copied)
+    }
+
+    async fn write_manifest(&mut self, manifest: &Manifest) -> Result<()> {
+        let directory = self.target_dir().to_owned();
+        let content = manifest.encode();
+        let write = move || {
+            // The timestamp files and the directory of files have names that must be there before the manifest's.
+            files::sync_dir(&directory)?;
+            files::replace(&directory.join(MANIFEST_FILE), &content, || reached(BackupStep::ManifestRename))
+        };
+        self.jobs.run(write).await?;
+        self.target.as_mut().expect("it was reserved").keep();
+        Ok(())
+    }
+
+    async fn release(&mut self) {
+        if let Some(lock) = self.lock.take()
+            && let Err(error) = lock.release().await
+        {
+            tracing::warn!(%error, "the backup lock was not released; `atlas backup-lock --release` clears it");
+        }
+    }
+
+    /// Undoes what is not finished; after a success only the snapshot.
+    async fn undo(mut self) {
+        // First the copies: they write into what is removed next.
+        self.jobs.end().await;
+        let directories = (self.target.take(), self.staging.take());
+        // Not `jobs`, which take no work any more. Nothing is lost if the runtime drops it: the directories are
+        // removed where they are dropped.
+        let _ = tokio::task::spawn_blocking(move || drop(directories)).await;
+        // Last, so that nobody who waits for the lock finds our left-overs.
+        self.release().await;
+    }
+
+    fn target_dir(&self) -> &Path {
+        self.target.as_ref().expect("it was reserved").path()
+    }
+}
+
+/// Writes the record of the last backup. One that another backup wrote meanwhile is replaced: it was earlier.
+async fn remember(kvs: Arc<dyn KeyValueService>, info: &BackupInfo) -> Result<()> {
+    let record = last_backup(kvs);
+    let mut found = record.load().await?;
+    loop {
+        match record.replace(found.as_ref().map(|(_, bytes)| bytes), Some(info)).await? {
+            Replaced::Done(_) => return Ok(()),
+            Replaced::Other(other) => found = other,
+        }
+    }
+}
+
+fn timestamp_entry(path: &str, ts: Timestamp) -> ManifestFile {
+    let content = format_timestamp_line(ts);
+    let checksum = blake3::hash(content.as_bytes()).to_hex().to_string();
+    ManifestFile { path: path.to_owned(), size: content.len() as u64, blake3: checksum }
+}
+
+/// A repository inside the store would be lost with it, and might be taken for its data; a store inside the
+/// repository would be taken for a backup.
+fn check_apart(repository: &Path, data_dir: &Path) -> Result<()> {
+    let (repository, data_dir) = (files::real_path(repository)?, files::real_path(data_dir)?);
+    if repository.starts_with(&data_dir) || data_dir.starts_with(&repository) {
+        return Err(Error::refused(
+            format!("the repository {} and the store's directory {} overlap", repository.display(), data_dir.display()),
+            "put backups on another disk, or at least into a directory of their own",
+        ));
+    }
+    Ok(())
+}
+
+fn no_snapshots(kvs: &dyn KeyValueService) -> Error {
+    Error::refused(
+        format!("a {} store has no snapshots, so no live backup can be taken of it", kvs.capabilities().store),
+        "take backups of stores that live on disk",
+    )
+}
+
+fn name_used(id: &str, repository: &Repository) -> Error {
+    Error::AlreadyExists { what: format!("backup '{id}' in {}", repository.root().display()) }
+}
+
+pub(super) fn rfc3339(time: jiff::Timestamp) -> String {
+    // Milliseconds are what a person can use.
+    time.round(jiff::Unit::Millisecond).unwrap_or(time).to_string()
+}
+
+pub(super) fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

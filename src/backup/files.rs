@@ -1,0 +1,406 @@
+//! Files as backups need them: private, synced, copied with a checksum, on threads that may block.
+//!
+//! Everything here is either plain blocking code or [`Jobs`], which runs such code on blocking threads and makes sure
+//! that it ends soon after its owner is gone.
+
+use crate::ops::{Progress, ProgressSink};
+use crate::{Error, Result};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How many files are read or written at a time. Two keep a disk busy; more would take memory and the disk's cache
+/// from the store that goes on working.
+const PARALLEL: usize = 2;
+
+/// How much of a file is in memory at a time, in bytes.
+const CHUNK: usize = 1 << 20;
+
+const FILE_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Turns an error of the system into ours, with what was being done on which path.
+pub(super) fn io(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let what = format!("{what} {}", path.display());
+    move |source| Error::io(what, source)
+}
+
+/// Makes a directory for its owner only, which must not exist, and makes its name durable.
+pub(super) fn make_dir(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path).map_err(io("making directory", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Makes a directory for its owner only and those above it, where they are missing; durable.
+pub(super) fn make_dirs(path: &Path) -> Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_dirs(parent)?;
+    }
+    match make_dir(path) {
+        // Somebody made it at the same moment.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_dir(path: &Path) -> Result<()> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(io("syncing directory", path))
+}
+
+/// Makes the names in a directory and in all directories below it durable.
+pub(super) fn sync_tree(root: &Path) -> Result<()> {
+    for entry in read_dir(root)? {
+        if entry.file_type().map_err(io("reading the type of", &entry.path()))?.is_dir() {
+            sync_tree(&entry.path())?;
+        }
+    }
+    sync_dir(root)
+}
+
+/// Writes a file for its owner only, which must not exist. Its content is durable; its name is not yet.
+pub(super) fn write_new(path: &Path, content: &[u8]) -> Result<()> {
+    let mut file = create(path, false)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(io("writing", path))
+}
+
+/// Replaces a file as a whole: after a crash there is the old content or the new one. `before_rename` runs when the
+/// new content is durable under the temporary name.
+pub(super) fn replace(path: &Path, content: &[u8], before_rename: impl FnOnce() -> Result<()>) -> Result<()> {
+    let temporary = temporary_name(path);
+    let mut file = create(&temporary, true)?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(io("writing", &temporary))?;
+    before_rename()?;
+    std::fs::rename(&temporary, path).map_err(io("renaming a temporary file to", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// The name [`replace`] writes under first.
+pub(super) fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    PathBuf::from(name)
+}
+
+fn create(path: &Path, may_exist: bool) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(FILE_MODE);
+    if may_exist {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
+    options.open(path).map_err(io("creating", path))
+}
+
+/// Reads a file of at most `limit` bytes; `None` if there is none.
+///
+/// # Errors
+/// [`Error::Corrupt`] for a larger one: it can't be what it is taken for.
+pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io("opening", path)(error)),
+    };
+    let mut content = Vec::new();
+    file.take(limit + 1).read_to_end(&mut content).map_err(io("reading", path))?;
+    if content.len() as u64 > limit {
+        return Err(Error::corrupt(path.display().to_string(), format!("it has more than {limit} bytes")));
+    }
+    Ok(Some(content))
+}
+
+/// Entries of a directory, in no order.
+pub(super) fn read_dir(path: &Path) -> Result<Vec<std::fs::DirEntry>> {
+    std::fs::read_dir(path).and_then(Iterator::collect).map_err(io("reading directory", path))
+}
+
+/// A file below a directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Found {
+    /// Its path below the directory, with `/` between the parts.
+    pub(super) path: String,
+    /// Its length in bytes.
+    pub(super) size: u64,
+}
+
+/// All files below a directory, in the order of their paths.
+///
+/// # Errors
+/// [`Error::Corrupt`] for anything that is neither file nor directory, and for names that are not UTF-8.
+pub(super) fn list(root: &Path) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    list_below(root, "", &mut found)?;
+    found.sort();
+    Ok(found)
+}
+
+fn list_below(directory: &Path, prefix: &str, found: &mut Vec<Found>) -> Result<()> {
+    for entry in read_dir(directory)? {
+        let path = entry.path();
+        let name = entry.file_name();
+        let name = name.to_str().ok_or_else(|| Error::corrupt(path.display().to_string(), "the name is not UTF-8"))?;
+        let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+        // The entry itself, not what a symbolic link leads to: a backup holds data, not ways to data.
+        let metadata = entry.metadata().map_err(io("reading the size of", &path))?;
+        if metadata.is_dir() {
+            list_below(&path, &relative, found)?;
+        } else if metadata.is_file() {
+            found.push(Found { path: relative, size: metadata.len() });
+        } else {
+            return Err(Error::corrupt(path.display().to_string(), "it is neither a file nor a directory"));
+        }
+    }
+    Ok(())
+}
+
+/// Length and checksum of a file.
+pub(super) fn hash(path: &Path, meter: &Meter) -> Result<(u64, blake3::Hash)> {
+    let mut file = File::open(path).map_err(io("opening", path))?;
+    hash_open(&mut file, path, meter)
+}
+
+fn hash_open(file: &mut File, path: &Path, meter: &Meter) -> Result<(u64, blake3::Hash)> {
+    each_chunk(file, path, meter, |_| Ok(()))
+}
+
+/// Copies a file, durably, and tells the length and checksum of what was copied. `may_exist`: replaces a file that is
+/// there. Shares the blocks where the file system can, which is as independent of the source as a copy.
+pub(super) fn copy(from: &Path, to: &Path, may_exist: bool, meter: &Meter) -> Result<(u64, blake3::Hash)> {
+    let mut source = File::open(from).map_err(io("opening", from))?;
+    let mut target = create(to, may_exist)?;
+    let copied = match rustix::fs::ioctl_ficlone(&target, &source) {
+        // The checksum is taken from the copy: what lies there is what has to be right.
+        Ok(()) => hash(to, meter)?,
+        // Another file system, or one that can't share blocks.
+        Err(_) => each_chunk(&mut source, from, meter, |chunk| target.write_all(chunk).map_err(io("writing", to)))?,
+    };
+    target.sync_all().map_err(io("syncing", to))?;
+    Ok(copied)
+}
+
+fn each_chunk(
+    file: &mut File,
+    path: &Path,
+    meter: &Meter,
+    mut each: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<(u64, blake3::Hash)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut size = 0;
+    loop {
+        let len = match file.read(&mut buffer) {
+            Ok(0) => return Ok((size, hasher.finalize())),
+            Ok(len) => len,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(io("reading", path)(error)),
+        };
+        hasher.update(&buffer[..len]);
+        each(&buffer[..len])?;
+        size += len as u64;
+        meter.add(len as u64)?;
+    }
+}
+
+/// Bytes free for us on the file system of a path, which must exist.
+pub(super) fn free_bytes(path: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(path).map_err(|error| io("asking for free space at", path)(error.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Refuses to begin what would not fit: `needed` bytes at `path`, which need not exist yet.
+pub(super) fn check_space(path: &Path, needed: u64) -> Result<()> {
+    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    let free = free_bytes(existing)?;
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Error::refused(
+        format!("{} has {free} bytes free, and {needed} are needed", path.display()),
+        "free some space there, or choose another place; nothing was written",
+    ))
+}
+
+/// A path without symbolic links and `..`, whose last parts need not exist yet.
+pub(super) fn real_path(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(io("resolving", path))?;
+    for ancestor in absolute.ancestors() {
+        match ancestor.canonicalize() {
+            Ok(real) => {
+                let rest = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
+                return Ok(real.join(rest));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => (),
+            Err(error) => return Err(io("resolving", path)(error)),
+        }
+    }
+    Ok(absolute)
+}
+
+/// Counts what is done, tells it, and ends the work when nobody wants it any more.
+pub(super) struct Meter {
+    progress: ProgressSink,
+    step: &'static str,
+    done: AtomicU64,
+    total: u64,
+    cancel: CancellationToken,
+}
+
+impl Meter {
+    /// # Errors
+    /// [`Error::Interrupted`] when the work was cancelled.
+    fn add(&self, bytes: u64) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::Interrupted);
+        }
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (self.progress)(Progress {
+            step: self.step.to_owned(),
+            done,
+            total: Some(self.total),
+            unit: "bytes".to_owned(),
+        });
+        Ok(())
+    }
+}
+
+/// Work on blocking threads. Dropping it ends the work at the next chunk of a file.
+pub(super) struct Jobs {
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+    progress: ProgressSink,
+}
+
+impl Jobs {
+    /// Work that also ends when `parent` is cancelled.
+    pub(super) fn new(parent: &CancellationToken, progress: ProgressSink) -> Jobs {
+        Jobs { tracker: TaskTracker::new(), cancel: parent.child_token(), progress }
+    }
+
+    /// Work that ends with its owner only.
+    pub(super) fn owned(progress: ProgressSink) -> Jobs {
+        Jobs::new(&CancellationToken::new(), progress)
+    }
+
+    /// True when nobody wants the work any more.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// Returns when the work is cancelled.
+    pub(super) async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Tells that a step has begun.
+    pub(super) fn announce(&self, step: &'static str) {
+        (self.progress)(Progress { step: step.to_owned(), done: 0, total: None, unit: "steps".to_owned() });
+    }
+
+    /// A meter of `total` bytes for these jobs.
+    pub(super) fn meter(&self, step: &'static str, total: u64) -> Arc<Meter> {
+        Arc::new(Meter {
+            progress: Arc::clone(&self.progress),
+            step,
+            done: AtomicU64::new(0),
+            total,
+            cancel: self.cancel.clone(),
+        })
+    }
+
+    /// Runs one thing on a blocking thread.
+    pub(super) async fn run<R: Send + 'static>(&self, work: impl FnOnce() -> Result<R> + Send + 'static) -> Result<R> {
+        joined(self.tracker.spawn_blocking(work).await)
+    }
+
+    /// Runs the same for each of a list, a few at a time; answers in no order. Stops at the first error.
+    pub(super) async fn run_each<T, R>(
+        &self,
+        list: Vec<T>,
+        work: impl Fn(T) -> Result<R> + Clone + Send + 'static,
+    ) -> Result<Vec<R>>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
+        stream::iter(list)
+            .map(|item| {
+                let work = work.clone();
+                let running = self.tracker.spawn_blocking(move || work(item));
+                async { joined(running.await) }
+            })
+            .buffer_unordered(PARALLEL)
+            .try_collect()
+            .await
+    }
+
+    /// Cancels what still runs and waits for its end.
+    pub(super) async fn end(&self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+fn joined<R>(answer: std::result::Result<Result<R>, tokio::task::JoinError>) -> Result<R> {
+    match answer {
+        Ok(answer) => answer,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is shutting down.
+        Err(_) => Err(Error::Interrupted),
+    }
+}
+
+/// Removes a directory with all in it when dropped, unless it is kept.
+#[derive(Debug)]
+pub(super) struct PartialDir {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl PartialDir {
+    /// Takes over a directory that may not exist yet.
+    pub(super) fn new(path: PathBuf) -> PartialDir {
+        PartialDir { path, keep: false }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// It is whole now and stays.
+    pub(super) fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for PartialDir {
+    fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        match std::fs::remove_dir_all(&self.path) {
+            Ok(()) => (),
+            Err(error) if error.kind() == ErrorKind::NotFound => (),
+            Err(error) => tracing::warn!(path = %self.path.display(), %error, "an unfinished directory remains"),
+        }
+    }
+}

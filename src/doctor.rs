@@ -1,0 +1,194 @@
+//! Looks for everything that should not be so.
+//!
+//! The quick checks take a moment; `all` adds the deep one, which reads every commit entry, every version and every
+//! sweep entry of the store.
+
+use crate::Atlas;
+use crate::ops::{DoctorFinding, FindingLevel, Operations};
+use crate::schema::{TRANSACTIONS_TABLE, TableSpec};
+use crate::transaction::entry::{CleanedWindows, Entry, transactions_table};
+use crate::transaction::{check_version, sweep_queue};
+use crate::{Error, Result, backup};
+use atlas_kvs::{AtomicScan, Availability, RowRange, Scan, TableKind, TableRef, Timestamp, VersionScan};
+use futures::StreamExt;
+
+/// A backup lock that belongs to nobody's process and is held for longer is worth a look.
+const LOCK_HELD_LONG_SECS: i64 = 24 * 3600;
+const BACKUP_OLD_SECS: i64 = 7 * 24 * 3600;
+
+/// Names of the checks, the quick ones first.
+pub(crate) const CHECKS: [&str; 6] = ["store", "timestamps", "restore", "backup-lock", "backup", "data"];
+/// The deep check, done only when it or `all` is asked for.
+const DEEP: &str = "data";
+
+/// Runs the checks named; none named: the quick ones; `all`: every one.
+pub(crate) async fn examine(atlas: &Atlas, checks: &[String]) -> Result<Vec<DoctorFinding>> {
+    if let Some(unknown) = checks.iter().find(|name| *name != "all" && !CHECKS.contains(&name.as_str())) {
+        return Err(Error::Usage(format!("there is no check '{unknown}'; there are all, {}", CHECKS.join(", "))));
+    }
+    let wanted =
+        |name: &str| checks.iter().any(|check| check == name || check == "all") || (checks.is_empty() && name != DEEP);
+    let mut findings = Vec::new();
+    for name in CHECKS.into_iter().filter(|name| wanted(name)) {
+        let found = match name {
+            "store" => store(atlas).await,
+            "timestamps" => timestamps(atlas).await,
+            "restore" => restore(atlas).await,
+            "backup-lock" => backup_lock(atlas).await,
+            "backup" => last_backup(atlas).await,
+            _ => data(atlas).await,
+        };
+        findings.extend(found.unwrap_or_else(|error| {
+            let hint = error.hint().or_else(|| Some("restore the latest backup: `atlas backup list`".to_owned()));
+            vec![finding(name, FindingLevel::Fail, error.to_string(), hint)]
+        }));
+    }
+    Ok(findings)
+}
+
+fn finding(check: &str, level: FindingLevel, message: String, hint: Option<String>) -> DoctorFinding {
+    DoctorFinding { check: check.to_owned(), level, message, hint }
+}
+
+fn fine(check: &str, message: impl Into<String>) -> Result<Vec<DoctorFinding>> {
+    Ok(vec![finding(check, FindingLevel::Ok, message.into(), None)])
+}
+
+async fn store(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    let (level, message) = match atlas.store_below().availability().await {
+        Availability::All => (FindingLevel::Ok, "the store answers".to_owned()),
+        Availability::Quorum(reason) => (FindingLevel::Warn, format!("the store answers in part: {reason}")),
+        Availability::NoQuorum(reason) => (FindingLevel::Fail, format!("the store does not answer: {reason}")),
+        Availability::Terminal(reason) => (FindingLevel::Fail, format!("the store can't be used: {reason}")),
+    };
+    Ok(vec![finding("store", level, message, None)])
+}
+
+async fn timestamps(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    let oracle = atlas.transactions().oracle();
+    let (issued, bound) = (oracle.last_issued(), oracle.bound());
+    let newest = AtomicScan { page_size: 1, ..AtomicScan::new(RowRange::all()).reversed() };
+    if let Some(entry) = atlas.store_below().scan_atomic(&transactions_table(), newest).next().await {
+        let start_ts = Entry::start_ts_of(&entry?.0)?;
+        if start_ts > issued {
+            return Err(Error::corrupt(
+                "the timestamp oracle",
+                format!("transaction {start_ts} is newer than the last timestamp issued, {issued}"),
+            ));
+        }
+    }
+    let lag = issued.get().saturating_sub(atlas.immutable_timestamp().await?.get());
+    fine("timestamps", format!("issued up to {issued}, bound {bound}, oldest snapshot {lag} behind"))
+}
+
+async fn restore(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    let windows = CleanedWindows::load(atlas.store_below().clone()).await?;
+    match windows.open_window() {
+        Some(window) => Ok(vec![finding(
+            "restore",
+            FindingLevel::Fail,
+            format!("a restore to timestamp {} was not finished", window.from),
+            Some("atlas timestamp fast-forward --file fast-forward.timestamp".to_owned()),
+        )]),
+        None => fine("restore", format!("no restore under way, {} in the past", windows.windows.len())),
+    }
+}
+
+async fn backup_lock(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    let Some(record) = atlas.backup_lock_status().await? else { return fine("backup-lock", "free") };
+    let age = seconds_since(&record.since);
+    let held = format!("held by {} since {}: {}", record.holder, record.since, record.reason);
+    if record.renewal.is_none() && age.is_some_and(|age| age > LOCK_HELD_LONG_SECS) {
+        let hint = Some("if no backup needs it any more: `atlas backup-lock --release`".to_owned());
+        return Ok(vec![finding("backup-lock", FindingLevel::Warn, held, hint)]);
+    }
+    fine("backup-lock", held)
+}
+
+async fn last_backup(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    let hint = Some("atlas backup create".to_owned());
+    match backup::create::last_backup(atlas.store_below().clone()).load().await? {
+        None => Ok(vec![finding("backup", FindingLevel::Warn, "no backup was ever taken".to_owned(), hint)]),
+        Some((info, _)) if seconds_since(&info.started).is_some_and(|age| age > BACKUP_OLD_SECS) => {
+            let message = format!("the last backup, {}, is from {}", info.id, info.started);
+            Ok(vec![finding("backup", FindingLevel::Warn, message, hint)])
+        }
+        Some((info, _)) => fine("backup", format!("the last backup, {}, is from {}", info.id, info.started)),
+    }
+}
+
+fn seconds_since(time: &str) -> Option<i64> {
+    let time = time.parse::<jiff::Timestamp>().ok()?;
+    Some(jiff::Timestamp::now().as_second() - time.as_second())
+}
+
+/// Reads everything and checks that it can be read, and that no number in it is one that was never issued.
+async fn data(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    let kvs = atlas.store_below();
+    let mut findings = Vec::new();
+    let mut entries = 0u64;
+    let mut all = kvs.scan_atomic(&transactions_table(), AtomicScan::new(RowRange::all()));
+    while let Some(found) = all.next().await {
+        let (cell, bytes) = found?;
+        let start_ts = Entry::start_ts_of(&cell)?;
+        let newest = match Entry::decode(start_ts, &bytes)? {
+            Entry::Committed(commit_ts) => commit_ts,
+            Entry::RolledBack => start_ts,
+        };
+        check_issued(atlas, newest, TRANSACTIONS_TABLE)?;
+        entries += 1;
+    }
+    findings.extend(fine("data", format!("{entries} commit entries can be read"))?);
+    for description in kvs.tables().await? {
+        if description.kind != TableKind::Versioned {
+            continue;
+        }
+        let table = &description.table;
+        let message = if table.is_internal() {
+            format!("{} entries of {table} can be read", sweep_entries(atlas, table).await?)
+        } else {
+            TableSpec::from_description(&description)?;
+            format!("{} versions of {table} can be read", versions(atlas, table).await?)
+        };
+        findings.extend(fine("data", message)?);
+    }
+    Ok(findings)
+}
+
+async fn versions(atlas: &Atlas, table: &TableRef) -> Result<u64> {
+    let mut count = 0;
+    let mut cells = atlas.store_below().scan_versions(table, VersionScan::new(RowRange::all(), Timestamp::MAX));
+    while let Some(found) = cells.next().await {
+        let found = found?;
+        for version in &found.versions {
+            check_issued(atlas, version.ts, table.name())?;
+            check_version(table, &found.cell, version)?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+async fn sweep_entries(atlas: &Atlas, table: &TableRef) -> Result<u64> {
+    let mut count = 0;
+    let mut entries = atlas.store_below().scan(table, Scan::new(RowRange::all(), Timestamp::MAX));
+    while let Some(found) = entries.next().await {
+        let (cell, value) = found?;
+        let (start_ts, _) = sweep_queue::decode(&cell, &value.bytes)?;
+        check_issued(atlas, start_ts, table.name())?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn check_issued(atlas: &Atlas, ts: Timestamp, place: &str) -> Result<()> {
+    // Read again each time: others commit while we look.
+    let issued = atlas.transactions().oracle().last_issued();
+    if ts > issued {
+        return Err(Error::corrupt(
+            format!("table '{place}'"),
+            format!("it holds timestamp {ts}, the last one issued is {issued}"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Opens the store that a configuration names: the only place that knows which stores there are.
+
+use crate::backup::{DirectoryTarget, StoreOpener, refuse_if_restoring};
+use crate::config::{AtlasConfig, KvsConfig};
+use crate::{Error, Result};
+use atlas_kvs::{Durability, KeyValueService};
+use atlas_kvs_memory::MemoryStore;
+use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
+use futures::FutureExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Files of a data directory that tell who owns it and nothing about its content.
+const OWNER_FILES: [&str; 3] = ["owner", "atlas.sock", "atlas.sock.path"];
+
+/// An open store, with what is known about the place it lives in.
+#[derive(Debug)]
+pub(crate) struct OpenedStore {
+    pub(crate) kvs: Arc<dyn KeyValueService>,
+    /// Where it is, for people; no secrets.
+    pub(crate) location: String,
+    /// The directory it lives in, if it lives in one.
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) durability: Durability,
+}
+
+/// The directory of the configured store, if it lives in one.
+pub(crate) fn data_dir(config: &KvsConfig) -> Option<&Path> {
+    match config {
+        KvsConfig::Rocksdb { data_dir, .. } => Some(data_dir),
+        KvsConfig::Memory {} => None,
+    }
+}
+
+/// Opens the configured store, or makes it.
+///
+/// # Errors
+/// [`Error::StoreInUse`] if another process owns it for longer than `wait_for_owner`, [`Error::Refused`] while it is
+/// being restored, and those of the store.
+pub(crate) async fn open(config: &KvsConfig, wait_for_owner: Duration) -> Result<OpenedStore> {
+    match config {
+        KvsConfig::Rocksdb { data_dir, sync, .. } => {
+            refuse_if_restoring(data_dir)?;
+            let store = RocksStore::open(rocks_config(config, data_dir, wait_for_owner)).await?;
+            // Once more as its owner: a restore may have begun before we had the lock.
+            refuse_if_restoring(data_dir)?;
+            Ok(OpenedStore {
+                kvs: Arc::new(store),
+                location: data_dir.display().to_string(),
+                data_dir: Some(data_dir.clone()),
+                durability: if *sync { Durability::Synced } else { Durability::Relaxed },
+            })
+        }
+        KvsConfig::Memory {} => Ok(OpenedStore {
+            kvs: Arc::new(MemoryStore::new()),
+            location: "memory".to_owned(),
+            data_dir: None,
+            durability: Durability::Synced,
+        }),
+    }
+}
+
+/// Where a backup is restored to if `config` is the configuration of the store to fill.
+///
+/// # Errors
+/// [`Error::Refused`] for a store that can't be restored into.
+pub(crate) fn restore_target(config: &AtlasConfig) -> Result<DirectoryTarget> {
+    match &config.key_value_service {
+        KvsConfig::Rocksdb { data_dir, .. } => {
+            let owner_files = OWNER_FILES.map(str::to_owned).to_vec();
+            let opener = opener(config.key_value_service.clone());
+            Ok(DirectoryTarget::new(data_dir, "rocksdb", owner_files, opener).in_namespace(&config.namespace))
+        }
+        KvsConfig::Memory {} => Err(Error::refused(
+            "a store in memory can't be restored into: it would be gone with this process",
+            "name a configuration with `type: rocksdb`",
+        )),
+    }
+}
+
+/// Opens the configured kind of store in whatever directory it is asked to.
+pub(crate) fn opener(config: KvsConfig) -> StoreOpener {
+    Arc::new(move |directory: PathBuf| {
+        let config = rocks_config(&config, &directory, Duration::ZERO);
+        async move {
+            let store: Arc<dyn KeyValueService> = Arc::new(RocksStore::open(config).await?);
+            Ok(store)
+        }
+        .boxed()
+    })
+}
+
+fn rocks_config(config: &KvsConfig, data_dir: &Path, wait_for_owner: Duration) -> RocksConfig {
+    let usual = RocksConfig { wait_for_owner, ..RocksConfig::new(data_dir) };
+    match config {
+        KvsConfig::Rocksdb { block_cache, sync, .. } => {
+            RocksConfig { block_cache_bytes: block_cache.len(), sync: *sync, ..usual }
+        }
+        KvsConfig::Memory {} => usual,
+    }
+}

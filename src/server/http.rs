@@ -1,0 +1,135 @@
+//! Health, status and metrics over HTTP, for people and for Prometheus.
+
+use super::services::Api;
+use crate::ops::StoreStatus;
+use crate::{Error, Result};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// How long the store may take to answer before it counts as not there.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) fn router(api: Api) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .with_state(api)
+}
+
+/// Ready means: the store answers, and new work is taken.
+async fn ready(State(api): State<Api>) -> Response {
+    if api.transactions.is_draining() {
+        return unavailable(&super::services::shutting_down());
+    }
+    match in_time(api.operations.backup_lock_status()).await {
+        Ok(_) => "ready\n".into_response(),
+        Err(error) => unavailable(&error),
+    }
+}
+
+async fn status(State(api): State<Api>) -> Response {
+    match in_time(api.operations.status()).await {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => unavailable(&error),
+    }
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    match in_time(api.operations.status()).await {
+        Ok(status) => {
+            let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+            ([content_type], metrics_text(&status, api.transactions.open_count())).into_response()
+        }
+        Err(error) => unavailable(&error),
+    }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(STORE_TIMEOUT, answer).await.unwrap_or_else(|_| {
+        let reason = format!("no answer within {} s", STORE_TIMEOUT.as_secs());
+        Err(Error::Unavailable { what: "the store".to_owned(), reason })
+    })
+}
+
+fn unavailable(error: &Error) -> Response {
+    let body = serde_json::json!({ "code": error.code(), "message": error.to_string(), "hint": error.hint() });
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
+}
+
+/// The status in the text format of Prometheus.
+fn metrics_text(status: &StoreStatus, held: usize) -> String {
+    let mut text = MetricsText(String::new());
+    text.family("atlas_info", "gauge", "What is running; always 1.");
+    let labels = [("namespace", &status.namespace), ("store", &status.store), ("version", &status.version)]
+        .map(|(name, value)| (name, value.as_str()));
+    text.sample("atlas_info", &labels, 1);
+    let plain = [
+        ("atlas_uptime_seconds", "gauge", "Since the store was opened.", status.uptime_ms / 1000),
+        ("atlas_open_transactions", "gauge", "Open transactions.", status.open_transactions),
+        ("atlas_server_transactions", "gauge", "Open transactions of clients of the server.", held as u64),
+        ("atlas_last_timestamp", "counter", "Last timestamp issued.", status.last_timestamp.get()),
+        ("atlas_timestamp_bound", "counter", "Persisted upper bound of timestamps.", status.timestamp_bound.get()),
+        ("atlas_immutable_timestamp", "gauge", "No transaction below this is open.", status.immutable_ts.get()),
+        ("atlas_timestamp_epoch", "counter", "Epoch of the timestamp oracle.", status.epoch),
+        ("atlas_backup_lock_held", "gauge", "1 while the backup lock is held.", status.backup_lock.is_some().into()),
+        ("atlas_tables", "gauge", "Tables of applications.", status.tables.len() as u64),
+    ];
+    for (name, kind, help, value) in plain {
+        text.family(name, kind, help);
+        text.sample(name, &[], value);
+    }
+    text.family("atlas_table_versions", "gauge", "Stored versions, estimated.");
+    for info in &status.tables {
+        text.sample("atlas_table_versions", &[("table", info.table.name())], info.versions);
+    }
+    text.family("atlas_table_bytes", "gauge", "Bytes, estimated.");
+    for info in &status.tables {
+        text.sample("atlas_table_bytes", &[("table", info.table.name())], info.bytes);
+    }
+    if let Some(backup) = &status.last_backup {
+        text.family("atlas_last_backup_bytes", "gauge", "Bytes of the last backup.");
+        text.sample("atlas_last_backup_bytes", &[], backup.bytes);
+        if let Ok(started) = backup.started.parse::<jiff::Timestamp>() {
+            text.family("atlas_last_backup_started_seconds", "gauge", "When the last backup was started, Unix time.");
+            text.sample("atlas_last_backup_started_seconds", &[], started.as_second());
+        }
+    }
+    text.0
+}
+
+struct MetricsText(String);
+
+impl MetricsText {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("a string takes everything");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        writeln!(self.0, "{name}{labels} {value}").expect("a string takes everything");
+    }
+}
+
+fn escaped(label: &str) -> String {
+    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_with_quotes_and_line_ends_stays_one_label() {
+        let mut text = MetricsText(String::new());
+        text.sample("atlas_info", &[("namespace", "a\"b\\c\nd")], 1);
+        assert_eq!(text.0, "atlas_info{namespace=\"a\\\"b\\\\c\\nd\"} 1\n");
+    }
+}

@@ -1,0 +1,265 @@
+//! Committing: the part that both modes share, and the way into the pipeline.
+
+use super::buffer::LocalWriteBuffer;
+use super::core::CommitPath;
+use super::handle::{Inner, PreCommitCondition};
+use super::pipeline::{self, Member, Payload, Pipeline, Verdict};
+use super::read::Rivals;
+use super::step::{CommitStep, reach};
+use super::sweep_queue;
+use super::value;
+use super::window::{ConflictKey, value_hash};
+use crate::schema::ConflictHandler;
+use crate::{Error, Result};
+use atlas_kvs::{Cell, TableRef, Timestamp};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How often a transaction is checked against the store because the window has moved past it.
+const RECHECKS_MAX: u32 = 20;
+/// How many bytes of a large transaction are put in one call.
+const PUT_AHEAD_BYTES: usize = 4 << 20;
+
+/// The commit of one transaction.
+pub(crate) struct CommitJob {
+    pub(crate) transaction: Arc<Inner>,
+    pub(crate) buffer: LocalWriteBuffer,
+    pub(crate) conditions: Vec<PreCommitCondition>,
+}
+
+/// Handlers of the tables a transaction writes to.
+pub(crate) type Handlers = BTreeMap<TableRef, ConflictHandler>;
+
+impl CommitJob {
+    /// Commits. Once anything was written or handed over, the rest happens even if the caller goes away.
+    pub(crate) async fn run(self) -> Result<Timestamp> {
+        let transaction = self.transaction.clone();
+        let mut handlers = Handlers::new();
+        for (table, writes) in self.buffer.tables() {
+            handlers.insert(table.clone(), transaction.spec(table).await?.conflict_handler);
+            transaction.core.check_constraints(table, writes)?;
+        }
+        reach(CommitStep::CheckConstraints);
+        match &transaction.core.path {
+            CommitPath::Pipeline(pipeline) if self.buffer.size() <= transaction.core.config.pipeline_size_max.len() => {
+                self.through_pipeline(pipeline, &handlers).await
+            }
+            // Several writes one after the other: a task of its own takes them to their end.
+            CommitPath::Pipeline(_) => detach(async move { self.put_ahead(&handlers).await }).await,
+            CommitPath::StepByStep(_) => detach(async move { self.step_by_step(handlers).await }).await,
+        }
+    }
+
+    async fn through_pipeline(self, pipeline: &Pipeline, handlers: &Handlers) -> Result<Timestamp> {
+        reach(CommitStep::Lock);
+        self.check_conditions()?;
+        let keys = self.conflict_keys(handlers).await?;
+        let mut checked_from = self.transaction.read_ts;
+        for _ in 0..RECHECKS_MAX {
+            checked_from = self.check_against_store(pipeline, &keys, checked_from).await?;
+            let payload = Payload::Batch {
+                data: pipeline::unstamped(&self.buffer),
+                queue: sweep_queue::entries(self.transaction.start_ts, &self.buffer),
+                size: self.buffer.size(),
+            };
+            match self.enter(pipeline, keys.clone(), payload, checked_from).await {
+                Entered::Done(outcome) => return outcome,
+                Entered::Again => (),
+            }
+        }
+        Err(self.overtaken())
+    }
+
+    /// A transaction too large for a shared batch: sweep entries and data first, then the pipeline with nothing but
+    /// the entry. All of its puts have returned before it enters, so they lie before the entry in the store's log.
+    async fn put_ahead(self, handlers: &Handlers) -> Result<Timestamp> {
+        let transaction = self.transaction.clone();
+        let CommitPath::Pipeline(pipeline) = &transaction.core.path else {
+            unreachable!("only the pipeline puts ahead");
+        };
+        reach(CommitStep::Lock);
+        self.check_conditions()?;
+        let keys = self.conflict_keys(handlers).await?;
+        let mut checked_from = transaction.read_ts;
+        if let Err(error) = self.put_queue_and_data(None).await {
+            // Some of it may be there. It must never be followed by a commit, and nobody need wonder about it later.
+            let _ = pipeline.roll_back(transaction.start_ts).await;
+            return Err(not_applied(error));
+        }
+        for _ in 0..RECHECKS_MAX {
+            checked_from = match self.check_against_store(pipeline, &keys, checked_from).await {
+                Ok(checked_from) => checked_from,
+                Err(error) => {
+                    let _ = pipeline.roll_back(transaction.start_ts).await;
+                    return Err(error);
+                }
+            };
+            match self.enter(pipeline, keys.clone(), Payload::PutAhead, checked_from).await {
+                Entered::Done(Err(error)) if !matches!(error, Error::UnknownOutcome { .. }) => {
+                    let _ = pipeline.roll_back(transaction.start_ts).await;
+                    return Err(error);
+                }
+                Entered::Done(outcome) => return outcome,
+                Entered::Again => (),
+            }
+        }
+        let _ = pipeline.roll_back(transaction.start_ts).await;
+        Err(self.overtaken())
+    }
+
+    /// Steps 4 and 5, in bounded pieces: sweep entries before the data they speak of.
+    pub(super) async fn put_queue_and_data(&self, commit_ts: Option<Timestamp>) -> Result<()> {
+        let start_ts = self.transaction.start_ts;
+        let kvs = &self.transaction.core.kvs;
+        reach(CommitStep::EnqueueForSweep);
+        let queue = sweep_queue::entries(start_ts, &self.buffer);
+        kvs.put(vec![(sweep_queue::sweep_queue_table(), queue)], start_ts).await?;
+        let mut piece: Vec<(TableRef, Vec<(Cell, Bytes)>)> = Vec::new();
+        let mut bytes = 0;
+        for (table, writes) in self.buffer.tables() {
+            piece.push((table.clone(), Vec::new()));
+            for (cell, content) in writes {
+                let version = value::encode(content.as_deref(), commit_ts);
+                bytes += cell.row.len() + cell.column.len() + version.len();
+                piece.last_mut().expect("a table was just pushed").1.push((cell.clone(), version));
+                if bytes >= PUT_AHEAD_BYTES {
+                    reach(CommitStep::PutData);
+                    kvs.put(std::mem::replace(&mut piece, vec![(table.clone(), Vec::new())]), start_ts).await?;
+                    bytes = 0;
+                }
+            }
+        }
+        reach(CommitStep::PutData);
+        kvs.put(piece, start_ts).await?;
+        Ok(())
+    }
+
+    async fn enter(
+        &self,
+        pipeline: &Pipeline,
+        keys: Vec<ConflictKey>,
+        payload: Payload,
+        checked_from: Timestamp,
+    ) -> Entered {
+        let transaction = &self.transaction;
+        let attempt = transaction.attempt();
+        let member = Member {
+            start_ts: transaction.start_ts,
+            checked_from,
+            work_id: attempt.work_id,
+            losses: attempt.losses,
+            keys,
+            payload,
+            _registration: transaction.registration.clone(),
+        };
+        let (start_ts, read_ts) = (transaction.start_ts, transaction.read_ts);
+        Entered::Done(match pipeline.commit(member).await {
+            Verdict::Committed(commit_ts) => Ok(commit_ts),
+            Verdict::Conflict { table, cell, committed_at } => {
+                Err(Error::Conflict { table, cell, committed_at, read_ts })
+            }
+            Verdict::TooOldForWindow => return Entered::Again,
+            Verdict::HasEntry => Err(Error::RolledBack { start_ts }),
+            Verdict::Failed(error) => Err(error),
+            Verdict::Unknown(reason) => Err(Error::UnknownOutcome { start_ts, reason }),
+        })
+    }
+
+    /// Checks commits that the leader's window has forgotten. Answers from where on the leader has to check.
+    async fn check_against_store(
+        &self,
+        pipeline: &Pipeline,
+        keys: &[ConflictKey],
+        checked_from: Timestamp,
+    ) -> Result<Timestamp> {
+        if checked_from >= pipeline.window_floor() {
+            return Ok(checked_from);
+        }
+        let core = &self.transaction.core;
+        // Read before the check: every commit at or below it is applied, so the check sees it.
+        let watermark = core.tracker.watermark();
+        let read_ts = self.transaction.read_ts;
+        let mut by_table: BTreeMap<&TableRef, Vec<&ConflictKey>> = BTreeMap::new();
+        for key in keys {
+            by_table.entry(&key.table).or_default().push(key);
+        }
+        for (table, keys) in by_table {
+            let cells: Vec<Cell> = keys.iter().map(|key| key.cell.clone()).collect();
+            let newest = core.newest_committed(table, &cells, Rivals::DecidedLater).await?;
+            for (key, newest) in keys.into_iter().zip(newest) {
+                if let Some((commit_ts, content)) = newest
+                    && commit_ts >= read_ts
+                    && !key.tolerates(Some(value_hash(content.as_deref())))
+                {
+                    let (table, cell) = (table.clone(), key.cell.clone());
+                    return Err(Error::Conflict { table, cell, committed_at: Some(commit_ts), read_ts });
+                }
+            }
+        }
+        Ok(watermark.next())
+    }
+
+    /// The cells to check, with what is needed to tell a touch from a change.
+    async fn conflict_keys(&self, handlers: &Handlers) -> Result<Vec<ConflictKey>> {
+        let mut keys = Vec::new();
+        for (table, writes) in self.buffer.tables() {
+            let handler = handlers[table];
+            if !handler.checks_write_conflicts() {
+                continue;
+            }
+            if !handler.compares_values() {
+                keys.extend(writes.keys().map(|cell| ConflictKey::new(table, cell)));
+                continue;
+            }
+            let cells: Vec<Cell> = writes.keys().cloned().collect();
+            let read = self.transaction.core.read_cells(table, cells, self.transaction.read_ts).await?;
+            keys.extend(writes.iter().zip(read).map(|((cell, written), read)| ConflictKey {
+                written: Some(value_hash(written.as_deref())),
+                touch: *written == read,
+                ..ConflictKey::new(table, cell)
+            }));
+        }
+        Ok(keys)
+    }
+
+    pub(super) fn check_conditions(&self) -> Result<()> {
+        self.transaction.check_time()?;
+        for condition in &self.conditions {
+            condition.check(self.transaction.start_ts)?;
+        }
+        reach(CommitStep::PreCommitConditions);
+        Ok(())
+    }
+
+    fn overtaken(&self) -> Error {
+        Error::Unavailable {
+            what: "the commit pipeline".to_owned(),
+            reason: format!("transaction {} was overtaken {RECHECKS_MAX} times", self.transaction.start_ts),
+        }
+    }
+}
+
+enum Entered {
+    Done(Result<Timestamp>),
+    Again,
+}
+
+/// A failed put of data that will never be committed is a failure, whatever part of it is there.
+pub(super) fn not_applied(error: Error) -> Error {
+    match error {
+        Error::Kvs(error) if error.is_indeterminate() => Error::Unavailable {
+            what: "the store".to_owned(),
+            reason: format!("the transaction was given up: {error}"),
+        },
+        error => error,
+    }
+}
+
+/// Runs a future to its end even if the caller stops waiting for it.
+async fn detach(work: impl Future<Output = Result<Timestamp>> + Send + 'static) -> Result<Timestamp> {
+    match tokio::spawn(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

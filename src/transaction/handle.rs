@@ -1,0 +1,339 @@
+//! A transaction as the application holds it.
+
+use super::buffer::{LocalWriteBuffer, size_of_write};
+use super::commit::CommitJob;
+use super::core::Core;
+use super::scan::{self, ScanJob};
+use super::tracker::Registration;
+use crate::ops::ScanOptions;
+use crate::schema::TableSpec;
+use crate::{Error, Result};
+use atlas_kvs::{Cell, ColumnSelection, RowRange, TableRef, Timestamp};
+use bytes::Bytes;
+use futures::stream::{BoxStream, TryStreamExt};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest row or column of a cell, in bytes.
+pub const NAME_LEN_MAX: usize = 1500;
+
+/// A transaction. Reads see one snapshot and the own writes; writes are buffered until [`commit`](Self::commit).
+///
+/// Clones are the same transaction. When the last one is dropped without a commit, it aborts, which costs nothing:
+/// nothing was written.
+#[derive(Clone, Debug)]
+#[must_use = "a transaction that is not committed does nothing"]
+pub struct Transaction {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) core: Arc<Core>,
+    pub(crate) start_ts: Timestamp,
+    pub(crate) read_ts: Timestamp,
+    pub(crate) registration: Arc<Registration>,
+    pub(crate) read_only: bool,
+    began: Instant,
+    timeout: Duration,
+    attempt: Attempt,
+    // Phase and buffer share a lock, so that a write either is part of the commit or is refused: none is lost between.
+    writes: Mutex<Writes>,
+}
+
+/// Which attempt of which piece of work a transaction is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    pub(crate) work_id: u64,
+    pub(crate) losses: u32,
+}
+
+#[derive(Debug)]
+struct Writes {
+    phase: Phase,
+    buffer: LocalWriteBuffer,
+    conditions: Vec<PreCommitCondition>,
+}
+
+/// Where a transaction is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Committing,
+    Aborted,
+}
+
+type Condition = dyn Fn(Timestamp) -> std::result::Result<(), String> + Send + Sync;
+
+/// A condition of the application that must hold for a transaction to commit; see
+/// [`Transaction::add_pre_commit_condition`].
+#[derive(Clone)]
+pub(crate) struct PreCommitCondition(Arc<Condition>);
+
+impl std::fmt::Debug for PreCommitCondition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PreCommitCondition")
+    }
+}
+
+impl PreCommitCondition {
+    pub(crate) fn check(&self, start_ts: Timestamp) -> Result<()> {
+        (self.0)(start_ts).map_err(|reason| Error::PreCommitCondition { start_ts, reason })
+    }
+}
+
+impl Transaction {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        begun: super::tracker::Begun,
+        read_only: bool,
+        timeout: Duration,
+        attempt: Attempt,
+    ) -> Transaction {
+        let super::tracker::Begun { start_ts, read_ts, registration } = begun;
+        let writes = Writes { phase: Phase::Open, buffer: LocalWriteBuffer::default(), conditions: Vec::new() };
+        Transaction {
+            inner: Arc::new(Inner {
+                core,
+                start_ts,
+                read_ts,
+                registration: Arc::new(registration),
+                read_only,
+                began: Instant::now(),
+                timeout,
+                attempt,
+                writes: Mutex::new(writes),
+            }),
+        }
+    }
+
+    /// The identity of the transaction, unique for all time.
+    pub fn start_ts(&self) -> Timestamp {
+        self.inner.start_ts
+    }
+
+    /// The snapshot: reads see what committed below this.
+    pub fn read_ts(&self) -> Timestamp {
+        self.inner.read_ts
+    }
+
+    /// The value of a cell, or nothing.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`] if the snapshot was swept, [`Error::TransactionClosed`] and [`Error::TimedOut`] as they say.
+    /// Cancel safe.
+    pub async fn get(&self, table: &TableRef, cell: &Cell) -> Result<Option<Bytes>> {
+        Ok(self.get_many(table, std::slice::from_ref(cell)).await?.pop().flatten())
+    }
+
+    /// The values of cells, in the order given; see [`get`](Self::get).
+    pub async fn get_many(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {
+        self.inner.core.schema.spec(table).await?;
+        let mut values = vec![None; cells.len()];
+        let mut places = Vec::with_capacity(cells.len());
+        let mut unwritten = Vec::with_capacity(cells.len());
+        {
+            let writes = self.inner.open_writes()?;
+            for (place, cell) in cells.iter().enumerate() {
+                match writes.buffer.get(table, cell) {
+                    Some(own) => values[place] = own,
+                    None => {
+                        places.push(place);
+                        unwritten.push(cell.clone());
+                    }
+                }
+            }
+        }
+        if !unwritten.is_empty() {
+            let found = self.inner.core.read_cells(table, unwritten, self.inner.read_ts).await?;
+            for (place, value) in places.into_iter().zip(found) {
+                values[place] = value;
+            }
+        }
+        self.inner.check_open()?;
+        Ok(values)
+    }
+
+    /// The selected columns of a row, in order; empty if the row has none.
+    pub async fn get_row(
+        &self,
+        table: &TableRef,
+        row: &[u8],
+        columns: ColumnSelection,
+    ) -> Result<BTreeMap<Bytes, Bytes>> {
+        let rows = RowRange::single(Bytes::copy_from_slice(row));
+        let options = ScanOptions { rows, columns, ..ScanOptions::default() };
+        let cells = self.scan(table, options).await?.map_ok(|(cell, value)| (cell.column, value));
+        cells.try_collect().await
+    }
+
+    /// The selected columns of rows. Rows without any are left out; duplicates collapse.
+    pub async fn get_rows(
+        &self,
+        table: &TableRef,
+        rows: &[Bytes],
+        columns: ColumnSelection,
+    ) -> Result<BTreeMap<Bytes, BTreeMap<Bytes, Bytes>>> {
+        let mut found = BTreeMap::new();
+        for row in rows {
+            let columns = self.get_row(table, row, columns.clone()).await?;
+            if !columns.is_empty() {
+                found.insert(row.clone(), columns);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Cells of a range of rows, or of a range of columns of one row, forward or in reverse, as a stream that fetches
+    /// page by page. Own writes made before the call are merged in; later ones may be missing.
+    ///
+    /// The stream yields an error and ends where [`get`](Self::get) would fail.
+    pub async fn scan(
+        &self,
+        table: &TableRef,
+        options: ScanOptions,
+    ) -> Result<BoxStream<'static, Result<(Cell, Bytes)>>> {
+        self.inner.core.schema.spec(table).await?;
+        let own = self.inner.open_writes()?.buffer.range(table, &options.rows, &options.columns);
+        Ok(scan::stream(ScanJob { transaction: self.inner.clone(), table: table.clone(), options, own }))
+    }
+
+    /// Buffers a value for a cell. Empty values are values.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] over a limit, [`Error::TransactionClosed`] after commit or abort has begun,
+    /// [`Error::ReadOnly`], [`Error::NotFound`] for a table that does not exist. Nothing was buffered then.
+    pub async fn put(&self, table: &TableRef, cell: Cell, value: impl Into<Bytes>) -> Result<()> {
+        self.write(table, cell, Some(value.into())).await
+    }
+
+    /// Buffers the deletion of a cell; see [`put`](Self::put).
+    pub async fn delete(&self, table: &TableRef, cell: Cell) -> Result<()> {
+        self.write(table, cell, None).await
+    }
+
+    async fn write(&self, table: &TableRef, cell: Cell, value: Option<Bytes>) -> Result<()> {
+        self.inner.core.schema.spec(table).await?;
+        self.inner.check_limits(&cell, &value)?;
+        let mut writes = self.inner.open_writes()?;
+        let size_max = self.inner.core.config.write_size_max.len();
+        let size = writes.buffer.size() + size_of_write(&cell, &value);
+        if size > size_max {
+            let what = format!("what transaction {} writes", self.inner.start_ts);
+            return Err(Error::TooLarge { what, len: size, limit: size_max });
+        }
+        writes.buffer.put(table, cell, value);
+        Ok(())
+    }
+
+    /// Adds a condition that must hold for the transaction to commit: it is given the start timestamp, and returns
+    /// nothing or the reason why not. Checked after the conflict checks that need no commit timestamp.
+    pub fn add_pre_commit_condition(
+        &self,
+        condition: impl Fn(Timestamp) -> std::result::Result<(), String> + Send + Sync + 'static,
+    ) -> Result<()> {
+        self.inner.open_writes()?.conditions.push(PreCommitCondition(Arc::new(condition)));
+        Ok(())
+    }
+
+    /// Commits. Answers the commit timestamp, or `None` if there was nothing to write.
+    ///
+    /// # Errors
+    /// After [`Error::UnknownOutcome`] the transaction may be committed; after every other error nothing of it is
+    /// visible, now or later. [`Error::is_retriable`] tells whether the same work may succeed when done anew.
+    ///
+    /// A future dropped in the middle leaves nothing half done: the commit is finished, or not begun.
+    pub async fn commit(&self) -> Result<Option<Timestamp>> {
+        let (buffer, conditions) = self.inner.start_commit()?;
+        if buffer.is_empty() {
+            for condition in &conditions {
+                condition.check(self.inner.start_ts)?;
+            }
+            return Ok(None);
+        }
+        CommitJob { transaction: self.inner.clone(), buffer, conditions }.run().await.map(Some)
+    }
+
+    /// Aborts: nothing was written, nothing will be. Later calls fail.
+    pub fn abort(&self) {
+        let mut writes = self.inner.writes.lock();
+        if writes.phase == Phase::Open {
+            writes.phase = Phase::Aborted;
+            writes.buffer = LocalWriteBuffer::default();
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn attempt(&self) -> Attempt {
+        self.attempt
+    }
+
+    /// Fails once the transaction takes no more reads and writes.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.open_writes().map(drop)
+    }
+
+    pub(crate) fn check_time(&self) -> Result<()> {
+        if self.began.elapsed() > self.timeout {
+            let limit_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+            return Err(Error::TimedOut { start_ts: self.start_ts, limit_ms });
+        }
+        Ok(())
+    }
+
+    fn open_writes(&self) -> Result<parking_lot::MutexGuard<'_, Writes>> {
+        let writes = self.writes.lock();
+        let state = match writes.phase {
+            Phase::Open => {
+                self.check_time()?;
+                return Ok(writes);
+            }
+            Phase::Committing => "committing or committed",
+            Phase::Aborted => "aborted",
+        };
+        Err(Error::TransactionClosed { start_ts: self.start_ts, state })
+    }
+
+    fn start_commit(&self) -> Result<(LocalWriteBuffer, Vec<PreCommitCondition>)> {
+        let mut writes = self.open_writes()?;
+        writes.phase = Phase::Committing;
+        Ok((std::mem::take(&mut writes.buffer), std::mem::take(&mut writes.conditions)))
+    }
+
+    fn check_limits(&self, cell: &Cell, value: &Option<Bytes>) -> Result<()> {
+        if self.read_only {
+            return Err(Error::ReadOnly { start_ts: self.start_ts });
+        }
+        let store = self.core.kvs.capabilities().limits;
+        let lengths = [
+            ("row", cell.row.len(), NAME_LEN_MAX.min(store.row_len_max)),
+            ("column", cell.column.len(), NAME_LEN_MAX.min(store.column_len_max)),
+            (
+                "value",
+                value.as_ref().map_or(0, Bytes::len),
+                self.core.config.value_size_max.len().min(store.value_len_max - super::value::HEADER_LEN_MAX),
+            ),
+        ];
+        for (what, len, limit) in lengths {
+            if len > limit {
+                return Err(Error::TooLarge { what: format!("the {what} of a cell"), len, limit });
+            }
+        }
+        if !store.empty_names && (cell.row.is_empty() || cell.column.is_empty()) {
+            return Err(Error::Usage(format!("this store ({}) has no empty rows and columns", self.store_name())));
+        }
+        Ok(())
+    }
+
+    fn store_name(&self) -> &'static str {
+        self.core.kvs.capabilities().store
+    }
+
+    /// The specification of a table this transaction writes to.
+    pub(crate) async fn spec(&self, table: &TableRef) -> Result<TableSpec> {
+        self.core.schema.spec(table).await
+    }
+}

@@ -1,0 +1,315 @@
+//! Opening a store for transactions, and beginning them.
+
+use super::constraint::Constraint;
+use super::core::{CommitPath, Core, SchemaCache};
+use super::entry::{CleanedWindows, Entry, transactions_table};
+use super::handle::{Attempt, Transaction};
+use super::pipeline::Pipeline;
+use super::step_by_step::StepByStep;
+use super::sweep_queue::sweep_queue_table;
+use super::table::TransactionTable;
+use super::tracker::{Begun, SnapshotTracker};
+use crate::config::{CommitModeChoice, TransactionConfig};
+use crate::lock::LockService;
+use crate::ops::BeginOptions;
+use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord};
+use crate::timestamp::{TimestampOracle, read_stored};
+use crate::{Error, Result};
+use atlas_kvs::{AtomicScan, Durability, KeyValueService, RowRange, TableKind, TableRef, Timestamp};
+use bytes::Bytes;
+use futures::stream::StreamExt;
+use parking_lot::RwLock;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How many of the newest entries are checked against the timestamp bound when a store is opened.
+const ENTRIES_CHECKED_AT_OPEN: usize = 1000;
+
+/// Begins transactions on one store; the only one to do so in this process.
+#[derive(Clone, Debug)]
+pub struct TransactionManager {
+    core: Arc<Core>,
+    locks: Arc<LockService>,
+    store: Arc<StoreRecord>,
+    work_ids: Arc<AtomicU64>,
+}
+
+/// How to open a store for transactions.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The namespace the store must belong to, or will.
+    pub namespace: String,
+    /// Limits and time-outs.
+    pub transactions: TransactionConfig,
+    /// Whether a commit waits until it would survive the loss of power.
+    pub durability: Durability,
+}
+
+impl TransactionManager {
+    /// Checks a store, takes over its timestamps, and makes it ready for transactions.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for another namespace, format, commit mode, or an unfinished restore;
+    /// [`Error::Corrupt`] if the store contradicts itself.
+    pub async fn open(kvs: Arc<dyn KeyValueService>, options: OpenOptions) -> Result<TransactionManager> {
+        let pipeline = uses_pipeline(kvs.as_ref(), options.transactions.commit_mode)?;
+        MetaRecord::<StoreRecord>::create_table(kvs.as_ref()).await?;
+        let store = open_store_record(kvs.clone(), &options.namespace, mode_name(pipeline)).await?;
+        kvs.create_table(&transactions_table(), TableKind::Atomic, Bytes::new()).await?;
+        kvs.create_table(&sweep_queue_table(), TableKind::Versioned, Bytes::new()).await?;
+        let windows = CleanedWindows::load(kvs.clone()).await?;
+        refuse_open_window(&windows)?;
+        check_bound(kvs.clone()).await?;
+        let oracle = Arc::new(TimestampOracle::open(kvs.clone()).await?);
+        // Everything that was issued before lies below the bound we start at, and nothing of it is on its way.
+        let tracker = SnapshotTracker::new(oracle.last_issued());
+        let entries = Arc::new(TransactionTable::new(kvs.clone(), windows));
+        let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
+        let config = options.transactions;
+        let path = if pipeline {
+            CommitPath::Pipeline(Pipeline::start(
+                kvs.clone(),
+                oracle.clone(),
+                tracker.clone(),
+                entries.clone(),
+                options.durability,
+                config.group_size_max.len(),
+            ))
+        } else {
+            let (entries, oracle) = (entries.clone(), oracle.clone());
+            CommitPath::StepByStep(StepByStep::new(locks.clone(), entries, oracle, config.lock_timeout))
+        };
+        let schema = SchemaCache::new(kvs.clone());
+        let constraints = RwLock::new(HashMap::new());
+        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, path };
+        let (core, store, work_ids) = (Arc::new(core), Arc::new(store), Arc::new(AtomicU64::new(1)));
+        Ok(TransactionManager { core, locks, store, work_ids })
+    }
+
+    /// The store below.
+    pub fn kvs(&self) -> &Arc<dyn KeyValueService> {
+        &self.core.kvs
+    }
+
+    /// The issuer of timestamps.
+    pub fn oracle(&self) -> &Arc<TimestampOracle> {
+        &self.core.oracle
+    }
+
+    /// The lock service.
+    pub fn locks(&self) -> &Arc<LockService> {
+        &self.locks
+    }
+
+    /// What the store is.
+    pub fn store(&self) -> &StoreRecord {
+        &self.store
+    }
+
+    /// `pipeline` or `step_by_step`.
+    pub fn commit_mode(&self) -> &'static str {
+        self.core.path.name()
+    }
+
+    /// How many transactions are open.
+    pub fn open_transactions(&self) -> u64 {
+        self.core.tracker.open_snapshots()
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// Those of the timestamp oracle; [`Error::Usage`] for a snapshot in the future. Cancel safe.
+    pub async fn begin(&self, options: BeginOptions) -> Result<Transaction> {
+        self.begin_attempt(options, self.new_work()).await
+    }
+
+    pub(crate) fn new_work(&self) -> Attempt {
+        Attempt { work_id: self.work_ids.fetch_add(1, Ordering::Relaxed), losses: 0 }
+    }
+
+    pub(crate) async fn begin_attempt(&self, options: BeginOptions, attempt: Attempt) -> Result<Transaction> {
+        let core = &self.core;
+        let begun = match (options.at, &core.path) {
+            (Some(at), _) => self.begin_in_the_past(at).await?,
+            (None, CommitPath::Pipeline(_)) => core.tracker.begin_at_watermark(&core.oracle).await?,
+            (None, CommitPath::StepByStep(_)) => core.tracker.begin_at_start(&core.oracle).await?,
+        };
+        let read_only = options.read_only || options.at.is_some();
+        let timeout = options.timeout.unwrap_or(core.config.timeout);
+        Ok(Transaction::new(core.clone(), begun, read_only, timeout, attempt))
+    }
+
+    async fn begin_in_the_past(&self, at: Timestamp) -> Result<Begun> {
+        if at > self.core.tracker.watermark().next() {
+            // A timestamp that was issued can be read at once the commits below it are settled.
+            self.settle(at.min(self.core.oracle.last_issued().next())).await?;
+        }
+        let registration = self.core.tracker.register_past(at)?;
+        Ok(Begun { start_ts: self.core.oracle.fresh().await?, read_ts: at, registration })
+    }
+
+    /// Waits until the fate of every transaction with a commit timestamp below `up_to` is settled, and visible.
+    /// `up_to` must have been issued before the call.
+    pub async fn settle(&self, up_to: Timestamp) -> Result<()> {
+        match &self.core.path {
+            CommitPath::Pipeline(pipeline) => pipeline.settle().await?,
+            CommitPath::StepByStep(steps) => {
+                steps.settle(up_to).await?;
+                self.core.tracker.publish_with(|| up_to.previous());
+            }
+        }
+        Ok(())
+    }
+
+    /// The timestamp below which no transaction is open.
+    pub async fn immutable_ts(&self) -> Result<Timestamp> {
+        match &self.core.path {
+            CommitPath::Pipeline(pipeline) => pipeline.settle().await?,
+            // Open transactions are registered, so with none open everything issued so far is in the past.
+            CommitPath::StepByStep(_) => self.core.tracker.publish_with(|| self.core.oracle.last_issued()),
+        }
+        Ok(self.core.tracker.immutable_ts())
+    }
+
+    /// From now on `constraint` is checked for every cell written to `table` by this process.
+    pub fn add_constraint(&self, table: &TableRef, constraint: Constraint) {
+        self.core.constraints.write().entry(table.clone()).or_default().push(constraint);
+    }
+
+    /// Forgets what was known of a table that was created, changed or removed.
+    pub(crate) fn forget_table(&self, table: &TableRef) {
+        self.core.schema.forget(table);
+    }
+
+    pub(crate) fn abandon(&self, attempt: Attempt) {
+        if let CommitPath::Pipeline(pipeline) = &self.core.path
+            && attempt.losses > 0
+        {
+            pipeline.release(attempt.work_id);
+        }
+    }
+
+    pub(crate) fn attempts_max(&self) -> u32 {
+        self.core.config.attempts_max
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.core.config.timeout
+    }
+
+    /// Finishes the commits under way and gives the timestamps up. The store stays open.
+    pub async fn close(&self) -> Result<()> {
+        if let CommitPath::Pipeline(pipeline) = &self.core.path {
+            pipeline.stop().await;
+        }
+        self.core.oracle.release().await
+    }
+}
+
+fn mode_name(pipeline: bool) -> &'static str {
+    if pipeline { "pipeline" } else { "step_by_step" }
+}
+
+/// The pipeline wants atomic batches and a store that no other process writes to.
+fn uses_pipeline(kvs: &dyn KeyValueService, choice: CommitModeChoice) -> Result<bool> {
+    let capabilities = kvs.capabilities();
+    let possible = capabilities.atomic_batch && matches!(kvs.ownership(), atlas_kvs::Ownership::Exclusive(_));
+    match choice {
+        CommitModeChoice::Auto => Ok(possible && capabilities.persistent),
+        CommitModeChoice::StepByStep => Ok(false),
+        CommitModeChoice::Pipeline if possible => Ok(true),
+        CommitModeChoice::Pipeline => Err(Error::Config {
+            place: "transactions.commitMode".to_owned(),
+            reason: format!(
+                "the commit pipeline needs a store with atomic batches and one owner, not {}",
+                capabilities.store
+            ),
+        }),
+    }
+}
+
+/// The record of the store, made if this is its first opening.
+async fn open_store_record(kvs: Arc<dyn KeyValueService>, namespace: &str, mode: &str) -> Result<StoreRecord> {
+    let stored = MetaRecord::<StoreRecord>::new(kvs, "store");
+    let found = match stored.load().await? {
+        Some((record, _)) => record,
+        None => {
+            let record = StoreRecord {
+                format_version: FORMAT_VERSION,
+                store_id: uuid::Uuid::new_v4(),
+                namespace: namespace.to_owned(),
+                commit_mode: mode.to_owned(),
+                created: jiff::Timestamp::now().to_string(),
+                restored_from: None,
+            };
+            match stored.replace(None, Some(&record)).await? {
+                Replaced::Done(_) => record,
+                Replaced::Other(Some((other, _))) => other,
+                Replaced::Other(None) => {
+                    return Err(Error::corrupt("record 'store'", "it can neither be read nor written"));
+                }
+            }
+        }
+    };
+    if found.format_version > FORMAT_VERSION {
+        return Err(Error::refused(
+            format!("the store has format {}, this program knows up to {FORMAT_VERSION}", found.format_version),
+            "open it with the version of atlas that wrote it, or a newer one",
+        ));
+    }
+    if found.namespace != namespace {
+        return Err(Error::refused(
+            format!("the store belongs to namespace '{}', the configuration says '{namespace}'", found.namespace),
+            "set `namespace` to that of the store, or name another store",
+        ));
+    }
+    if found.commit_mode != mode {
+        return Err(Error::refused(
+            format!("transactions on this store commit in mode '{}', not '{mode}'", found.commit_mode),
+            format!("set `transactions.commitMode: {}` or leave it out", found.commit_mode),
+        ));
+    }
+    Ok(found)
+}
+
+/// While a restore is under way nobody may begin: what he reads and commits would be neither before nor after it.
+fn refuse_open_window(windows: &CleanedWindows) -> Result<()> {
+    match windows.open_window() {
+        None => Ok(()),
+        Some(window) => Err(Error::refused(
+            format!(
+                "a restore to timestamp {} is under way: its transactions were cleaned, but time was not moved on",
+                window.from
+            ),
+            "finish it: `atlas timestamp fast-forward --file fast-forward.timestamp`",
+        )),
+    }
+}
+
+/// Refuses a store whose entries are ahead of its clock: it would issue numbers that were used.
+async fn check_bound(kvs: Arc<dyn KeyValueService>) -> Result<()> {
+    let bound = read_stored(kvs.clone()).await?.map_or(Timestamp::FIRST, |record| record.bound);
+    let newest = AtomicScan::new(RowRange::all()).reversed();
+    let mut entries = kvs.scan_atomic(&transactions_table(), newest).take(ENTRIES_CHECKED_AT_OPEN);
+    while let Some(found) = entries.next().await {
+        let (cell, bytes) = found?;
+        let start_ts = Entry::start_ts_of(&cell)?;
+        let seen = match Entry::decode(start_ts, &bytes)? {
+            Entry::Committed(commit_ts) => commit_ts,
+            Entry::RolledBack => start_ts,
+        };
+        if seen >= bound {
+            return Err(Error::corrupt(
+                "the timestamp bound",
+                format!(
+                    "timestamp {seen} was used but the bound is {bound}: parts of this store are from different \
+                     times. If it is a restored copy, run `atlas timestamp fast-forward` with a timestamp above {seen}"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

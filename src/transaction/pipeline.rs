@@ -1,0 +1,587 @@
+//! Mode B: commits of all waiting transactions share one atomic batch and one sync.
+//!
+//! One task, the leader, decides alone. It drains what is waiting, and for each member in order checks conflicts
+//! against the window of recent commits and the members ahead, draws the commit timestamp and adds data, sweep entries
+//! and commit entry to the batch. Then, in this order and for the group as a whole:
+//!
+//! ```text
+//!   apply and sync ──> publish the watermark ──> acknowledge
+//!        │                    │
+//!        │                    └ before the acknowledgement: whoever begins after it must see the commit
+//!        └ before the watermark: a reader must not see what a crash can take back
+//! ```
+//!
+//! While one group is synced the next one gathers; there is no timer. Nothing in the leader waits for user code, and
+//! nothing but the batch waits for the store.
+//!
+//! **When the store does not answer** for a group, every member is *unknown*: the batch may be in the log. The leader
+//! takes no more work until it has closed and opened the store, which turns the log into the truth, and has settled
+//! each member: an entry that stands is a commit; where none stands it writes *rolled back*, so that none can appear
+//! later. Members that can't be settled in time are told that their outcome is unknown, and settled all the same.
+
+use super::buffer::LocalWriteBuffer;
+use super::entry::{Entry, Fate, transactions_table};
+use super::step::{CommitStep, reach};
+use super::sweep_queue::sweep_queue_table;
+use super::table::TransactionTable;
+use super::tracker::{Registration, SnapshotTracker};
+use super::value;
+use super::window::{ConflictKey, ConflictWindow};
+use crate::timestamp::TimestampOracle;
+use crate::{Error, Result};
+use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, TableRef, Timestamp};
+use bytes::{Bytes, BytesMut};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+
+/// How many requests wait in the queue; more wait before it.
+const QUEUE: usize = 8192;
+/// How many transactions share a batch at most.
+const GROUP_MAX: usize = 4096;
+/// How long the leader tries to settle a group before it tells its members that their outcome is unknown.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+/// Pauses between attempts to open the store again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(200);
+/// After this many losses the cells of a large transaction are reserved for its next attempt.
+const LOSSES_BEFORE_RESERVATION: u32 = 2;
+/// How long a reservation lasts if its owner does not come back.
+const RESERVED_FOR: Duration = Duration::from_secs(10);
+/// How many cells are reserved at most, over all transactions.
+const RESERVED_MAX: usize = 1 << 20;
+
+/// A transaction at the door of the pipeline.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) start_ts: Timestamp,
+    /// Commits below this were checked against the store already.
+    pub(crate) checked_from: Timestamp,
+    /// The same for all attempts of one piece of work.
+    pub(crate) work_id: u64,
+    /// How often this piece of work has lost a conflict.
+    pub(crate) losses: u32,
+    pub(crate) keys: Vec<ConflictKey>,
+    pub(crate) payload: Payload,
+    /// Keeps the snapshot registered until the outcome is known, even if the caller has gone.
+    pub(crate) _registration: Arc<Registration>,
+}
+
+/// What a member adds to the batch besides its entry.
+#[derive(Debug)]
+pub(crate) enum Payload {
+    /// Everything.
+    Batch {
+        /// Unstamped versions.
+        data: Vec<(TableRef, Cell, BytesMut)>,
+        /// Sweep entries.
+        queue: Vec<(Cell, Bytes)>,
+        /// Bytes of both, about.
+        size: usize,
+    },
+    /// Nothing: data and sweep entries were put ahead, and those puts have returned.
+    PutAhead,
+}
+
+/// The leader's answer to a member.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Committed at this timestamp, durable and visible.
+    Committed(Timestamp),
+    /// Somebody else committed this cell first.
+    Conflict { table: TableRef, cell: Cell, committed_at: Option<Timestamp> },
+    /// The window does not reach back to the member's snapshot: check against the store and come again.
+    TooOldForWindow,
+    /// The start timestamp has an entry already.
+    HasEntry,
+    /// Nothing was applied.
+    Failed(Error),
+    /// Nobody knows yet.
+    Unknown(String),
+}
+
+#[derive(Debug)]
+enum Request {
+    Commit(Box<Member>, oneshot::Sender<Verdict>),
+    RollBack(Timestamp, oneshot::Sender<Result<()>>),
+    Marker(oneshot::Sender<()>),
+    Release(u64),
+    Stop(oneshot::Sender<()>),
+}
+
+/// The way into the pipeline.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    requests: mpsc::Sender<Request>,
+    window_floor: Arc<AtomicU64>,
+}
+
+impl Pipeline {
+    /// Starts the leader. Commits at or below the tracker's watermark are applied; of those the window knows nothing.
+    pub(crate) fn start(
+        kvs: Arc<dyn KeyValueService>,
+        oracle: Arc<TimestampOracle>,
+        tracker: Arc<SnapshotTracker>,
+        entries: Arc<TransactionTable>,
+        durability: Durability,
+        group_size_max: usize,
+    ) -> Pipeline {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let first_ts = tracker.watermark().next();
+        let window_floor = Arc::new(AtomicU64::new(first_ts.get()));
+        let leader = Leader {
+            kvs,
+            oracle,
+            tracker,
+            entries,
+            durability,
+            group_size_max,
+            first_ts,
+            window: ConflictWindow::new(first_ts),
+            window_floor: window_floor.clone(),
+            rolled_back: BTreeSet::new(),
+            reserved: HashMap::new(),
+        };
+        tokio::spawn(leader.run(queue));
+        Pipeline { requests, window_floor }
+    }
+
+    /// Commits below this can't be checked by the leader any more.
+    pub(crate) fn window_floor(&self) -> Timestamp {
+        Timestamp::saturating(self.window_floor.load(Ordering::Acquire))
+    }
+
+    /// Hands a transaction over. From the moment it is queued the leader finishes it, whatever becomes of the caller.
+    pub(crate) async fn commit(&self, member: Member) -> Verdict {
+        let (reply, verdict) = oneshot::channel();
+        if self.requests.send(Request::Commit(Box::new(member), reply)).await.is_err() {
+            return Verdict::Failed(stopped());
+        }
+        // A leader that vanishes takes its answer along, not necessarily the write.
+        verdict.await.unwrap_or_else(|_| Verdict::Unknown("the commit pipeline ended before it answered".to_owned()))
+    }
+
+    /// Writes *rolled back* for a transaction that put data ahead and can't commit.
+    pub(crate) async fn roll_back(&self, start_ts: Timestamp) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::RollBack(start_ts, reply)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Waits until every commit with a timestamp drawn before this call is applied, and lifts the watermark to the
+    /// last timestamp issued.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Marker(reply)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
+    }
+
+    /// Gives up the reservations of a piece of work that will not come again.
+    pub(crate) fn release(&self, work_id: u64) {
+        // A full queue is no reason to wait: the reservation runs out by itself.
+        let _ = self.requests.try_send(Request::Release(work_id));
+    }
+
+    /// Finishes what is queued and ends the leader.
+    pub(crate) async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Stop(reply)).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+}
+
+fn stopped() -> Error {
+    Error::Unavailable { what: "the commit pipeline".to_owned(), reason: "it was stopped".to_owned() }
+}
+
+#[derive(Debug)]
+struct Reservation {
+    work_id: u64,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct Leader {
+    kvs: Arc<dyn KeyValueService>,
+    oracle: Arc<TimestampOracle>,
+    tracker: Arc<SnapshotTracker>,
+    entries: Arc<TransactionTable>,
+    durability: Durability,
+    group_size_max: usize,
+    /// Start timestamps below this belong to an earlier epoch, whose transactions are void.
+    first_ts: Timestamp,
+    window: ConflictWindow,
+    window_floor: Arc<AtomicU64>,
+    /// Start timestamps of this epoch with the entry *rolled back*; the leader alone writes entries, so it need not
+    /// ask the store.
+    rolled_back: BTreeSet<Timestamp>,
+    reserved: HashMap<u64, Reservation>,
+}
+
+/// A member that is part of the batch.
+struct Accepted {
+    member: Box<Member>,
+    commit_ts: Timestamp,
+    reply: oneshot::Sender<Verdict>,
+}
+
+/// What shares one batch.
+#[derive(Default)]
+struct Group {
+    commits: Vec<Accepted>,
+    roll_backs: Vec<(Timestamp, oneshot::Sender<Result<()>>)>,
+    markers: Vec<oneshot::Sender<()>>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Leader {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        while let Some(first) = queue.recv().await {
+            let mut group = self.gather(first, &mut queue).await;
+            let stop = group.stop.take();
+            let markers = std::mem::take(&mut group.markers);
+            self.commit_group(group, &mut queue).await;
+            if !markers.is_empty() || queue.is_empty() {
+                // Between groups no commit is on its way, and later ones are numbered above what was issued so far:
+                // everything at or below the last number issued is decided.
+                self.tracker.publish_with(|| self.oracle.last_issued());
+            }
+            for marker in markers {
+                let _ = marker.send(());
+            }
+            self.forget();
+            if let Some(stop) = stop {
+                queue.close();
+                let _ = stop.send(());
+                return;
+            }
+        }
+    }
+
+    /// Takes what is waiting, admits it in order, and stops at the limits of a group.
+    async fn gather(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>) -> Group {
+        let mut group = Group::default();
+        let mut size = 0;
+        let mut next = Some(first);
+        while let Some(request) = next {
+            match request {
+                Request::Commit(member, reply) => {
+                    size += match &member.payload {
+                        Payload::Batch { size, .. } => *size,
+                        Payload::PutAhead => 0,
+                    };
+                    self.admit(member, reply, &mut group).await;
+                }
+                Request::RollBack(start_ts, reply) => group.roll_backs.push((start_ts, reply)),
+                Request::Marker(reply) => group.markers.push(reply),
+                Request::Release(work_id) => self.reserved.retain(|_, reservation| reservation.work_id != work_id),
+                Request::Stop(reply) => {
+                    group.stop = Some(reply);
+                    break;
+                }
+            }
+            let full = size >= self.group_size_max || group.commits.len() >= GROUP_MAX;
+            next = if full { None } else { queue.try_recv().ok() };
+        }
+        group
+    }
+
+    /// Decides whether a member may commit, and numbers it. Steps 3, 6, 7 and 9.
+    async fn admit(&mut self, member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
+        if let Some(verdict) = self.refusal(&member) {
+            if matches!(verdict, Verdict::Conflict { .. }) {
+                self.reserve_for_loser(&member);
+            }
+            let _ = reply.send(verdict);
+            return;
+        }
+        // After the conflict check and in the order of the queue: the order of commit timestamps is the order in
+        // which members were checked against each other.
+        let commit_ts = match self.oracle.fresh().await {
+            Ok(commit_ts) => commit_ts,
+            Err(error) => {
+                let _ = reply.send(Verdict::Failed(error));
+                return;
+            }
+        };
+        reach(CommitStep::TakeCommitTs);
+        // Before the batch is applied: the members behind must see this one. If the batch fails, conflicts with it
+        // are too many, never too few.
+        self.window.insert(commit_ts, &member.keys);
+        reach(CommitStep::RecheckReads);
+        if !self.reserved.is_empty() {
+            self.reserved.retain(|_, reservation| reservation.work_id != member.work_id);
+        }
+        reach(CommitStep::CheckLocks);
+        group.commits.push(Accepted { member, commit_ts, reply });
+    }
+
+    fn refusal(&self, member: &Member) -> Option<Verdict> {
+        if member.start_ts < self.first_ts || self.rolled_back.contains(&member.start_ts) {
+            return Some(Verdict::HasEntry);
+        }
+        if member.checked_from < self.window.floor() {
+            return Some(Verdict::TooOldForWindow);
+        }
+        let conflict = member.keys.iter().find_map(|key| {
+            let conflict = self.window.conflict(key, member.checked_from).map(Some);
+            conflict.or_else(|| self.is_reserved_for_another(key, member.work_id).then_some(None)).map(|at| (key, at))
+        });
+        reach(CommitStep::CheckWriteConflicts);
+        conflict.map(|(key, committed_at)| Verdict::Conflict {
+            table: key.table.clone(),
+            cell: key.cell.clone(),
+            committed_at,
+        })
+    }
+
+    fn is_reserved_for_another(&self, key: &ConflictKey, work_id: u64) -> bool {
+        self.reserved
+            .get(&key.hash)
+            .is_some_and(|reservation| reservation.work_id != work_id && reservation.until > Instant::now())
+    }
+
+    /// A large transaction takes long from snapshot to commit and could lose to small ones for ever. After a few
+    /// losses the others have to wait for its next attempt.
+    fn reserve_for_loser(&mut self, member: &Member) {
+        let large = matches!(member.payload, Payload::PutAhead);
+        if !large || member.losses < LOSSES_BEFORE_RESERVATION {
+            return;
+        }
+        let now = Instant::now();
+        self.reserved.retain(|_, reservation| reservation.until > now);
+        if self.reserved.len() + member.keys.len() > RESERVED_MAX {
+            return;
+        }
+        for key in &member.keys {
+            self.reserved.entry(key.hash).or_insert(Reservation { work_id: member.work_id, until: now + RESERVED_FOR });
+        }
+    }
+
+    /// Steps 4, 5 and 10 for all members at once.
+    async fn commit_group(&mut self, mut group: Group, queue: &mut mpsc::Receiver<Request>) {
+        if group.commits.is_empty() && group.roll_backs.is_empty() {
+            return;
+        }
+        let mut batch = build_batch(&mut group);
+        loop {
+            reach(CommitStep::RecordCommit);
+            match self.kvs.apply(batch.clone(), self.durability).await {
+                Ok(()) => return self.acknowledge(group),
+                Err(error) if error.is_indeterminate() => return self.settle_unknown(group, error, queue).await,
+                // Nothing was applied. A table that is gone concerns its own writers, not the others of the group.
+                Err(KvsError::NoSuchTable(table)) => {
+                    drop_writers_of(&table, &mut group, &mut batch);
+                    if group.commits.is_empty() && group.roll_backs.is_empty() {
+                        return;
+                    }
+                }
+                Err(error) => return refuse_all(group, &error),
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, group: Group) {
+        reach(CommitStep::Recorded);
+        for accepted in &group.commits {
+            self.entries.remember(accepted.member.start_ts, Fate::Committed(accepted.commit_ts));
+        }
+        if let Some(last) = group.commits.last() {
+            // After the sync, before the answers, in the order of commits.
+            self.tracker.publish(last.commit_ts);
+        }
+        reach(CommitStep::Published);
+        for accepted in group.commits {
+            let _ = accepted.reply.send(Verdict::Committed(accepted.commit_ts));
+        }
+        for (start_ts, reply) in group.roll_backs {
+            self.rolled_back.insert(start_ts);
+            self.entries.remember(start_ts, Fate::RolledBack);
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// The way out of a group whose batch may or may not have been applied.
+    async fn settle_unknown(&mut self, group: Group, error: KvsError, queue: &mut mpsc::Receiver<Request>) {
+        tracing::error!(%error, members = group.commits.len(), "a group of commits was not answered; opening the store again");
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        let last_commit = group.commits.last().map(|accepted| accepted.commit_ts);
+        let reason = error.to_string();
+        let mut waiting: Vec<_> =
+            group.commits.into_iter().map(|accepted| (accepted.member.start_ts, Some(accepted.reply))).collect();
+        let mut roll_backs = group.roll_backs;
+        loop {
+            match self.try_settle(&waiting, &roll_backs).await {
+                Ok(fates) => {
+                    if let Some(last_commit) = last_commit {
+                        self.tracker.publish(last_commit);
+                    }
+                    for ((_, reply), fate) in waiting.into_iter().zip(fates) {
+                        if let Some(reply) = reply {
+                            let _ = reply.send(match fate {
+                                Fate::Committed(commit_ts) => Verdict::Committed(commit_ts),
+                                Fate::RolledBack | Fate::Undecided => Verdict::Failed(Error::Unavailable {
+                                    what: "the store".to_owned(),
+                                    reason: format!("{reason}; the transaction was rolled back"),
+                                }),
+                            });
+                        }
+                    }
+                    for (start_ts, reply) in roll_backs {
+                        self.rolled_back.insert(start_ts);
+                        let _ = reply.send(Ok(()));
+                    }
+                    tracing::warn!("the store is open again and every member of the group is settled");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the store can't be opened again yet");
+                    if Instant::now() >= deadline {
+                        tell_unknown(&mut waiting, &reason);
+                        refuse_waiting(queue, &reason);
+                    }
+                    tokio::time::sleep(REOPEN_PAUSE).await;
+                }
+            }
+            roll_backs.retain(|(_, reply)| !reply.is_closed());
+        }
+    }
+
+    /// Opens the store again, reads which entries stand, and writes *rolled back* where none does. No write of before
+    /// can arrive any more: it is in the log that was just replayed, or it is gone.
+    async fn try_settle(
+        &mut self,
+        members: &[(Timestamp, Option<oneshot::Sender<Verdict>>)],
+        roll_backs: &[(Timestamp, oneshot::Sender<Result<()>>)],
+    ) -> Result<Vec<Fate>> {
+        self.kvs.reopen().await?;
+        let starts: Vec<Timestamp> =
+            members.iter().map(|(start_ts, _)| *start_ts).chain(roll_backs.iter().map(|(start, _)| *start)).collect();
+        let fates = self.entries.fates(&starts).await?;
+        let fate_of = |start_ts: &Timestamp| fates.get(start_ts).copied().unwrap_or(Fate::Undecided);
+        let undecided: Vec<Timestamp> =
+            starts.iter().copied().filter(|start_ts| fate_of(start_ts) == Fate::Undecided).collect();
+        if !undecided.is_empty() {
+            let ops = undecided.iter().map(|start_ts| entry_op(*start_ts, Entry::RolledBack)).collect();
+            self.kvs.apply(AtomicBatch { ops }, Durability::Synced).await?;
+        }
+        for start_ts in &undecided {
+            self.rolled_back.insert(*start_ts);
+            self.entries.remember(*start_ts, Fate::RolledBack);
+        }
+        Ok(members.iter().map(|(start_ts, _)| fate_of(start_ts)).collect())
+    }
+
+    /// Forgets what no open snapshot needs.
+    fn forget(&mut self) {
+        let oldest = self.tracker.immutable_ts();
+        self.window.forget_below(oldest);
+        self.window_floor.store(self.window.floor().get(), Ordering::Release);
+        // Who began before `oldest` has ended: a start timestamp is never below its snapshot.
+        self.rolled_back = self.rolled_back.split_off(&oldest);
+    }
+}
+
+fn entry_op(start_ts: Timestamp, entry: Entry) -> BatchOp {
+    BatchOp::Set { table: transactions_table(), cell: Entry::cell(start_ts), value: entry.encode() }
+}
+
+/// Takes the data out of the members and puts it into a batch, commit timestamps filled in.
+fn build_batch(group: &mut Group) -> AtomicBatch {
+    let mut batch = AtomicBatch::default();
+    let queue_table = sweep_queue_table();
+    for accepted in &mut group.commits {
+        let (start_ts, commit_ts) = (accepted.member.start_ts, accepted.commit_ts);
+        if let Payload::Batch { data, queue, .. } = &mut accepted.member.payload {
+            reach(CommitStep::EnqueueForSweep);
+            for (cell, value) in queue.drain(..) {
+                batch.ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
+            }
+            reach(CommitStep::PutData);
+            for (table, cell, unstamped) in data.drain(..) {
+                let value = value::stamp(unstamped, commit_ts);
+                batch.ops.push(BatchOp::Put { table, cell, ts: start_ts, value });
+            }
+        }
+        batch.ops.push(entry_op(start_ts, Entry::Committed(commit_ts)));
+    }
+    for (start_ts, _) in &group.roll_backs {
+        batch.ops.push(entry_op(*start_ts, Entry::RolledBack));
+    }
+    batch
+}
+
+/// Takes the members that write to a table that is gone out of the group and its batch.
+fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut AtomicBatch) {
+    let writers: BTreeSet<Timestamp> = batch
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            BatchOp::Put { table, ts, .. } if table == gone => Some(*ts),
+            _ => None,
+        })
+        .collect();
+    if writers.is_empty() {
+        // Not a table of a member: one of our own is gone, and nobody can commit.
+        let error = KvsError::NoSuchTable(gone.clone());
+        return refuse_all(std::mem::take(group), &error);
+    }
+    let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
+    batch.ops.retain(|op| match op {
+        BatchOp::Put { ts, .. } => !writers.contains(ts),
+        BatchOp::Set { cell, .. } => !entries.contains(cell),
+    });
+    for accepted in std::mem::take(&mut group.commits) {
+        if writers.contains(&accepted.member.start_ts) {
+            let error = Error::NotFound { what: format!("table '{gone}'") };
+            let _ = accepted.reply.send(Verdict::Failed(error));
+        } else {
+            group.commits.push(accepted);
+        }
+    }
+}
+
+fn refuse_all(group: Group, error: &KvsError) {
+    let refusal =
+        || Error::Unavailable { what: "the store".to_owned(), reason: format!("nothing was applied: {error}") };
+    for accepted in group.commits {
+        let _ = accepted.reply.send(Verdict::Failed(refusal()));
+    }
+    for (_, reply) in group.roll_backs {
+        let _ = reply.send(Err(refusal()));
+    }
+}
+
+/// Sends away who queued up while the store is closed: nothing of theirs was applied.
+fn refuse_waiting(queue: &mut mpsc::Receiver<Request>, reason: &str) {
+    let refusal = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
+    while let Ok(request) = queue.try_recv() {
+        match request {
+            Request::Commit(_, reply) => drop(reply.send(Verdict::Failed(refusal()))),
+            Request::RollBack(_, reply) => drop(reply.send(Err(refusal()))),
+            // Their senders see the closed channel.
+            Request::Marker(_) | Request::Release(_) | Request::Stop(_) => (),
+        }
+    }
+}
+
+fn tell_unknown(waiting: &mut [(Timestamp, Option<oneshot::Sender<Verdict>>)], reason: &str) {
+    for (_, reply) in waiting {
+        if let Some(reply) = reply.take() {
+            let _ = reply.send(Verdict::Unknown(reason.to_owned()));
+        }
+    }
+}
+
+/// The data of a transaction as the batch takes it, commit timestamps still open.
+pub(crate) fn unstamped(buffer: &LocalWriteBuffer) -> Vec<(TableRef, Cell, BytesMut)> {
+    buffer
+        .tables()
+        .iter()
+        .flat_map(|(table, writes)| {
+            writes.iter().map(|(cell, value)| (table.clone(), cell.clone(), value::encode_unstamped(value.as_deref())))
+        })
+        .collect()
+}

@@ -1,0 +1,208 @@
+//! Decides which version of a cell a transaction sees.
+//!
+//! A version written by W is visible at `read_ts` exactly when W committed below it. The entry of W is the only
+//! witness of that (a commit timestamp beside the value is a copy of it):
+//!
+//! ```text
+//!   start(W) ──── commit(W) ──┤ read_ts            visible
+//!   start(W) ─────────────────┤ read_ts ─ commit   look further down
+//!   start(W) ── rolled back ──┤ read_ts            look further down
+//!   start(W) ─────────────────┤ read_ts  (no entry)
+//!        pipeline:     W can commit only at or above read_ts, or never: look further down
+//!        step by step: W may hold a commit timestamp below read_ts already: wait for it, or roll it back
+//! ```
+
+use super::core::{CommitPath, Core};
+use super::entry::Fate;
+use super::step_by_step::StepByStep;
+use super::value;
+use crate::{Error, Result};
+use atlas_kvs::{Cell, CellBound, TableRef, Timestamp, Value};
+use bytes::Bytes;
+use std::collections::HashMap;
+
+/// A cell whose newest version below some bound was found; whether it is visible is still to be seen.
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) cell: Cell,
+    pub(crate) version: Value,
+}
+
+/// What the conflict check does about a version whose writer is undecided.
+#[derive(Clone, Copy)]
+pub(crate) enum Rivals<'a> {
+    /// Skips it: the pipeline's leader decides that writer after the one who checks, or never.
+    DecidedLater,
+    /// Decides it, on behalf of the transaction that holds the locks of the cell.
+    DecideFor(&'a StepByStep, Timestamp),
+}
+
+impl Rivals<'_> {
+    async fn decide(self, writer: Timestamp) -> Result<Fate> {
+        match self {
+            Rivals::DecidedLater => Ok(Fate::Undecided),
+            Rivals::DecideFor(steps, start_ts) => steps.decide_rival(writer, start_ts).await,
+        }
+    }
+}
+
+impl Core {
+    /// What a reader at `read_ts` sees of cells, in the order given.
+    pub(crate) async fn read_cells(
+        &self,
+        table: &TableRef,
+        cells: Vec<Cell>,
+        read_ts: Timestamp,
+    ) -> Result<Vec<Option<Bytes>>> {
+        let bounds: Vec<CellBound> = cells.into_iter().map(|cell| CellBound::new(cell, read_ts)).collect();
+        let found = self.kvs.get(table, &bounds).await?;
+        let candidates = bounds
+            .into_iter()
+            .zip(found)
+            .map(|(bound, version)| version.map(|version| Candidate { cell: bound.cell, version }))
+            .collect();
+        self.resolve(table, candidates, read_ts).await
+    }
+
+    /// Goes down from each candidate to the version visible at `read_ts`. `None` for cells that have none or whose
+    /// visible version is a tombstone.
+    pub(crate) async fn resolve(
+        &self,
+        table: &TableRef,
+        candidates: Vec<Option<Candidate>>,
+        read_ts: Timestamp,
+    ) -> Result<Vec<Option<Bytes>>> {
+        let mut visible = vec![None; candidates.len()];
+        let mut open: Vec<(usize, Candidate)> = candidates
+            .into_iter()
+            .enumerate()
+            .filter_map(|(place, candidate)| candidate.map(|candidate| (place, candidate)))
+            .collect();
+        while !open.is_empty() {
+            let looked_up = self.look_up_writers(table, &open).await?;
+            let mut deeper = Vec::new();
+            for (place, Candidate { cell, version }) in open {
+                if version.ts == Timestamp::SENTINEL {
+                    self.check_sentinel(table, &cell, read_ts).await?;
+                    continue;
+                }
+                let (header, content) = value::decode(table, &cell, &version.bytes)?;
+                let fate = match header.commit_ts {
+                    Some(commit_ts) => self.entries.fate_of_inlined(commit_ts),
+                    None => looked_up.get(&version.ts).copied().unwrap_or(Fate::Undecided),
+                };
+                match fate {
+                    Fate::Committed(commit_ts) if commit_ts < read_ts => {
+                        visible[place] = (!header.tombstone).then_some(content);
+                    }
+                    Fate::Committed(_) | Fate::RolledBack | Fate::Undecided => {
+                        deeper.push((place, CellBound::new(cell, version.ts)));
+                    }
+                }
+            }
+            open = self.fetch_deeper(table, deeper).await?;
+        }
+        Ok(visible)
+    }
+
+    async fn fetch_deeper(&self, table: &TableRef, deeper: Vec<(usize, CellBound)>) -> Result<Vec<(usize, Candidate)>> {
+        if deeper.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (places, bounds): (Vec<usize>, Vec<CellBound>) = deeper.into_iter().unzip();
+        let found = self.kvs.get(table, &bounds).await?;
+        Ok(places
+            .into_iter()
+            .zip(bounds)
+            .zip(found)
+            .filter_map(|((place, bound), version)| {
+                version.map(|version| (place, Candidate { cell: bound.cell, version }))
+            })
+            .collect())
+    }
+
+    /// The fates of the writers that did not leave their commit timestamp beside the data.
+    async fn look_up_writers(&self, table: &TableRef, open: &[(usize, Candidate)]) -> Result<HashMap<Timestamp, Fate>> {
+        let mut writers = Vec::new();
+        for (_, Candidate { cell, version }) in open {
+            if version.ts != Timestamp::SENTINEL {
+                let header = value::header(&version.bytes).ok_or_else(|| value::damaged(table, cell))?;
+                if header.commit_ts.is_none() {
+                    writers.push(version.ts);
+                }
+            }
+        }
+        if writers.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut fates = self.entries.fates(&writers).await?;
+        if let CommitPath::StepByStep(steps) = &self.path {
+            for (writer, fate) in &mut fates {
+                if *fate == Fate::Undecided {
+                    *fate = steps.settle_writer(*writer).await?;
+                }
+            }
+        }
+        Ok(fates)
+    }
+
+    /// A reader that found nothing but a sentinel came too late, unless the cell has no committed version at all: then
+    /// nothing was taken from this reader (the sentinel is left over from versions that do not count any more).
+    async fn check_sentinel(&self, table: &TableRef, cell: &Cell, read_ts: Timestamp) -> Result<()> {
+        let bounds = [CellBound::new(cell.clone(), Timestamp::MAX)];
+        let versions = self.kvs.versions(table, &bounds).await?.pop().unwrap_or_default();
+        for version in versions.iter().rev().filter(|version| version.ts != Timestamp::SENTINEL) {
+            let header = value::header(&version.prefix).ok_or_else(|| value::damaged(table, cell))?;
+            let fate = match header.commit_ts {
+                Some(commit_ts) => self.entries.fate_of_inlined(commit_ts),
+                None => self.entries.fate(version.ts).await?,
+            };
+            if matches!(fate, Fate::Committed(_)) {
+                return Err(Error::TooOld { table: table.clone(), read_ts });
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest committed version of each cell, whenever it committed: its commit timestamp and its content (`None`
+    /// for a tombstone). Undecided versions are settled where commits go step by step, and skipped where the
+    /// pipeline's leader will decide them after us.
+    pub(crate) async fn newest_committed(
+        &self,
+        table: &TableRef,
+        cells: &[Cell],
+        rivals: Rivals<'_>,
+    ) -> Result<Vec<Option<(Timestamp, Option<Bytes>)>>> {
+        let mut newest = vec![None; cells.len()];
+        let mut open: Vec<(usize, CellBound)> = cells
+            .iter()
+            .enumerate()
+            .map(|(place, cell)| (place, CellBound::new(cell.clone(), Timestamp::MAX)))
+            .collect();
+        while !open.is_empty() {
+            let candidates = self.fetch_deeper(table, open).await?;
+            let mut deeper = Vec::new();
+            for (place, Candidate { cell, version }) in candidates {
+                if version.ts == Timestamp::SENTINEL {
+                    continue;
+                }
+                let (header, content) = value::decode(table, &cell, &version.bytes)?;
+                let fate = match header.commit_ts {
+                    Some(commit_ts) => self.entries.fate_of_inlined(commit_ts),
+                    None => match self.entries.fate(version.ts).await? {
+                        Fate::Undecided => rivals.decide(version.ts).await?,
+                        decided => decided,
+                    },
+                };
+                match fate {
+                    Fate::Committed(commit_ts) => {
+                        newest[place] = Some((commit_ts, (!header.tombstone).then_some(content)));
+                    }
+                    Fate::RolledBack | Fate::Undecided => deeper.push((place, CellBound::new(cell, version.ts))),
+                }
+            }
+            open = deeper;
+        }
+        Ok(newest)
+    }
+}

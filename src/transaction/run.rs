@@ -1,0 +1,142 @@
+//! Doing work in a transaction, again and again until it commits.
+
+use super::handle::Transaction;
+use super::manager::TransactionManager;
+use crate::ops::BeginOptions;
+use crate::{Error, Result};
+use atlas_kvs::Timestamp;
+use rand::Rng;
+use std::time::{Duration, Instant};
+
+/// Pause before the second attempt; doubled for each one after it.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// Errors that can tell whether the same work may succeed when done anew.
+pub trait Retriable: From<Error> {
+    /// The error of the layer inside, if that is what it is.
+    fn as_atlas(&self) -> Option<&Error>;
+}
+
+impl Retriable for Error {
+    fn as_atlas(&self) -> Option<&Error> {
+        Some(self)
+    }
+}
+
+impl Retriable for anyhow::Error {
+    fn as_atlas(&self) -> Option<&Error> {
+        self.downcast_ref()
+    }
+}
+
+/// How to run work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// How often to try; `None`: as configured.
+    pub attempts_max: Option<u32>,
+    /// How long all attempts may take together; `None`: as long as one transaction may.
+    pub timeout: Option<Duration>,
+    /// The work may be done twice without harm, so it is repeated even when it is not known whether it committed.
+    pub idempotent: bool,
+    /// Begin read-only transactions.
+    pub read_only: bool,
+    /// Read the state at a past timestamp.
+    pub at: Option<Timestamp>,
+}
+
+/// What became of work that ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome<T> {
+    /// What the work returned.
+    pub value: T,
+    /// Start timestamp of the attempt that committed.
+    pub start_ts: Timestamp,
+    /// Its commit timestamp; `None` if it wrote nothing.
+    pub commit_ts: Option<Timestamp>,
+    /// How many attempts it took.
+    pub attempts: u32,
+}
+
+impl TransactionManager {
+    /// Does `work` in a transaction and commits it; does it anew in a new transaction after conflicts and other
+    /// errors that a new attempt may avoid, with pauses that grow and are jittered.
+    ///
+    /// # Errors
+    /// The first error of the work or the commit that is not retriable, or the last one when attempts or time are
+    /// used up. Work whose outcome is unknown is not repeated, unless declared idempotent.
+    ///
+    /// Cancel safe: a commit under way is finished.
+    pub async fn run<T, E, F>(&self, options: RunOptions, work: F) -> std::result::Result<Outcome<T>, E>
+    where
+        E: Retriable,
+        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+    {
+        let attempts_max = options.attempts_max.unwrap_or(self.attempts_max()).max(1);
+        let deadline = Instant::now() + options.timeout.unwrap_or(self.timeout());
+        let mut attempt = self.new_work();
+        for number in 1.. {
+            let begin = BeginOptions { read_only: options.read_only, at: options.at, timeout: options.timeout };
+            let outcome = match self.begin_attempt(begin, attempt).await {
+                Ok(transaction) => attempt_once(transaction, &work).await,
+                Err(error) => Err(error.into()),
+            };
+            let error = match outcome {
+                Ok((value, start_ts, commit_ts)) => {
+                    return Ok(Outcome { value, start_ts, commit_ts, attempts: number });
+                }
+                Err(error) => error,
+            };
+            let pause = pause_after(number);
+            let again = error.as_atlas().is_some_and(|error| may_repeat(error, options.idempotent));
+            if !again || number >= attempts_max || Instant::now() + pause >= deadline {
+                self.abandon(attempt);
+                return Err(error);
+            }
+            if matches!(error.as_atlas(), Some(Error::Conflict { .. } | Error::ReadConflict { .. })) {
+                attempt.losses += 1;
+            }
+            tracing::debug!(attempt = number, error = error.as_atlas().map(tracing::field::display), "trying again");
+            tokio::time::sleep(pause).await;
+        }
+        unreachable!("attempts are bounded")
+    }
+}
+
+async fn attempt_once<T, E, F>(
+    transaction: Transaction,
+    work: &F,
+) -> std::result::Result<(T, Timestamp, Option<Timestamp>), E>
+where
+    E: Retriable,
+    F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+{
+    let start_ts = transaction.start_ts();
+    match work(transaction.clone()).await {
+        Ok(value) => {
+            let commit_ts = commit(&transaction).await?;
+            Ok((value, start_ts, commit_ts))
+        }
+        Err(error) => {
+            transaction.abort();
+            Err(error)
+        }
+    }
+}
+
+async fn commit(transaction: &Transaction) -> Result<Option<Timestamp>> {
+    transaction.commit().await
+}
+
+fn may_repeat(error: &Error, idempotent: bool) -> bool {
+    match error {
+        Error::UnknownOutcome { .. } => idempotent,
+        error => error.is_retriable(),
+    }
+}
+
+/// Somewhere between half and the whole of a span that doubles with each attempt, so that rivals do not meet again.
+fn pause_after(attempt: u32) -> Duration {
+    let span = PAUSE_MIN.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(PAUSE_MAX);
+    span.mul_f64(rand::rng().random_range(0.5..=1.0))
+}

@@ -1,0 +1,86 @@
+//! Scans: pages of the store, resolved to one snapshot, with the own writes merged in.
+
+use super::handle::Inner;
+use super::read::Candidate;
+use crate::Result;
+use crate::ops::ScanOptions;
+use atlas_kvs::{Cell, Scan, TableRef};
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt};
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+const PAGE_SIZE: usize = 256;
+
+/// What to scan, and for whom.
+pub(crate) struct ScanJob {
+    pub(crate) transaction: Arc<Inner>,
+    pub(crate) table: TableRef,
+    pub(crate) options: ScanOptions,
+    /// Own writes in the range, ascending.
+    pub(crate) own: Vec<(Cell, Option<Bytes>)>,
+}
+
+/// The scan as a stream. Holds a page in memory, and the own writes in the range.
+pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> {
+    let limit = job.options.limit;
+    let merged = async_stream::try_stream! {
+        let ScanJob { transaction, table, options, own } = job;
+        let page_size = if options.page_size == 0 { PAGE_SIZE } else { options.page_size };
+        let reverse = options.reverse;
+        let mut own: VecDeque<_> = if reverse { own.into_iter().rev().collect() } else { own.into() };
+        let request = Scan {
+            rows: options.rows,
+            columns: options.columns,
+            read_before: transaction.read_ts,
+            reverse,
+            after: None,
+            page_size,
+        };
+        let mut pages = transaction.core.kvs.scan(&table, request).ready_chunks(page_size);
+        while let Some(page) = pages.next().await {
+            transaction.check_open()?;
+            let mut cells = Vec::with_capacity(page.len());
+            let mut candidates = Vec::with_capacity(page.len());
+            for found in page {
+                let (cell, version) = found?;
+                cells.push(cell.clone());
+                candidates.push(Some(Candidate { cell, version }));
+            }
+            let values = transaction.core.resolve(&table, candidates, transaction.read_ts).await?;
+            transaction.check_open()?;
+            for (cell, value) in cells.into_iter().zip(values) {
+                while let Some((own_cell, own_value)) =
+                    own.pop_front_if(|(own_cell, _)| in_order(own_cell, &cell, reverse) == Ordering::Less)
+                {
+                    if let Some(own_value) = own_value {
+                        yield (own_cell, own_value);
+                    }
+                }
+                // The own write of the same cell stands in for what the store has.
+                let value = match own.pop_front_if(|(own_cell, _)| *own_cell == cell) {
+                    Some((_, own_value)) => own_value,
+                    None => value,
+                };
+                if let Some(value) = value {
+                    yield (cell, value);
+                }
+            }
+        }
+        transaction.check_open()?;
+        for (own_cell, own_value) in own {
+            if let Some(own_value) = own_value {
+                yield (own_cell, own_value);
+            }
+        }
+    };
+    match limit {
+        Some(limit) => merged.take(usize::try_from(limit).unwrap_or(usize::MAX)).boxed(),
+        None => merged.boxed(),
+    }
+}
+
+fn in_order(a: &Cell, b: &Cell, reverse: bool) -> Ordering {
+    if reverse { b.cmp(a) } else { a.cmp(b) }
+}

@@ -1,0 +1,168 @@
+//! What a commit leaves for sweep: the cells it wrote, so that sweep costs as much as was written.
+//!
+//! Entries lie in one versioned table, at the writer's start timestamp:
+//!
+//! ```text
+//!   row     shard (2 bytes) │ partition of start_ts (8 bytes)      all numbers big-endian
+//!   column  start_ts (8 bytes) │ chunk (4 bytes)
+//!   value   version (1) │ postcard list of (table, row, column, tombstone)
+//! ```
+//!
+//! A partition covers [`PARTITION`] start timestamps; a row holds one partition of one shard, so that sweep drops a
+//! finished one as a whole instead of leaving a tombstone for each entry. The writes of one transaction share a shard:
+//! one small transaction costs one entry. Deleting below a committed version is right whatever other entries of the
+//! same cell say, so no order between shards is needed. A chunk holds at most [`CHUNK_CELLS`] cells, which bounds the
+//! memory that sweep needs for the entry of a huge transaction.
+
+use super::buffer::LocalWriteBuffer;
+use crate::schema::{SWEEP_QUEUE_TABLE, internal};
+use crate::{Error, Result};
+use atlas_kvs::{Cell, RowRange, TableRef, Timestamp};
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+/// How many start timestamps share a partition.
+pub const PARTITION: u64 = 1 << 16;
+/// How many shards there are.
+pub const SHARDS: u16 = 8;
+/// How many cells an entry holds at most.
+pub const CHUNK_CELLS: usize = 1000;
+/// How many bytes of names an entry holds at most, one cell excepted.
+const CHUNK_BYTES: usize = 64 << 10;
+const VERSION: u8 = 1;
+
+/// One written cell, as sweep needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepWrite {
+    /// The table, by name.
+    pub table: String,
+    /// The cell.
+    pub cell: Cell,
+    /// The write deletes.
+    pub tombstone: bool,
+}
+
+/// The table of entries.
+pub fn sweep_queue_table() -> TableRef {
+    internal(SWEEP_QUEUE_TABLE)
+}
+
+/// The shard of a transaction. Neighbours in time go to different shards, so that shards share the load.
+pub fn shard_of(start_ts: Timestamp) -> u16 {
+    (start_ts.get() % u64::from(SHARDS)) as u16
+}
+
+/// The rows of one partition of one shard.
+pub fn partition_rows(shard: u16, partition: u64) -> RowRange {
+    RowRange::single(row(shard, partition))
+}
+
+fn row(shard: u16, partition: u64) -> Bytes {
+    let mut row = BytesMut::with_capacity(10);
+    row.put_u16(shard);
+    row.put_u64(partition);
+    row.freeze()
+}
+
+fn cell(start_ts: Timestamp, chunk: u32) -> Cell {
+    let mut column = BytesMut::with_capacity(12);
+    column.put_u64(start_ts.get());
+    column.put_u32(chunk);
+    Cell { row: row(shard_of(start_ts), start_ts.get() / PARTITION), column: column.freeze() }
+}
+
+/// The entries of a transaction.
+pub(crate) fn entries(start_ts: Timestamp, buffer: &LocalWriteBuffer) -> Vec<(Cell, Bytes)> {
+    let mut entries = Vec::new();
+    let mut chunk: Vec<SweepWriteRef<'_>> = Vec::new();
+    let mut bytes = 0;
+    let mut flush = |chunk: &mut Vec<SweepWriteRef<'_>>| {
+        if !chunk.is_empty() {
+            entries.push((cell(start_ts, entries.len() as u32), encode(chunk)));
+            chunk.clear();
+        }
+    };
+    for (table, writes) in buffer.tables() {
+        for (cell, value) in writes {
+            let len = cell.row.len() + cell.column.len() + table.name().len();
+            if chunk.len() == CHUNK_CELLS || bytes + len > CHUNK_BYTES {
+                flush(&mut chunk);
+                bytes = 0;
+            }
+            bytes += len;
+            chunk.push(SweepWriteRef { table: table.name(), cell, tombstone: value.is_none() });
+        }
+    }
+    flush(&mut chunk);
+    entries
+}
+
+/// As [`SweepWrite`], borrowed: the two serialize alike.
+#[derive(Serialize)]
+struct SweepWriteRef<'a> {
+    table: &'a str,
+    cell: &'a Cell,
+    tombstone: bool,
+}
+
+fn encode(chunk: &[SweepWriteRef<'_>]) -> Bytes {
+    postcard::to_extend(chunk, vec![VERSION]).expect("an entry is plain data").into()
+}
+
+/// Reads an entry: the writer's start timestamp and what it wrote.
+///
+/// # Errors
+/// [`Error::Corrupt`] for bytes that can't be an entry.
+pub fn decode(entry: &Cell, value: &[u8]) -> Result<(Timestamp, Vec<SweepWrite>)> {
+    let damaged = |reason: &str| Error::corrupt(format!("table {SWEEP_QUEUE_TABLE}, cell {entry}"), reason);
+    let start_ts = entry
+        .column
+        .get(..8)
+        .and_then(|bytes| bytes.try_into().ok())
+        .and_then(|bytes| Timestamp::new(u64::from_be_bytes(bytes)))
+        .filter(|_| entry.column.len() == 12)
+        .ok_or_else(|| damaged("the column is no start timestamp and chunk"))?;
+    match value.split_first() {
+        Some((&VERSION, body)) => {
+            let writes = postcard::from_bytes(body).map_err(|error| damaged(&error.to_string()))?;
+            Ok((start_ts, writes))
+        }
+        _ => Err(damaged("the entry has an unknown version")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_huge_transaction_is_cut_into_chunks_and_nothing_is_lost() {
+        let table = TableRef::new("t").expect("a name");
+        let mut buffer = LocalWriteBuffer::default();
+        for number in 0..2500u32 {
+            let value = (number % 2 == 0).then(|| Bytes::from_static(b"x"));
+            buffer.put(&table, Cell::copy_from(number.to_be_bytes(), "c"), value);
+        }
+        let start_ts = Timestamp::saturating(PARTITION + 3);
+        let entries = entries(start_ts, &buffer);
+        assert_eq!(entries.len(), 3);
+        let mut seen = Vec::new();
+        for (cell, value) in &entries {
+            let (ts, writes) = decode(cell, value).expect("it was written");
+            assert_eq!(ts, start_ts);
+            assert!(partition_rows(3, 1).contains(&cell.row));
+            seen.extend(writes);
+        }
+        assert_eq!(seen.len(), 2500);
+        assert!(seen.iter().enumerate().all(|(number, write)| write.tombstone == (number % 2 == 1)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_entry_or_damage(column in proptest::collection::vec(any::<u8>(), 0..14),
+                                            value in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let _ = decode(&Cell::copy_from("r", column), &value);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Looking up the fate of writers in `_transactions`.
+
+use super::entry::{CleanedWindows, Entry, Fate, transactions_table};
+use crate::Result;
+use atlas_kvs::{Cell, KeyValueService, PutUnlessExists, TableRef, Timestamp};
+use quick_cache::sync::Cache;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// How many fates are remembered; an entry takes about 50 bytes.
+const CACHED: usize = 200_000;
+
+/// The entries of a store, with a memory for those that can't change any more.
+#[derive(Debug)]
+pub(crate) struct TransactionTable {
+    kvs: Arc<dyn KeyValueService>,
+    table: TableRef,
+    windows: CleanedWindows,
+    // Holds decided fates only, windows applied: these never change while the store is open. An absent entry is not
+    // a fact but a moment, and is never remembered.
+    decided: Cache<u64, Fate>,
+}
+
+impl TransactionTable {
+    pub(crate) fn new(kvs: Arc<dyn KeyValueService>, windows: CleanedWindows) -> TransactionTable {
+        TransactionTable { kvs, table: transactions_table(), windows, decided: Cache::new(CACHED) }
+    }
+
+    pub(crate) fn windows(&self) -> &CleanedWindows {
+        &self.windows
+    }
+
+    /// The fate that a commit timestamp found beside the data tells.
+    pub(crate) fn fate_of_inlined(&self, commit_ts: Timestamp) -> Fate {
+        self.windows.fate(Some(Entry::Committed(commit_ts)))
+    }
+
+    /// The fate of one writer, if it is known without asking the store.
+    pub(crate) fn cached(&self, start_ts: Timestamp) -> Option<Fate> {
+        self.decided.get(&start_ts.get())
+    }
+
+    /// The fates of writers, each asked for once.
+    pub(crate) async fn fates(&self, start_timestamps: &[Timestamp]) -> Result<HashMap<Timestamp, Fate>> {
+        let mut fates = HashMap::with_capacity(start_timestamps.len());
+        let mut unknown = Vec::new();
+        for start_ts in start_timestamps {
+            match self.cached(*start_ts) {
+                Some(fate) => drop(fates.insert(*start_ts, fate)),
+                None => unknown.push(*start_ts),
+            }
+        }
+        unknown.sort_unstable();
+        unknown.dedup();
+        let cells: Vec<Cell> = unknown.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
+        let found = self.kvs.get_atomic(&self.table, &cells).await?;
+        for (start_ts, bytes) in unknown.into_iter().zip(found) {
+            let entry = bytes.map(|bytes| Entry::decode(start_ts, &bytes)).transpose()?;
+            let fate = self.windows.fate(entry);
+            self.remember(start_ts, fate);
+            fates.insert(start_ts, fate);
+        }
+        Ok(fates)
+    }
+
+    /// The fate of one writer.
+    pub(crate) async fn fate(&self, start_ts: Timestamp) -> Result<Fate> {
+        let fates = self.fates(&[start_ts]).await?;
+        Ok(fates.get(&start_ts).copied().unwrap_or(Fate::Undecided))
+    }
+
+    /// Writes an entry where there is none; the entry that stands afterwards.
+    pub(crate) async fn put_unless_exists(&self, start_ts: Timestamp, entry: Entry) -> Result<Entry> {
+        let answer = self.kvs.put_unless_exists(&self.table, &Entry::cell(start_ts), entry.encode()).await?;
+        let standing = match answer {
+            PutUnlessExists::Written => entry,
+            PutUnlessExists::Exists(bytes) => Entry::decode(start_ts, &bytes)?,
+        };
+        self.remember(start_ts, self.windows.fate(Some(standing)));
+        Ok(standing)
+    }
+
+    /// Remembers a fate that the caller has just made durable.
+    pub(crate) fn remember(&self, start_ts: Timestamp, fate: Fate) {
+        if fate != Fate::Undecided {
+            self.decided.insert(start_ts.get(), fate);
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Open snapshots, and what none of them can see any more.
+//!
+//! Everything that begins does so under one latch: choose the snapshot, register it, draw the start timestamp, in
+//! this order. Otherwise the immutable timestamp could pass a snapshot between its choice and its registration, and
+//! sweep would remove what it is about to read.
+//!
+//! ```text
+//!   ──────●───────────────●──────────┤ watermark ├ ─ ─ ─ ─ ─ ─ ┤ last issued
+//!     immutable_ts     read_ts of    all commits    commits on
+//!     (oldest open)    another       are applied    their way
+//! ```
+
+use crate::timestamp::TimestampOracle;
+use crate::{Error, Result};
+use atlas_kvs::Timestamp;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Registers snapshots and keeps the watermark.
+#[derive(Debug)]
+pub(crate) struct SnapshotTracker {
+    state: Mutex<State>,
+    // A copy of the state's watermark for those who need no latch.
+    watermark: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Every commit at or below this is applied and durable.
+    watermark: u64,
+    /// How many open snapshots read below each timestamp.
+    registered: BTreeMap<u64, usize>,
+}
+
+/// A registered snapshot; dropping it lets the immutable timestamp move on.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    tracker: Arc<SnapshotTracker>,
+    registered: u64,
+}
+
+/// What a transaction begins with.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) start_ts: Timestamp,
+    pub(crate) read_ts: Timestamp,
+    pub(crate) registration: Registration,
+}
+
+impl SnapshotTracker {
+    /// A tracker for a store in which every commit at or below `watermark` is applied.
+    pub(crate) fn new(watermark: Timestamp) -> Arc<SnapshotTracker> {
+        let watermark = watermark.get();
+        Arc::new(SnapshotTracker {
+            state: Mutex::new(State { watermark, registered: BTreeMap::new() }),
+            watermark: AtomicU64::new(watermark),
+        })
+    }
+
+    /// Begins in the pipeline's way: the snapshot is everything applied so far.
+    pub(crate) async fn begin_at_watermark(self: &Arc<Self>, oracle: &TimestampOracle) -> Result<Begun> {
+        self.begin(oracle, |state, _| state.watermark + 1, |read_ts, _| read_ts).await
+    }
+
+    /// Begins in the step-by-step way: the snapshot is everything that committed before the start timestamp. What is
+    /// registered lies below the start timestamp, because it must be chosen first.
+    pub(crate) async fn begin_at_start(self: &Arc<Self>, oracle: &TimestampOracle) -> Result<Begun> {
+        self.begin(oracle, |_, issued| issued.get() + 1, |_, start_ts| start_ts).await
+    }
+
+    async fn begin(
+        self: &Arc<Self>,
+        oracle: &TimestampOracle,
+        register_at: impl Fn(&State, Timestamp) -> u64,
+        read_at: impl Fn(Timestamp, Timestamp) -> Timestamp,
+    ) -> Result<Begun> {
+        loop {
+            let begun = {
+                let mut state = self.state.lock();
+                let registered = register_at(&state, oracle.last_issued());
+                oracle.try_fresh_range(1)?.map(|range| {
+                    *state.registered.entry(registered).or_default() += 1;
+                    (registered, range.first)
+                })
+            };
+            if let Some((registered, start_ts)) = begun {
+                let read_ts = read_at(Timestamp::saturating(registered), start_ts);
+                debug_assert!(read_ts <= start_ts, "a snapshot is chosen before its transaction is numbered");
+                let registration = Registration { tracker: self.clone(), registered };
+                return Ok(Begun { start_ts, read_ts, registration });
+            }
+            // The block is used up. Moving the bound takes a write, so it is done outside the latch; the number it
+            // costs is wasted.
+            oracle.fresh().await?;
+        }
+    }
+
+    /// Registers a snapshot of the past.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a timestamp above the watermark: what commits below it is not settled yet.
+    pub(crate) fn register_past(self: &Arc<Self>, read_ts: Timestamp) -> Result<Registration> {
+        let mut state = self.state.lock();
+        if read_ts.get() > state.watermark + 1 {
+            return Err(Error::Usage(format!(
+                "timestamp {read_ts} was not issued yet: the state below it is still in the making"
+            )));
+        }
+        *state.registered.entry(read_ts.get()).or_default() += 1;
+        Ok(Registration { tracker: self.clone(), registered: read_ts.get() })
+    }
+
+    /// Every commit at or below this is applied.
+    pub(crate) fn watermark(&self) -> Timestamp {
+        Timestamp::saturating(self.watermark.load(Ordering::Acquire))
+    }
+
+    /// Publishes that every commit at or below `watermark` is applied and durable. Never goes back.
+    pub(crate) fn publish(&self, watermark: Timestamp) {
+        self.publish_with(|| watermark);
+    }
+
+    /// As [`publish`](Self::publish), with a watermark chosen under the latch.
+    pub(crate) fn publish_with(&self, watermark: impl FnOnce() -> Timestamp) {
+        let mut state = self.state.lock();
+        state.watermark = state.watermark.max(watermark().get());
+        self.watermark.store(state.watermark, Ordering::Release);
+    }
+
+    /// No open snapshot reads below this.
+    pub(crate) fn immutable_ts(&self) -> Timestamp {
+        let state = self.state.lock();
+        let oldest = state.registered.keys().next().copied();
+        Timestamp::saturating(oldest.unwrap_or(u64::MAX).min(state.watermark + 1))
+    }
+
+    /// How many snapshots are open.
+    pub(crate) fn open_snapshots(&self) -> u64 {
+        self.state.lock().registered.values().map(|count| *count as u64).sum()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut state = self.tracker.state.lock();
+        if let Some(count) = state.registered.get_mut(&self.registered) {
+            *count -= 1;
+            if *count == 0 {
+                state.registered.remove(&self.registered);
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The commits that open transactions could conflict with.
+//!
+//! The leader remembers every commit since the oldest open snapshot, by a hash of the cell. Two cells with the same
+//! hash can only cause a conflict too many, which a retry resolves; never one too few.
+
+use atlas_kvs::{Cell, TableRef, Timestamp};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
+
+/// How many cells are remembered at most, about 100 bytes each. Transactions older than what is remembered are
+/// checked against the store.
+const CELLS_MAX: usize = 1 << 20;
+
+/// A fingerprint of a value; `None` for a tombstone.
+pub(crate) type ValueHash = Option<[u8; 32]>;
+
+/// A cell a transaction writes, as the conflict check sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct ConflictKey {
+    pub(crate) hash: u64,
+    pub(crate) table: TableRef,
+    pub(crate) cell: Cell,
+    /// What will be written, for tables that compare values.
+    pub(crate) written: Option<ValueHash>,
+    /// The transaction leaves the value as it read it.
+    pub(crate) touch: bool,
+}
+
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+impl ConflictKey {
+    pub(crate) fn hash_of(table: &TableRef, cell: &Cell) -> u64 {
+        HASHER.hash_one((table.name(), &cell.row, &cell.column))
+    }
+
+    pub(crate) fn new(table: &TableRef, cell: &Cell) -> ConflictKey {
+        ConflictKey {
+            hash: ConflictKey::hash_of(table, cell),
+            table: table.clone(),
+            cell: cell.clone(),
+            written: None,
+            touch: false,
+        }
+    }
+
+    /// True if a committed write is no conflict although it overlaps: both leave the same value there.
+    pub(crate) fn tolerates(&self, committed: Option<ValueHash>) -> bool {
+        self.touch && self.written.is_some() && self.written == committed
+    }
+}
+
+pub(crate) fn value_hash(value: Option<&[u8]>) -> ValueHash {
+    value.map(|bytes| *blake3::hash(bytes).as_bytes())
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LastWrite {
+    commit_ts: Timestamp,
+    written: Option<ValueHash>,
+}
+
+/// The last commit of each cell, since some timestamp.
+#[derive(Debug)]
+pub(crate) struct ConflictWindow {
+    // Invariant: holds the last write of every cell committed at or above `floor`.
+    floor: Timestamp,
+    last_writes: HashMap<u64, LastWrite>,
+    commits: VecDeque<(Timestamp, Vec<u64>)>,
+}
+
+impl ConflictWindow {
+    /// A window that knows of no commit below `floor`.
+    pub(crate) fn new(floor: Timestamp) -> ConflictWindow {
+        ConflictWindow { floor, last_writes: HashMap::new(), commits: VecDeque::new() }
+    }
+
+    /// Commits below this were forgotten.
+    pub(crate) fn floor(&self) -> Timestamp {
+        self.floor
+    }
+
+    /// The commit at or above `checked_from` that wrote `key`'s cell last, if it is a conflict.
+    pub(crate) fn conflict(&self, key: &ConflictKey, checked_from: Timestamp) -> Option<Timestamp> {
+        debug_assert!(checked_from >= self.floor, "an older transaction is checked against the store first");
+        let last = self.last_writes.get(&key.hash)?;
+        (last.commit_ts >= checked_from && !key.tolerates(last.written)).then_some(last.commit_ts)
+    }
+
+    /// Remembers a commit. Commits come in the order of their timestamps.
+    pub(crate) fn insert(&mut self, commit_ts: Timestamp, keys: &[ConflictKey]) {
+        if keys.is_empty() {
+            return;
+        }
+        for key in keys {
+            self.last_writes.insert(key.hash, LastWrite { commit_ts, written: key.written });
+        }
+        self.commits.push_back((commit_ts, keys.iter().map(|key| key.hash).collect()));
+    }
+
+    /// Forgets commits that no open snapshot can conflict with: those below `oldest_read_ts`.
+    pub(crate) fn forget_below(&mut self, oldest_read_ts: Timestamp) {
+        while let Some((commit_ts, _)) = self.commits.front() {
+            if *commit_ts >= oldest_read_ts && self.last_writes.len() <= CELLS_MAX {
+                break;
+            }
+            let (commit_ts, hashes) = self.commits.pop_front().expect("there is a front");
+            for hash in hashes {
+                if self.last_writes.get(&hash).is_some_and(|last| last.commit_ts == commit_ts) {
+                    self.last_writes.remove(&hash);
+                }
+            }
+            self.floor = self.floor.max(commit_ts.next());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ts(number: u64) -> Timestamp {
+        Timestamp::saturating(number)
+    }
+
+    fn key(row: &str) -> ConflictKey {
+        ConflictKey::new(&TableRef::new("t").expect("a name"), &Cell::copy_from(row, "c"))
+    }
+
+    #[test]
+    fn a_commit_at_or_above_the_snapshot_conflicts_and_one_below_does_not() {
+        let mut window = ConflictWindow::new(ts(1));
+        window.insert(ts(10), &[key("a")]);
+        assert_eq!(window.conflict(&key("a"), ts(10)), Some(ts(10)));
+        assert_eq!(window.conflict(&key("a"), ts(11)), None);
+        assert_eq!(window.conflict(&key("b"), ts(1)), None);
+    }
+
+    #[test]
+    fn forgetting_raises_the_floor_and_keeps_later_writes_of_the_same_cell() {
+        let mut window = ConflictWindow::new(ts(1));
+        window.insert(ts(10), &[key("a"), key("b")]);
+        window.insert(ts(20), &[key("a")]);
+        window.forget_below(ts(15));
+        assert_eq!(window.floor(), ts(11));
+        assert_eq!(window.conflict(&key("a"), ts(12)), Some(ts(20)));
+        assert_eq!(window.conflict(&key("b"), ts(12)), None);
+    }
+
+    #[test]
+    fn a_touch_tolerates_the_same_value_only() {
+        let mut window = ConflictWindow::new(ts(1));
+        let written = |value: &str| Some(value_hash(Some(value.as_bytes())));
+        window.insert(ts(10), &[ConflictKey { written: written("x"), ..key("a") }]);
+        let touch = |value: &str, touch| ConflictKey { written: written(value), touch, ..key("a") };
+        assert_eq!(window.conflict(&touch("x", true), ts(5)), None);
+        assert_eq!(window.conflict(&touch("y", true), ts(5)), Some(ts(10)));
+        assert_eq!(window.conflict(&touch("x", false), ts(5)), Some(ts(10)));
+    }
+}

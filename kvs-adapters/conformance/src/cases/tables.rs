@@ -55,12 +55,11 @@ pub async fn create_with_the_other_kind_is_refused(store: &mut TestStore) {
 /// Many callers may create one table at once: it is there once, with the metadata of one of them.
 pub async fn concurrent_creates_all_succeed(store: &mut TestStore) {
     let creators = together(32, |creator| {
-        let store = store.share();
+        let (store, table, mine) = (store.share(), table(&format!("t{}", creator % 4)), bytes(creator.to_string()));
         async move {
-            let name = format!("t{}", creator % 4);
-            store.create_table(&table(&name), TableKind::Versioned, bytes(creator.to_string())).await?;
+            store.create_table(&table, TableKind::Versioned, mine.clone()).await?;
             // The table is usable as soon as any create has returned.
-            store.put_versions(&table(&name), vec![(cell(creator.to_string(), "c"), value(1, "v"))]).await
+            store.put_versions(&table, vec![(cell(mine, "c"), value(1, "v"))]).await
         }
     });
     for outcome in creators.await {

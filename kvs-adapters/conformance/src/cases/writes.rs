@@ -189,7 +189,7 @@ pub async fn concurrent_puts_are_all_kept(store: &mut TestStore) {
 /// Of concurrent writers of different values to one place exactly one succeeds, if the store says that it can tell.
 pub async fn concurrent_conflicting_puts_have_one_winner(store: &mut TestStore) {
     let t = versioned(store, "t").await;
-    const PLACES: u64 = 100;
+    const PLACES: u64 = 500;
     let outcomes = together(8, |writer| {
         let (store, t, content) = (store.share(), t.clone(), bytes(writer.to_string()));
         async move {

@@ -94,7 +94,7 @@ pub async fn oldest_version_goes_first(store: &mut TestStore) {
             store.delete_version_ranges(&t, &[range]).await.expect("versions can be deleted");
         }
     };
-    watched(20, delete, readers.collect()).await;
+    watched(store, 20, delete, readers.collect()).await;
 }
 
 /// All versions below the limit of a range go, the one at the limit stays, and so does the sentinel.

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +46,7 @@ struct Store {
     manager: TransactionManager,
     backup_lock: BackupLock,
     opened_at: Instant,
+    closed: AtomicBool,
     // Ends with the store.
     _puncher: AbortOnDropHandle<()>,
 }
@@ -124,7 +126,15 @@ impl Atlas {
         let puncher = AbortOnDropHandle::new(tokio::spawn(punch_regularly(manager.clone())));
         let backup_lock = BackupLock::new(opened.kvs.clone());
         let opened_at = Instant::now();
-        let store = Store { config, opened, manager, backup_lock, opened_at, _puncher: puncher };
+        let store = Store {
+            config,
+            opened,
+            manager,
+            backup_lock,
+            opened_at,
+            closed: AtomicBool::new(false),
+            _puncher: puncher,
+        };
         Ok(Atlas { store: Arc::new(store), server: None })
     }
 
@@ -287,6 +297,9 @@ impl Atlas {
             if let Some(task) = task {
                 let _ = task.await;
             }
+        }
+        if self.store.closed.swap(true, Ordering::SeqCst) {
+            return Ok(()); // Somebody else holds a clone and has done it.
         }
         let released = self.store.manager.close().await;
         self.kvs().close().await?;

@@ -17,7 +17,7 @@ const LOCK_HELD_LONG_SECS: i64 = 24 * 3600;
 const BACKUP_OLD_SECS: i64 = 7 * 24 * 3600;
 
 /// Names of the checks, the quick ones first.
-pub const CHECKS: [&str; 6] = ["store", "timestamps", "restore", "backup-lock", "backup", "data"];
+pub(crate) const CHECKS: [&str; 6] = ["store", "timestamps", "restore", "backup-lock", "backup", "data"];
 /// The deep check, done only when it or `all` is asked for.
 const DEEP: &str = "data";
 

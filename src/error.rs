@@ -114,7 +114,7 @@ pub enum Error {
         /// The table.
         table: TableRef,
         /// The constraint's name.
-        constraint: String,
+        constraint: Box<str>,
         /// The cell.
         cell: Cell,
         /// What is wrong.

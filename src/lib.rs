@@ -2,7 +2,9 @@
 
 mod atlas;
 pub mod backup;
+pub mod cli;
 pub mod config;
+mod demo;
 mod doctor;
 mod error;
 pub mod lock;

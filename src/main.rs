@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The program `atlas`.
+
+fn main() -> std::process::ExitCode {
+    atlas::cli::main()
+}

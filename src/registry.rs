@@ -33,11 +33,6 @@ pub(crate) fn data_dir(config: &KvsConfig) -> Option<&Path> {
     }
 }
 
-/// The process that owns the configured store, if one does.
-pub(crate) fn owner_pid(config: &KvsConfig) -> Option<u32> {
-    data_dir(config).and_then(atlas_kvs_rocksdb::owner_pid)
-}
-
 /// Opens the configured store, or makes it.
 ///
 /// # Errors

@@ -601,14 +601,19 @@ mod tests {
         Unavailable,
         /// Applied; the answer comes when this is sent.
         Hold(oneshot::Receiver<()>),
+        /// Applied when this is sent.
+        Late(oneshot::Receiver<()>),
     }
+
+    /// A compare-and-set that is still under way: the cell, what is expected there and what shall be.
+    type Delayed = (Cell, Option<Bytes>, Option<Bytes>);
 
     /// A store in memory that does what stores at the other end of a network do.
     #[derive(Debug)]
     struct FaultyStore {
         memory: MemoryStore,
         faults: Mutex<VecDeque<Fault>>,
-        delayed: Mutex<Option<(Cell, Option<Bytes>, Option<Bytes>)>>,
+        delayed: Mutex<Option<Delayed>>,
         /// Reads to let pass, and then one that is answered late.
         late_read: Mutex<Option<(usize, oneshot::Receiver<()>)>>,
     }
@@ -676,6 +681,10 @@ mod tests {
                     Err(FaultyStore::lost())
                 }
                 Some(Fault::Unavailable) => Err(KvsError::Unavailable { reason: "no quorum".to_owned(), source: None }),
+                Some(Fault::Late(receiver)) => {
+                    receiver.await.expect("the test lets the write go on");
+                    self.memory.check_and_set(table, cell, expected, new).await
+                }
                 Some(Fault::Hold(receiver)) => {
                     let answer = self.memory.check_and_set(table, cell, expected, new).await;
                     receiver.await.expect("the test lets the write go on");
@@ -938,7 +947,7 @@ mod tests {
     async fn no_deletion_slips_in_between_the_drained_gate_and_the_record() {
         let world = World::new().await;
         let (answer, wait) = oneshot::channel();
-        world.store.next(Fault::Hold(wait));
+        world.store.next(Fault::Late(wait));
         let task = spawned(acquire(&world.lock)).await;
         assert!(!world.may_delete().await);
         answer.send(()).expect("the write waits");

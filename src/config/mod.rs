@@ -3,6 +3,13 @@
 //! Every value has a default that works; a file, the environment and flags override it, in this order. The shape of
 //! the file is AtlasDB's: one block named `atlasdb`, and `atlasdb-runtime` for what may change while the store runs.
 
+mod check;
+mod layers;
+mod load;
+mod place;
+
+pub use load::{COMMENTED, Environment, Loaded, Origin, Setting, Sources, load};
+
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +28,33 @@ pub struct AtlasConfig {
     pub server: ServerConfig,
     /// Defaults of `atlas backup`.
     pub backup: BackupConfig,
+}
+
+/// What may change while the store runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RuntimeConfig {
+    /// What `atlas serve` writes to its log. `ATLAS_LOG`, `-q` and `-v` go before it.
+    pub log_level: LogLevel,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What failed.
+    Error,
+    /// What somebody should look at.
+    Warn,
+    /// What an operator wants to know afterwards.
+    #[default]
+    Info,
+    /// Each operation.
+    Debug,
+    /// Each step of each operation.
+    Trace,
 }
 
 /// The store below, chosen by `type`.
@@ -211,7 +245,7 @@ impl Serialize for ByteSize {
 impl<'de> Deserialize<'de> for ByteSize {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
+        #[serde(untagged, expecting = "expected a size: digits, or digits with B, KiB, MiB or GiB behind them")]
         enum Form {
             Number(u64),
             Text(String),

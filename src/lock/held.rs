@@ -161,16 +161,18 @@ impl Drop for HeldLocks {
 
 async fn refresh_for_ever(shared: Arc<Shared>) {
     let period = (shared.client.lease() / 4).max(Duration::from_millis(1));
+    shared.clock.sleep(period).await;
     while shared.check().is_ok() {
-        shared.clock.sleep(period).await;
-        // An attempt that hangs must not use up the time of the next one.
+        // The time to the next attempt runs from before this one, so that an attempt that hangs does not delay it.
+        let mut next = shared.clock.sleep(period);
         let refreshed = tokio::select! {
             refreshed = shared.refresh() => refreshed,
-            () = shared.clock.sleep(period) => continue,
+            () = &mut next => continue,
         };
         if let Err(error) = refreshed {
             tracing::debug!(%error, start_ts = %shared.start_ts, "locks were not refreshed");
         }
+        next.await;
     }
 }
 
@@ -351,6 +353,18 @@ mod tests {
         wire.cut.store(false, Ordering::SeqCst);
         clock.advance(LEASE).await;
         held.check().expect("one refresh was missed, the next came in time");
+    }
+
+    #[tokio::test]
+    async fn one_refresh_that_hangs_does_not_keep_the_next_from_being_made() {
+        let (wire, clock) = wire();
+        let held = acquire(&wire).await;
+        wire.hangs.store(true, Ordering::SeqCst);
+        clock.advance(LEASE / 4).await;
+        wire.hangs.store(false, Ordering::SeqCst);
+        // Longer than the lease: without a second refresh it would be lost.
+        clock.advance(LEASE).await;
+        held.check().expect("the next refresh came in time");
     }
 
     #[tokio::test]

@@ -20,6 +20,9 @@
 //! * A commit that has begun is carried through, whatever becomes of the connection that asked for it.
 //! * Whatever grows has a limit: [`Limits`].
 
+// How large an error may be is decided where it is defined.
+#![allow(clippy::result_large_err)]
+
 mod client;
 mod http;
 mod listen;

@@ -22,6 +22,8 @@ use uuid::Uuid;
 
 /// How long a lock may be waited for.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// How long Hello waits for the store to tell its identity.
+const STORE_ID_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most cells of a message.
 const PAGE_CELLS_MAX: usize = 1_000;
 /// What a write costs in memory besides its bytes.
@@ -532,12 +534,9 @@ fn backup_events(operations: Arc<dyn Operations>, request: BackupRequest) -> Pag
 impl pb::admin_server::Admin for Api {
     async fn hello(&self, _: Request<pb::HelloRequest>) -> Answer<pb::HelloResponse> {
         // A store in trouble must not keep an operator from connecting to ask what the trouble is.
-        let store_id = self
-            .store_id
-            .get_or_try_init(|| async { self.operations.status().await.map(|status| status.store_id.to_string()) })
-            .await
-            .ok()
-            .cloned();
+        let ask = || async { self.operations.status().await.map(|status| status.store_id.to_string()) };
+        let asked = tokio::time::timeout(STORE_ID_TIMEOUT, self.store_id.get_or_try_init(ask)).await;
+        let store_id = asked.ok().and_then(Result::ok).cloned();
         answer(pb::HelloResponse {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

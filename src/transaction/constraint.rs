@@ -28,7 +28,7 @@ impl Constraint {
     pub(crate) fn check(&self, table: &TableRef, cell: &Cell, value: Option<&Bytes>) -> Result<()> {
         (self.check)(cell, value.map(|bytes| &bytes[..])).map_err(|reason| Error::Constraint {
             table: table.clone(),
-            constraint: self.name.as_ref().to_owned(),
+            constraint: self.name.as_ref().into(),
             cell: cell.clone(),
             reason,
         })

@@ -9,8 +9,12 @@ use atlas_kvs::{
     Timestamp, Value, VersionScan,
 };
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
 /// Whatever leads to a store: the store under test, and what tasks share of it.
 pub(crate) trait Store: Deref<Target = dyn KeyValueService> + Sync {}
@@ -73,18 +77,18 @@ pub(crate) fn everything() -> Scan {
 }
 
 pub(crate) async fn scan(store: &impl Store, table: &TableRef, request: Scan) -> Vec<String> {
-    let items: Vec<_> = store.scan(table, request).try_collect().await.expect("a table can be scanned");
+    let items = items(store.scan(table, request)).await;
     items.iter().map(|(cell, value)| format!("{cell}@{}", show_value(value))).collect()
 }
 
 pub(crate) async fn scan_atomic(store: &impl Store, table: &TableRef, request: AtomicScan) -> Vec<String> {
-    let items: Vec<_> = store.scan_atomic(table, request).try_collect().await.expect("a table can be scanned");
+    let items = items(store.scan_atomic(table, request)).await;
     items.iter().map(|(cell, value)| format!("{cell}={}", value.escape_ascii())).collect()
 }
 
 /// Cells of a version scan, each with all its versions.
 pub(crate) async fn scan_versions(store: &impl Store, table: &TableRef, request: VersionScan) -> Vec<String> {
-    let items: Vec<_> = store.scan_versions(table, request).try_collect().await.expect("versions can be scanned");
+    let items = items(store.scan_versions(table, request)).await;
     let show = |item: &CellVersions| {
         let versions: Vec<_> =
             item.versions.iter().map(|version| format!("{}={}", version.ts, version.prefix.escape_ascii())).collect();
@@ -105,6 +109,22 @@ pub(crate) async fn stored_atomic(store: &impl Store, table: &TableRef) -> Vec<S
 
 pub(crate) fn show_value(value: &Value) -> String {
     format!("{}={}", value.ts, value.bytes.escape_ascii())
+}
+
+/// All items of a scan.
+pub(crate) async fn items<T>(stream: ResultStream<T>) -> Vec<T> {
+    try_items(stream).await.expect("a table can be scanned")
+}
+
+/// All items of a scan that may fail.
+///
+/// # Panics
+/// If there are more than any case writes: a scan that resumes at the wrong place may have no end.
+pub(crate) async fn try_items<T>(stream: ResultStream<T>) -> Result<Vec<T>> {
+    const ITEMS_MAX: usize = 20_000;
+    let items: Vec<T> = stream.take(ITEMS_MAX).try_collect().await?;
+    assert!(items.len() < ITEMS_MAX, "the scan has no end");
+    Ok(items)
 }
 
 /// What became of a stream that is only read for its outcome.
@@ -151,6 +171,80 @@ pub(crate) async fn put_unless_exists(
             Err(error) if error.is_retriable() => tokio::task::yield_now().await,
             answer => return answer.expect("a value can be put unless one exists"),
         }
+    }
+}
+
+/// Runs tasks that begin at the same moment, and returns what they returned.
+pub(crate) async fn together<T, F>(tasks: usize, task: impl Fn(usize) -> F) -> Vec<T>
+where
+    F: Future<Output = T> + Send + 'static,
+    T: Send + 'static,
+{
+    let start = Arc::new(Barrier::new(tasks));
+    let mut running = JoinSet::new();
+    for number in 0..tasks {
+        let (start, task) = (Arc::clone(&start), task(number));
+        running.spawn(async move {
+            start.wait().await;
+            task.await
+        });
+    }
+    running.join_all().await
+}
+
+/// How many times more often than in a store with disks and networks callers must try to meet in this one: what takes
+/// no time is seldom caught in the middle.
+pub(crate) fn haste(store: &impl Store) -> usize {
+    if store.capabilities().persistent { 1 } else { 10 }
+}
+
+/// Repeats `step` while readers look on, until it was done `steps_min` times and every reader has looked often enough
+/// to have met it in the middle, whichever of them is the slower one.
+///
+/// A look gets the number of the last finished step. It must not wait for anything: a broken store would make it wait
+/// for ever.
+pub(crate) async fn watched<F>(
+    store: &impl Store,
+    steps_min: u64,
+    mut step: impl AsyncFnMut(u64),
+    readers: Vec<impl Fn(u64, Seen) -> F + Send + 'static>,
+) where
+    F: Future<Output = Seen> + Send,
+{
+    let looks_min = 1_000 * haste(store);
+    let finished = Arc::new(AtomicU64::new(0));
+    let mut running = JoinSet::new();
+    for look in readers {
+        let finished = Arc::clone(&finished);
+        running.spawn(async move {
+            let (mut looks, mut seen) = (0, Seen(0));
+            while looks < looks_min || finished.load(Ordering::SeqCst) < steps_min {
+                seen = look(finished.load(Ordering::SeqCst), seen).await;
+                looks += 1;
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    let mut number = 0;
+    while number < steps_min || !running.is_empty() {
+        number += 1;
+        step(number).await;
+        finished.store(number, Ordering::SeqCst);
+        while let Some(outcome) = running.try_join_next() {
+            outcome.expect("no reader meets a contradiction");
+        }
+    }
+}
+
+/// The newest step that a reader has seen so far.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen(pub(crate) u64);
+
+impl Seen {
+    /// Takes note of another look at the same thing, which must show this step or a newer one.
+    pub(crate) fn then(self, step: u64) -> Seen {
+        assert!(step >= self.0, "step {} was seen, and after it only {step}", self.0);
+        Seen(step)
     }
 }
 

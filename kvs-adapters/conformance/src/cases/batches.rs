@@ -3,7 +3,6 @@
 use crate::TestStore;
 use crate::support::*;
 use atlas_kvs::{AtomicBatch, BatchOp, Durability, KvsError, TableRef, Timestamp};
-use tokio::task::JoinSet;
 
 fn put_op(table: &TableRef, row: &str, number: u64, content: &str) -> BatchOp {
     BatchOp::Put { table: table.clone(), cell: cell(row, "c"), ts: ts(number), value: bytes(content) }
@@ -152,36 +151,30 @@ pub async fn readers_see_all_of_a_batch_or_nothing(store: &mut TestStore) {
         return;
     }
     let (t, u, a) = (versioned(store, "t").await, versioned(store, "u").await, atomic(store, "a").await);
-    const BATCHES: u64 = 200;
-    let batch = |number: u64| {
-        let text = number.to_string();
-        vec![put_op(&t, "first", number, &text), set_op(&a, "middle", &text), put_op(&u, "last", number, &text)]
-    };
-    apply(store, batch(1)).await.expect("a batch can be applied");
-    let mut readers = JoinSet::new();
     let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
-    for order in orders {
-        let (store, t, u, a) = (store.share(), t.clone(), u.clone(), a.clone());
-        readers.spawn(async move {
-            let mut newest = 0;
-            while newest < BATCHES {
+    let readers = orders.map(|order| {
+        let shared = (store.share(), t.clone(), u.clone(), a.clone());
+        move |_, mut seen: Seen| {
+            let (store, t, u, a) = shared.clone();
+            async move {
                 for place in order {
-                    let seen = match place {
+                    seen = seen.then(match place {
                         0 => newest_version(&store, &t, "first").await,
                         1 => standing_number(&store, &a, "middle").await,
                         _ => newest_version(&store, &u, "last").await,
-                    };
-                    assert!(seen >= newest, "batch {newest} was seen, and then only {seen} at place {place}");
-                    newest = seen;
+                    });
                 }
-                tokio::task::yield_now().await;
+                seen
             }
-        });
-    }
-    for number in 2..=BATCHES {
-        apply(store, batch(number)).await.expect("a batch can be applied");
-    }
-    readers.join_all().await;
+        }
+    });
+    let apply_batch = async |number: u64| {
+        let text = number.to_string();
+        let ops =
+            vec![put_op(&t, "first", number, &text), set_op(&a, "middle", &text), put_op(&u, "last", number, &text)];
+        apply(store, ops).await.expect("a batch can be applied");
+    };
+    watched(store, 100, apply_batch, readers.into()).await;
 }
 
 /// A put of several cells and tables is atomic too where batches are: who sees its last cell sees its first.
@@ -190,29 +183,26 @@ pub async fn readers_see_all_of_a_put_or_nothing(store: &mut TestStore) {
         return;
     }
     let (t, u) = (versioned(store, "t").await, versioned(store, "u").await);
-    const PUTS: u64 = 200;
-    let mut readers = JoinSet::new();
-    for forward in [true, false] {
-        let (store, t, u) = (store.share(), t.clone(), u.clone());
-        readers.spawn(async move {
-            let places = if forward { [(&t, "first"), (&u, "last")] } else { [(&u, "last"), (&t, "first")] };
-            let mut newest = 0;
-            while newest < PUTS {
-                for (table, row) in places {
-                    let seen = newest_version(&store, table, row).await;
-                    assert!(seen >= newest, "put {newest} was seen, and then only {seen}");
-                    newest = seen;
+    let places = [(t, "first"), (u, "last")];
+    let readers = [[0, 1], [1, 0]].map(|order| {
+        let shared = (store.share(), places.clone());
+        move |_, mut seen: Seen| {
+            let (store, places) = shared.clone();
+            async move {
+                for place in order {
+                    let (table, row) = &places[place];
+                    seen = seen.then(newest_version(&store, table, row).await);
                 }
-                tokio::task::yield_now().await;
+                seen
             }
-        });
-    }
-    for number in 1..=PUTS {
-        let puts = [(&t, "first"), (&u, "last")]
-            .map(|(table, row)| (table.clone(), vec![(cell(row, "c"), bytes(number.to_string()))]));
-        store.put(puts.to_vec(), ts(number)).await.expect("cells can be put");
-    }
-    readers.join_all().await;
+        }
+    });
+    let put_both = async |number: u64| {
+        let of_one =
+            |(table, row): &(TableRef, &str)| (table.clone(), vec![(cell(row, "c"), bytes(number.to_string()))]);
+        store.put(places.iter().map(of_one).collect(), ts(number)).await.expect("cells can be put");
+    };
+    watched(store, 100, put_both, readers.into()).await;
 }
 
 /// A batch may hold thousands of writes.

@@ -61,37 +61,40 @@ pub async fn several_cells_in_one_call(store: &mut TestStore) {
 }
 
 /// The oldest version goes first: who reads beside a deletion of all versions sees the newest one or none, and never
-/// an older one, if the store deletes a cell at once or in order.
+/// an older one.
 pub async fn oldest_version_goes_first(store: &mut TestStore) {
     let t = versioned(store, "t").await;
-    for round in 0..20 {
-        let row = format!("{round}");
-        let versions = (1..=20).map(|number| (cell(&row, "c"), value(number, number.to_string())));
-        store.put_versions(&t, versions.collect()).await.expect("versions can be put");
-        let deleting = {
-            let (store, t, row) = (store.share(), t.clone(), row.clone());
-            tokio::spawn(async move {
-                let cell = cell(&row, "c");
-                if round % 2 == 0 {
-                    let timestamps = (1..=20).rev().map(ts).collect();
-                    store.delete_versions(&t, &[CellTimestamps { cell, timestamps }]).await
-                } else {
-                    let range = CellVersionRange { cell, before: Timestamp::MAX, include_sentinel: false };
-                    store.delete_version_ranges(&t, &[range]).await
-                }
-            })
-        };
-        loop {
-            let finished = deleting.is_finished();
-            let seen = get(store, &t, &[(&row, "c", 1_000)]).await;
-            assert!(seen == ["20=20"] || seen == ["none"], "{seen:?}");
-            if finished {
-                assert_eq!(seen, ["none"]);
-                break;
+    const NEWEST: u64 = 100;
+    let readers = (0..2).map(|_| {
+        let shared = (store.share(), t.clone());
+        move |finished: u64, seen: Seen| {
+            let (store, t) = shared.clone();
+            // The row that is being deleted, and the last one that was.
+            let (next, last) = (row(finished + 1), row(finished));
+            async move {
+                let asked = bounds(&[(&next, "c", NEWEST + 1), (&last, "c", NEWEST + 1)]);
+                let values = store.get(&t, &asked).await.expect("cells can be read");
+                assert!(values[0].as_ref().is_none_or(|value| value.ts.get() == NEWEST), "{values:?}");
+                assert_eq!(values[1], None, "what was deleted is gone");
+                seen
             }
         }
-        deleting.await.expect("no panic").expect("versions can be deleted");
-    }
+    });
+    let delete = async |step: u64| {
+        let cell = cell(row(step), "c");
+        // The newest first, so that a reader of the row that is being written never sees another.
+        store.put_versions(&t, vec![(cell.clone(), value(NEWEST, "v"))]).await.expect("versions can be put");
+        let older = (1..NEWEST).map(|number| (cell.clone(), value(number, "v")));
+        store.put_versions(&t, older.collect()).await.expect("versions can be put");
+        if step.is_multiple_of(2) {
+            let timestamps = (1..=NEWEST).rev().map(ts).collect();
+            store.delete_versions(&t, &[CellTimestamps { cell, timestamps }]).await.expect("versions can be deleted");
+        } else {
+            let range = CellVersionRange { cell, before: Timestamp::MAX, include_sentinel: false };
+            store.delete_version_ranges(&t, &[range]).await.expect("versions can be deleted");
+        }
+    };
+    watched(store, 20, delete, readers.collect()).await;
 }
 
 /// All versions below the limit of a range go, the one at the limit stays, and so does the sentinel.
@@ -186,4 +189,8 @@ pub async fn deleted_rows_take_data_again(store: &mut TestStore) {
         assert_eq!(stored(store, &t).await, [""; 0]);
         assert_eq!(get(store, &t, &[("r", "c", 9), ("r", "d", 9)]).await, ["none", "none"]);
     }
+}
+
+fn row(step: u64) -> String {
+    format!("{step:05}")
 }

@@ -17,7 +17,7 @@ use ops::Op;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-const CASES: u64 = 48;
+const CASES: u64 = 64;
 const SHRINKING_STEPS_MAX: usize = 1_000;
 
 /// A store and a model of maps answer random sequences of operations in the same way.

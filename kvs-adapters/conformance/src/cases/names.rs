@@ -4,7 +4,6 @@ use crate::TestStore;
 use crate::support::*;
 use atlas_kvs::{BatchOp, Cell, CellBound, CheckAndSet, KvsError, RowRange, Scan, TableRef, Timestamp};
 use bytes::Bytes;
-use futures::TryStreamExt;
 
 /// The longest value or name that a case makes to see it refused. Stores with higher limits are not asked.
 const LEN_MAX: usize = 1 << 30;
@@ -102,17 +101,17 @@ pub async fn order_is_of_unsigned_bytes_row_first(store: &mut TestStore) {
 /// Ranges and prefixes of rows hold exactly the rows that the contract says, whatever their bytes.
 pub async fn ranges_of_any_bytes_are_exact(store: &mut TestStore) {
     let (t, names) = (versioned(store, "t").await, confusing_names(store));
-    store
-        .put_versions(&t, names.iter().map(|row| (cell(row, "c"), value(1, "v"))).collect())
-        .await
-        .expect("versions can be put");
+    // The first possible column lies right at the bounds of a range.
+    let column = if store.capabilities().limits.empty_names { "" } else { "\0" };
+    let versions = names.iter().map(|row| (cell(row, column), value(1, "v")));
+    store.put_versions(&t, versions.collect()).await.expect("versions can be put");
     let mut ranges: Vec<RowRange> = Vec::new();
     for start in &names {
         ranges.extend([RowRange::prefix(bytes(start)), RowRange::single(bytes(start))]);
         ranges.extend(names.iter().map(|end| RowRange::new(bytes(start), bytes(end))));
     }
     for rows in ranges {
-        let expected: Vec<_> = names.iter().filter(|row| rows.contains(row)).map(|row| cell(row, "c")).collect();
+        let expected: Vec<_> = names.iter().filter(|row| rows.contains(row)).map(|row| cell(row, column)).collect();
         assert_eq!(cells_of(store, &t, Scan::new(rows.clone(), Timestamp::MAX)).await, expected, "{rows:?}");
         let expected: Vec<_> = expected.into_iter().rev().collect();
         assert_eq!(cells_of(store, &t, Scan::new(rows.clone(), Timestamp::MAX).reversed()).await, expected, "{rows:?}");
@@ -162,7 +161,7 @@ pub async fn large_values_are_kept_or_refused(store: &mut TestStore) {
         }
         put.expect("the value is within the limit");
         assert_eq!(set.expect("the value is within the limit"), CheckAndSet::Applied);
-        let seen: Vec<_> = store.scan(&t, everything()).try_collect().await.expect("a table can be scanned");
+        let seen = items(store.scan(&t, everything())).await;
         assert!(seen.len() == 1 && seen[0].1.ts.get() == len as u64 && seen[0].1.bytes == content, "{len} bytes");
         let seen = store.get_atomic(&a, &[cell(&row, column)]).await.expect("cells can be read");
         assert!(seen[0].as_ref() == Some(&content), "{len} bytes");
@@ -241,5 +240,5 @@ pub async fn lengths_over_the_limits_are_refused(store: &mut TestStore) {
 }
 
 async fn cells_of(store: &TestStore, table: &TableRef, request: Scan) -> Vec<Cell> {
-    store.scan(table, request).map_ok(|(cell, _)| cell).try_collect().await.expect("a table can be scanned")
+    items(store.scan(table, request)).await.into_iter().map(|(cell, _)| cell).collect()
 }

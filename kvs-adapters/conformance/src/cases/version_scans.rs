@@ -107,8 +107,7 @@ pub async fn cells_with_newer_versions_only_are_skipped(store: &mut TestStore) {
 pub async fn scan_and_listing_agree(store: &mut TestStore) {
     let t = sample(store).await;
     put(store, &t, &[("e", "x", 1, &"long".repeat(100))]).await;
-    let items: Vec<_> =
-        futures::TryStreamExt::try_collect(store.scan_versions(&t, all())).await.expect("can be scanned");
+    let items = items(store.scan_versions(&t, all())).await;
     for atlas_kvs::CellVersions { cell, versions } in items {
         let bound = atlas_kvs::CellBound::new(cell.clone(), Timestamp::MAX);
         assert_eq!(store.versions(&t, &[bound]).await.expect("versions can be read"), [versions], "{cell}");

@@ -2,8 +2,7 @@
 
 use crate::TestStore;
 use crate::support::*;
-use atlas_kvs::{KvsError, Timestamp};
-use tokio::task::JoinSet;
+use atlas_kvs::{CellBound, KvsError, Timestamp};
 
 /// One put writes cells of several tables at one timestamp.
 pub async fn put_writes_several_tables(store: &mut TestStore) {
@@ -166,50 +165,60 @@ pub async fn deleted_version_can_be_written_again(store: &mut TestStore) {
 /// Concurrent writers of different cells lose nothing, and each sees its own write as soon as it returned.
 pub async fn concurrent_puts_are_all_kept(store: &mut TestStore) {
     let t = versioned(store, "t").await;
-    let mut writers = JoinSet::new();
-    for writer in 0..8 {
+    let writers = together(8, |writer| {
         let (store, t) = (store.share(), t.clone());
-        writers.spawn(async move {
-            for number in 1..=25 {
-                let mine = cell("shared row", format!("{writer}"));
+        async move {
+            for number in 1..=50 {
+                let mine = cell("shared row", writer.to_string());
                 let put = vec![(t.clone(), vec![(mine.clone(), bytes(number.to_string()))])];
                 store.put(put, ts(number)).await.expect("cells can be put");
-                let bound = atlas_kvs::CellBound::new(mine, Timestamp::MAX);
+                let bound = CellBound::new(mine, Timestamp::MAX);
                 let seen = store.get(&t, &[bound]).await.expect("cells can be read");
                 assert_eq!(seen, [Some(value(number, number.to_string()))]);
             }
-        });
+        }
+    });
+    writers.await;
+    let items = stored(store, &t).await;
+    assert_eq!(items.len(), 8);
+    for item in items {
+        assert_eq!(item.split(',').count(), 50, "{item}");
     }
-    writers.join_all().await;
-    for item in stored(store, &t).await {
-        assert_eq!(item.split(',').count(), 25, "{item}");
-    }
-    assert_eq!(stored(store, &t).await.len(), 8);
 }
 
-/// Of concurrent writers of different values to one place exactly one succeeds, if the store says that it can tell.
+/// Of concurrent writers of different values to the same places exactly one succeeds, if the store says that it can
+/// tell, and its values stand; where puts are atomic, all places of a put hold the values of one writer.
 pub async fn concurrent_conflicting_puts_have_one_winner(store: &mut TestStore) {
     let t = versioned(store, "t").await;
-    for round in 1..=20 {
-        let mut writers = JoinSet::new();
-        for writer in 0..8 {
-            let (store, t) = (store.share(), t.clone());
-            let content = bytes(writer.to_string());
-            writers.spawn(async move {
-                let put = vec![(t, vec![(cell("r", "c"), content.clone())])];
-                (content, store.put(put, ts(round)).await)
-            });
+    let rounds = 50 * haste(store) as u64;
+    let cells: Vec<_> = (0..50).map(|number| cell("r", format!("{number:02}"))).collect();
+    let outcomes = together(8, |writer| {
+        let (store, t, content) = (store.share(), t.clone(), bytes(writer.to_string()));
+        let puts: Vec<_> = cells.iter().map(|cell| (cell.clone(), content.clone())).collect();
+        async move {
+            let mut outcomes = Vec::new();
+            for number in 1..=rounds {
+                outcomes.push((content.clone(), store.put(vec![(t.clone(), puts.clone())], ts(number)).await));
+            }
+            outcomes
         }
-        let outcomes = writers.join_all().await;
-        let seen = store.get(&t, &bounds(&[("r", "c", round + 1)])).await.expect("cells can be read");
-        let standing = seen[0].clone().expect("somebody has written");
-        assert_eq!(standing.ts.get(), round);
-        if store.capabilities().detects_conflicting_values {
-            for (content, outcome) in outcomes {
-                match outcome {
-                    Ok(()) => assert_eq!(content, standing.bytes, "the winner's value stands"),
-                    Err(error) => assert_fails!(Err::<(), _>(error), KvsError::ConflictingValue { .. }),
+    });
+    let outcomes = outcomes.await;
+    let capabilities = store.capabilities();
+    for (round, number) in (1..=rounds).enumerate() {
+        let asked: Vec<_> = cells.iter().map(|cell| CellBound::new(cell.clone(), ts(number + 1))).collect();
+        let standing: Vec<_> = store.get(&t, &asked).await.expect("cells can be read").into_iter().flatten().collect();
+        assert!(standing.len() == cells.len() && standing.iter().all(|value| value.ts.get() == number));
+        if capabilities.atomic_batch {
+            assert!(standing.iter().all(|value| value.bytes == standing[0].bytes), "round {number}: {standing:?}");
+        }
+        for (content, outcome) in outcomes.iter().map(|of_one| &of_one[round]) {
+            match outcome {
+                Ok(()) if capabilities.detects_conflicting_values => {
+                    assert!(standing.iter().all(|value| value.bytes == content), "round {number}: {standing:?}");
                 }
+                Ok(()) => {}
+                other => assert_fails!(other, KvsError::ConflictingValue { .. }),
             }
         }
     }

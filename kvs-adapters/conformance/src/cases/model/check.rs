@@ -3,13 +3,13 @@
 use super::ops::{BatchWrite, Op, VersionedTable};
 use super::reference::{self, Model, Versions};
 use crate::TestStore;
-use crate::support::table;
+use crate::support::{table, try_items};
 use atlas_kvs::{
     AtomicBatch, AtomicScan, CheckAndSet, Durability, KvsError, PutUnlessExists, RowRange, TableKind, TableRef,
     Timestamp, VersionScan,
 };
 use bytes::Bytes;
-use futures::{FutureExt, TryStreamExt};
+use futures::FutureExt;
 use std::fmt::Debug;
 use std::panic::AssertUnwindSafe;
 
@@ -142,11 +142,11 @@ async fn step(store: &mut TestStore, model: &mut Model, op: &Op) -> Result<(), S
             same(answer, bounds.iter().map(|bound| reference::all(versions, bound)).collect())
         }
         Op::Scan(table, request) => {
-            let answer: Vec<_> = succeeded(store.scan(&name(*table), request.clone()).try_collect().await)?;
+            let answer = succeeded(try_items(store.scan(&name(*table), request.clone())).await)?;
             same(answer, reference::scan(model.versioned(*table), request))
         }
         Op::ScanVersions(table, request) => {
-            let answer: Vec<_> = succeeded(store.scan_versions(&name(*table), request.clone()).try_collect().await)?;
+            let answer = succeeded(try_items(store.scan_versions(&name(*table), request.clone())).await)?;
             same(answer, reference::scan_versions(model.versioned(*table), request))
         }
         Op::GetAtomic(cells) => {
@@ -154,7 +154,7 @@ async fn step(store: &mut TestStore, model: &mut Model, op: &Op) -> Result<(), S
             same(answer, cells.iter().map(|cell| model.atomic.get(cell).cloned()).collect())
         }
         Op::ScanAtomic(request) => {
-            let answer: Vec<_> = succeeded(store.scan_atomic(&atomic(), request.clone()).try_collect().await)?;
+            let answer = succeeded(try_items(store.scan_atomic(&atomic(), request.clone())).await)?;
             same(answer, model.scan_atomic(request))
         }
     }

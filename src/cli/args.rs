@@ -1,0 +1,745 @@
+//! The command line as clap sees it. Nothing is decided here; each family of commands checks what spans arguments.
+
+use super::timestamp_file;
+use crate::schema::{ConflictHandler, SweepStrategy};
+use atlas_kvs::{TableRef, Timestamp};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Transactions with live, consistent backup and proven restore over key-value stores that have none.
+#[derive(Parser, Debug)]
+#[command(name = "atlas", version, term_width = 100, propagate_version = false)]
+#[command(after_help = "Examples:
+  atlas demo                                   Watch the whole product work
+  atlas table create accounts                  Make a table in ./data/atlas
+  atlas kv put accounts alice balance 100      Write a cell in a transaction
+  atlas backup create --to ./data/backups      Back up, while applications run
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 not found, 5 conflict or lock held,
+6 no answer, 7 damage, 8 configuration, 9 refused for safety, 10 doctor found failures,
+11 permission, 130 interrupted, 143 terminated.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Globals {
+    /// Configuration file [default: the first of the usual places, or none]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Path of the block in the configuration file [default: /atlasdb]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) config_root: Option<String>,
+    /// Open the store in this process; ask no server
+    #[arg(long, global = true)]
+    pub(crate) offline: bool,
+    /// Set a key of the configuration, as keyValueService.dataDir=/srv/atlas
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Namespace of the application's data
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
+    /// Form of the result: table, json or plain [default: table on a terminal, else plain]
+    #[arg(short, long, global = true, value_name = "FORM", hide_possible_values = true)]
+    pub(crate) output: Option<Format>,
+    /// Say nothing but results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Log more; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Colours on standard error
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+    /// Show no progress
+    #[arg(long, global = true)]
+    pub(crate) no_progress: bool,
+    /// Ask no questions: the answer is yes
+    #[arg(short, long, global = true)]
+    pub(crate) yes: bool,
+    /// Form of the log on standard error
+    #[arg(long, global = true, value_name = "FORM", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How a result is printed.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    // Not doc comments: clap would spread them over the help of every command.
+    // For people.
+    Table,
+    // One document, on failure too.
+    Json,
+    // The bare value, for scripts.
+    Plain,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Fetch timestamps; repair time after a restore by hand
+    Timestamp(TimestampArgs),
+    /// Hold, release or look at the backup lock
+    BackupLock(BackupLockArgs),
+    /// Make, list, describe, empty and remove tables
+    #[command(subcommand)]
+    Table(TableCommand),
+    /// Read and write cells, each command in one transaction
+    #[command(subcommand)]
+    Kv(KvCommand),
+    /// Load CSV or JSON lines into a table
+    Import(ImportArgs),
+    /// Take, list, check and restore backups
+    #[command(subcommand)]
+    Backup(BackupCommand),
+    /// Own the store and serve it to other processes
+    Serve(ServeArgs),
+    /// Show the owner, tables, timestamps, lock and last backup of a store
+    #[command(after_help = "Examples:\n  atlas status\n  atlas status -o json\n  atlas status -c prod.yml")]
+    Status,
+    /// Check a store and say what to do about what is wrong
+    Doctor(DoctorArgs),
+    /// Show, check and write configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Prove on real data that a backup taken under load restores exactly
+    Demo(DemoArgs),
+    /// Print the completion script of a shell
+    #[command(after_help = "Examples:
+  atlas completions bash > /etc/bash_completion.d/atlas
+  atlas completions zsh > ~/.zfunc/_atlas")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them
+    #[command(after_help = "Examples:\n  atlas man | man -l -\n  atlas man --dir /usr/local/share/man/man1")]
+    Man {
+        /// Write a page for each command into this directory
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// Print the version
+    #[command(after_help = "Examples:\n  atlas version\n  atlas version -o json")]
+    Version,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  atlas timestamp fetch --file backup/backup.timestamp
+  atlas timestamp clean-transactions --file backup/backup.timestamp
+  atlas timestamp fast-forward --file backup/fast-forward.timestamp
+
+A timestamp file holds one decimal line. A missing file ends with exit code 4, any other content with 2.")]
+pub(crate) struct TimestampArgs {
+    /// File of one timestamp: written by fetch, read by the others
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The timestamp, in place of a file
+    #[arg(short, long, global = true, value_name = "TS", value_parser = timestamp_file::parse_argument)]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) timestamp: Option<Timestamp>,
+    #[command(subcommand)]
+    pub(crate) command: TimestampCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum TimestampCommand {
+    /// Fetch a fresh timestamp
+    #[command(after_help = "Examples:
+  atlas timestamp fetch
+  atlas timestamp fetch --file backup/backup.timestamp
+  atlas timestamp fetch --immutable --date-time
+
+With --file, nothing that a reader at the timestamp needs is removed for ten minutes.")]
+    Fetch {
+        /// Fetch the timestamp below which no transaction is open
+        #[arg(short, long)]
+        immutable: bool,
+        /// Tell the wall-clock time of it too
+        #[arg(short, long)]
+        date_time: bool,
+    },
+    /// Roll back what committed at or above a timestamp, in a stopped store
+    #[command(after_help = "Examples:
+  atlas timestamp clean-transactions --file backup/backup.timestamp
+  atlas timestamp clean-transactions -t 4711 --dry-run")]
+    CleanTransactions {
+        /// Count what would be rolled back, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Accepted and not needed: every entry is looked at
+        #[arg(short, long, value_name = "TS", value_parser = timestamp_file::parse_argument)]
+        start_timestamp: Option<Timestamp>,
+        /// Accepted and not needed
+        #[arg(long)]
+        skip_start_timestamp_check: bool,
+    },
+    /// Let time go on above a timestamp, in a stopped store
+    #[command(after_help = "Examples:
+  atlas timestamp fast-forward --file backup/fast-forward.timestamp
+  atlas timestamp fast-forward -t 4711
+
+A timestamp in the past changes nothing, and that is said.")]
+    FastForward {
+        /// Allow a jump of more than 2^40, which uses up time for good
+        #[arg(long)]
+        allow_large_jump: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("action").required(true).args(["acquire", "release", "status"]))]
+#[command(after_help = "Examples:
+  atlas backup-lock --acquire --reason 'copy by hand'
+  atlas backup-lock --status
+  atlas backup-lock --release
+
+While it is held, nothing is physically removed: drop and truncate answer with exit code 5.")]
+pub(crate) struct BackupLockArgs {
+    /// Take the lock; it stays until it is released
+    #[arg(long)]
+    pub(crate) acquire: bool,
+    /// Release the lock, unless a running backup renews it
+    #[arg(long)]
+    pub(crate) release: bool,
+    /// Show who holds the lock
+    #[arg(long)]
+    pub(crate) status: bool,
+    /// What it is taken for [default: user, host and process]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["release", "status"])]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+#[command(after_help = "Examples:
+  atlas table create accounts
+  atlas table list
+  atlas table describe accounts --stats")]
+pub(crate) enum TableCommand {
+    /// Make a table
+    #[command(after_help = "Examples:
+  atlas table create accounts
+  atlas table create counters --conflict-handler RetryOnWriteWriteCell --sweep-strategy Thorough
+
+Conflict handlers: IgnoreAll, RetryOnWriteWrite (default), RetryOnWriteWriteCell, RetryOnValueChanged.
+Sweep strategies: Nothing, Conservative (default), Thorough.")]
+    Create {
+        /// Name: letters, digits, '_', '.' and '-'
+        #[arg(value_parser = parse_table)]
+        name: TableRef,
+        /// What a transaction checks before it commits
+        #[arg(long, value_name = "HANDLER", value_parser = parse_handler)]
+        conflict_handler: Option<ConflictHandler>,
+        /// What may be removed of old versions
+        #[arg(long, value_name = "STRATEGY", value_parser = parse_strategy)]
+        sweep_strategy: Option<SweepStrategy>,
+    },
+    /// List the tables
+    #[command(after_help = "Examples:\n  atlas table list\n  atlas table list --internal -o json")]
+    List {
+        /// The tables of atlas itself too
+        #[arg(long)]
+        internal: bool,
+    },
+    /// Show what a table promises and how large it is
+    #[command(after_help = "Examples:\n  atlas table describe accounts\n  atlas table describe accounts --stats")]
+    Describe {
+        /// The table
+        #[arg(value_parser = parse_table)]
+        name: TableRef,
+        /// Count cells and versions exactly, which reads the whole table
+        #[arg(long)]
+        stats: bool,
+    },
+    /// Remove a table and all its data
+    #[command(after_help = "Examples:\n  atlas table drop accounts\n  atlas table drop accounts --yes")]
+    Drop {
+        /// The table
+        #[arg(value_parser = parse_table)]
+        name: TableRef,
+    },
+    /// Remove all data of a table
+    #[command(after_help = "Examples:\n  atlas table truncate accounts\n  atlas table truncate accounts --yes")]
+    Truncate {
+        /// The table
+        #[arg(value_parser = parse_table)]
+        name: TableRef,
+    },
+}
+
+/// The address of a cell.
+#[derive(Args, Debug)]
+pub(crate) struct CellArgs {
+    /// The table
+    #[arg(value_parser = parse_table)]
+    pub(crate) table: TableRef,
+    /// The row
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) row: String,
+    /// The column
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) column: String,
+}
+
+#[derive(Subcommand, Debug)]
+#[command(after_help = "Examples:
+  atlas kv put accounts alice balance 100
+  atlas kv get accounts alice balance
+  atlas kv scan accounts --prefix a
+
+Rows, columns and values are UTF-8 text, or hexadecimal digits with --hex.
+Write -- before a value that starts with a dash and is no number.")]
+pub(crate) enum KvCommand {
+    /// Write a cell
+    #[command(after_help = "Examples:
+  atlas kv put accounts alice balance 100
+  atlas kv put accounts --hex 616c696365 00ff cafe
+  atlas kv put notes n1 text -- --not-an-option")]
+    Put {
+        #[command(flatten)]
+        cell: CellArgs,
+        /// The value
+        #[arg(allow_negative_numbers = true)]
+        value: String,
+        /// Row, column and value are hexadecimal
+        #[arg(long)]
+        hex: bool,
+    },
+    /// Read a cell; exit code 4 if there is none
+    #[command(after_help = "Examples:
+  atlas kv get accounts alice balance
+  atlas kv get accounts alice balance --at 4711
+  atlas kv get accounts --hex 616c696365 00ff")]
+    Get {
+        #[command(flatten)]
+        cell: CellArgs,
+        /// Row, column and value are hexadecimal
+        #[arg(long)]
+        hex: bool,
+        /// Read the state at a past timestamp: commits below it
+        #[arg(long, value_name = "TS", value_parser = timestamp_file::parse_argument)]
+        at: Option<Timestamp>,
+    },
+    /// Delete a cell; exit code 4 if there is none
+    #[command(after_help = "Examples:
+  atlas kv delete accounts alice balance
+  atlas kv delete accounts --hex 616c696365 00ff")]
+    Delete {
+        #[command(flatten)]
+        cell: CellArgs,
+        /// Row and column are hexadecimal
+        #[arg(long)]
+        hex: bool,
+    },
+    /// Read the cells of a range of rows, in order
+    #[command(after_help = "Examples:
+  atlas kv scan accounts --prefix a --limit 10
+  atlas kv scan accounts --start alice --end bob --reverse
+  atlas kv scan accounts -o plain | cut -f1
+
+Plain output is row, tab, column, tab, value, a cell a line; tab, line breaks and backslash
+inside are written \\t, \\n, \\r and \\\\. What is not UTF-8 ends plain and JSON output with an
+error; --hex prints everything.")]
+    Scan(ScanArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ScanArgs {
+    /// The table
+    #[arg(value_parser = parse_table)]
+    pub(crate) table: TableRef,
+    /// Rows that start with this
+    #[arg(long, value_name = "ROW", conflicts_with_all = ["start", "end"])]
+    pub(crate) prefix: Option<String>,
+    /// First row
+    #[arg(long, value_name = "ROW")]
+    pub(crate) start: Option<String>,
+    /// First row that is left out
+    #[arg(long, value_name = "ROW")]
+    pub(crate) end: Option<String>,
+    /// From the last cell to the first
+    #[arg(long)]
+    pub(crate) reverse: bool,
+    /// At most this many cells
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Rows, columns and values are hexadecimal
+    #[arg(long)]
+    pub(crate) hex: bool,
+    /// Read the state at a past timestamp: commits below it
+    #[arg(long, value_name = "TS", value_parser = timestamp_file::parse_argument)]
+    pub(crate) at: Option<Timestamp>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  atlas import --table airports airports.csv --create-table
+  atlas import --table events events.jsonl --row-key id
+  zcat big.csv.gz | atlas import --table big --format csv -
+
+A malformed line ends the import: nothing of its batch is written, batches before it stay, and
+it is said how many rows those are. Importing the same file again writes the same cells.")]
+pub(crate) struct ImportArgs {
+    /// CSV with a header line, or a JSON object a line; - for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where to
+    #[arg(long, value_name = "TABLE", value_parser = parse_table)]
+    pub(crate) table: TableRef,
+    /// Field that names the row [default: the first]; every other field is a column
+    #[arg(long, value_name = "FIELD")]
+    pub(crate) row_key: Option<String>,
+    /// Rows in one transaction
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) batch: u32,
+    /// Make the table if it is missing
+    #[arg(long)]
+    pub(crate) create_table: bool,
+    /// What the file holds [default: by its name]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<ImportFormat>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ImportFormat {
+    // Comma-separated values with a header line.
+    Csv,
+    // A JSON object a line.
+    Jsonl,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RepoArgs {
+    /// Directory of the repository [default: backup.repository of the configuration]
+    #[arg(long, value_name = "REPO")]
+    pub(crate) repo: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+#[command(after_help = "Examples:
+  atlas backup create --to ./data/backups
+  atlas backup list
+  atlas backup restore latest --into restored.yml")]
+pub(crate) enum BackupCommand {
+    /// Back up the store, while applications use it
+    #[command(after_help = "Examples:
+  atlas backup create --to ./data/backups
+  atlas backup create --to /mnt/backups --name before-upgrade
+  id=$(atlas backup create -o plain)")]
+    Create {
+        /// Directory of the repository [default: backup.repository of the configuration]
+        #[arg(long, value_name = "REPO", visible_alias = "repo")]
+        to: Option<PathBuf>,
+        /// The id of the backup [default: made from the time]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// List the backups of a repository, the newest first
+    #[command(after_help = "Examples:\n  atlas backup list\n  atlas backup list --repo /mnt/backups -o json")]
+    List(RepoArgs),
+    /// Show one backup
+    #[command(
+        after_help = "Examples:\n  atlas backup show latest\n  atlas backup show before-upgrade --repo /mnt/backups"
+    )]
+    Show {
+        /// The backup's id, or latest
+        id: String,
+        #[command(flatten)]
+        repo: RepoArgs,
+    },
+    /// Read every byte of a backup and compare checksums; exit code 7 on damage
+    #[command(
+        after_help = "Examples:\n  atlas backup verify latest\n  atlas backup verify before-upgrade --repo /mnt/backups"
+    )]
+    Verify {
+        /// The backup's id, or latest
+        id: String,
+        #[command(flatten)]
+        repo: RepoArgs,
+    },
+    /// Fill an empty store with a backup
+    #[command(after_help = "Examples:
+  atlas backup restore latest --repo ./data/backups --into restored.yml
+  atlas backup restore before-upgrade --into restored.yml
+  atlas backup restore --resume --into restored.yml
+
+The configuration named by --into is read alone: neither ATLAS__… variables nor --set change it.")]
+    Restore {
+        /// The backup's id, or latest
+        #[arg(required_unless_present = "resume", conflicts_with = "resume")]
+        id: Option<String>,
+        #[command(flatten)]
+        repo: RepoArgs,
+        /// Configuration of the store to fill
+        #[arg(long, value_name = "CONFIG", required_unless_present = "resume")]
+        into: Option<PathBuf>,
+        /// Finish a restore that was interrupted
+        #[arg(long)]
+        resume: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  atlas serve
+  atlas serve --http 127.0.0.1:9000 --grpc off
+  atlas serve -c prod.yml --log-format json
+
+Prints `ready` when it serves. Ends with exit code 0 when it was asked to stop and did.")]
+pub(crate) struct ServeArgs {
+    /// Address of health, status and metrics, or off
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) http: Option<String>,
+    /// Address of gRPC, or off
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) grpc: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  atlas doctor\n  atlas doctor --check all\n  atlas doctor -o json")]
+pub(crate) struct DoctorArgs {
+    /// Only this check; `all` adds those that read the whole store [default: the quick ones]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) check: Vec<String>,
+}
+
+#[derive(Subcommand, Debug)]
+#[command(after_help = "Examples:
+  atlas config show --origin
+  atlas config check -c prod.yml
+  atlas config init")]
+pub(crate) enum ConfigCommand {
+    /// Print the configuration that holds
+    #[command(after_help = "Examples:\n  atlas config show\n  atlas config show --origin\n  atlas config show -o json")]
+    Show {
+        /// Tell where each value came from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Check the configuration; exit code 8 if it is wrong
+    #[command(after_help = "Examples:\n  atlas config check\n  atlas config check -c prod.yml")]
+    Check,
+    /// Write a configuration file with every key explained
+    #[command(after_help = "Examples:\n  atlas config init\n  atlas config init prod.yml")]
+    Init {
+        /// Where to; a file that is there already is left alone
+        #[arg(value_name = "PATH", default_value = "config/atlas.yml")]
+        path: PathBuf,
+    },
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  atlas demo
+  atlas demo --seconds 20 --tasks 32
+  atlas demo --dir /tmp/atlas-demo --keep
+
+Exit code 0 only if the restored store is right in every cell; 7 if not.")]
+pub(crate) struct DemoArgs {
+    /// How long transactions run
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=3600))]
+    pub(crate) seconds: u64,
+    /// How many of them at a time
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) tasks: u32,
+    /// Where to work: a new or empty directory, or that of an earlier demo
+    #[arg(long, value_name = "DIR", default_value = "./data/demo")]
+    pub(crate) dir: PathBuf,
+    /// Leave the restored store and the backup for a look
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+impl Command {
+    /// The words of the command, as the envelope names it.
+    pub(crate) fn words(&self) -> &'static str {
+        match self {
+            Command::Timestamp(args) => match args.command {
+                TimestampCommand::Fetch { .. } => "timestamp fetch",
+                TimestampCommand::CleanTransactions { .. } => "timestamp clean-transactions",
+                TimestampCommand::FastForward { .. } => "timestamp fast-forward",
+            },
+            Command::BackupLock(_) => "backup-lock",
+            Command::Table(command) => match command {
+                TableCommand::Create { .. } => "table create",
+                TableCommand::List { .. } => "table list",
+                TableCommand::Describe { .. } => "table describe",
+                TableCommand::Drop { .. } => "table drop",
+                TableCommand::Truncate { .. } => "table truncate",
+            },
+            Command::Kv(command) => match command {
+                KvCommand::Put { .. } => "kv put",
+                KvCommand::Get { .. } => "kv get",
+                KvCommand::Delete { .. } => "kv delete",
+                KvCommand::Scan(_) => "kv scan",
+            },
+            Command::Import(_) => "import",
+            Command::Backup(command) => match command {
+                BackupCommand::Create { .. } => "backup create",
+                BackupCommand::List(_) => "backup list",
+                BackupCommand::Show { .. } => "backup show",
+                BackupCommand::Verify { .. } => "backup verify",
+                BackupCommand::Restore { .. } => "backup restore",
+            },
+            Command::Serve(_) => "serve",
+            Command::Status => "status",
+            Command::Doctor(_) => "doctor",
+            Command::Config(command) => match command {
+                ConfigCommand::Show { .. } => "config show",
+                ConfigCommand::Check => "config check",
+                ConfigCommand::Init { .. } => "config init",
+            },
+            Command::Demo(_) => "demo",
+            Command::Completions { .. } => "completions",
+            Command::Man { .. } => "man",
+            Command::Version => "version",
+        }
+    }
+}
+
+fn parse_table(name: &str) -> Result<TableRef, String> {
+    TableRef::new(name).map_err(|error| error.to_string())
+}
+
+fn parse_handler(name: &str) -> Result<ConflictHandler, String> {
+    name.parse().map_err(|error: crate::Error| error.to_string())
+}
+
+fn parse_strategy(name: &str) -> Result<SweepStrategy, String> {
+    name.parse().map_err(|error: crate::Error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_command_lines_of_the_reference_parse() {
+        let front = "atlas --config c.yml --config-root /atlasdb";
+        for (rest, words) in [
+            ("timestamp fetch --file b/backup.timestamp", "timestamp fetch"),
+            ("backup-lock --acquire", "backup-lock"),
+            ("timestamp fetch --file b/fast-forward.timestamp", "timestamp fetch"),
+            ("backup-lock --release", "backup-lock"),
+            ("timestamp clean-transactions --file b/backup.timestamp", "timestamp clean-transactions"),
+            ("timestamp fast-forward --file b/fast-forward.timestamp", "timestamp fast-forward"),
+        ] {
+            for front in [front.to_owned(), format!("{front} --offline")] {
+                let cli = parse(&format!("{front} {rest}")).expect(rest);
+                assert_eq!(cli.command.words(), words);
+                assert_eq!(cli.globals.config, Some("c.yml".into()));
+                assert_eq!(cli.globals.config_root.as_deref(), Some("/atlasdb"));
+            }
+        }
+    }
+
+    #[test]
+    fn file_and_timestamp_stand_on_either_side_of_the_verb() {
+        for line in [
+            "atlas timestamp -t 5 fast-forward",
+            "atlas timestamp fast-forward -t 5",
+            "atlas timestamp --timestamp 5 fast-forward",
+            "atlas timestamp fast-forward --timestamp=5",
+            "atlas --offline -c x.yml timestamp -t 5 clean-transactions",
+            "atlas timestamp clean-transactions -t5 -s 9 --skip-start-timestamp-check -c x.yml",
+        ] {
+            let Command::Timestamp(args) = parse(line).expect(line).command else { panic!("{line}") };
+            assert_eq!((args.timestamp, args.file), (Timestamp::new(5), None), "{line}");
+        }
+        for line in
+            ["atlas timestamp -f x fast-forward", "atlas timestamp fetch -f x", "atlas timestamp fetch --file=x"]
+        {
+            let Command::Timestamp(args) = parse(line).expect(line).command else { panic!("{line}") };
+            assert_eq!((args.timestamp, args.file), (None, Some("x".into())), "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            "atlas",
+            "atlas nothing",
+            "atlas sweep",
+            "atlas backup-lock",
+            "atlas backup-lock --acquire --release",
+            "atlas backup-lock --status --reason x",
+            "atlas timestamp",
+            "atlas timestamp fast-forward -t -5",
+            "atlas timestamp fast-forward -t 9223372036854775808",
+            "atlas timestamp fast-forward -t 0",
+            "atlas timestamp fast-forward -t 1e3",
+            "atlas table create bad/name",
+            "atlas table create x --conflict-handler Never",
+            "atlas kv get t r",
+            "atlas kv scan t --prefix a --start b",
+            "atlas kv scan t --limit -1",
+            "atlas import file.csv",
+            "atlas import --table t f.csv --batch 0",
+            "atlas backup restore latest",
+            "atlas backup restore --into x",
+            "atlas backup restore latest --resume --into x",
+            "atlas demo --tasks 0",
+            "atlas completions tcsh",
+            "atlas status -q -v",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn values_may_look_like_numbers_below_zero_and_options_after_two_dashes() {
+        for (line, wanted) in [("atlas kv put t r c -5", "-5"), ("atlas kv put t r c -- --hex", "--hex")] {
+            let Command::Kv(KvCommand::Put { value, hex, .. }) = parse(line).expect(line).command else {
+                panic!("{line}")
+            };
+            assert_eq!((value.as_str(), hex), (wanted, false));
+        }
+        assert!(matches!(
+            parse("atlas kv put t r c ff --hex").expect("flags may follow").command,
+            Command::Kv(KvCommand::Put { hex: true, .. })
+        ));
+    }
+
+    #[test]
+    fn handlers_are_found_in_any_spelling() {
+        for handler in ["RetryOnWriteWriteCell", "retry_on_write_write_cell", "RETRY-ON-WRITE-WRITE-CELL"] {
+            let line = format!("atlas table create x --conflict-handler {handler}");
+            let Command::Table(TableCommand::Create { conflict_handler, .. }) = parse(&line).expect(&line).command
+            else {
+                panic!("{line}")
+            };
+            assert_eq!(conflict_handler, Some(ConflictHandler::RetryOnWriteWriteCell));
+        }
+    }
+}

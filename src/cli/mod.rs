@@ -1,0 +1,367 @@
+//! The program `atlas`: what can be asked on a command line, and how it is answered.
+//!
+//! Standard output is the result, standard error everything else, the exit code the verdict. A command runs as one
+//! future; Ctrl-C drops it, which releases what it holds, and the store is closed before the program ends.
+
+mod args;
+mod backend;
+mod backup;
+mod backup_lock;
+mod config;
+mod connect;
+mod demo;
+mod doctor;
+mod import;
+mod kv;
+mod output;
+mod progress;
+mod retry;
+mod serve;
+mod shell;
+mod status;
+mod table;
+#[cfg(test)]
+pub(crate) mod testing;
+mod timestamp;
+mod timestamp_file;
+
+use crate::config::{Environment, Loaded, LogLevel, Sources};
+use crate::ops::Operations;
+use crate::{Error, Result, exit};
+use args::{Cli, Color, Command, Format, Globals, LogFormat};
+use backend::{Backend, Stores};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use output::{Failure, Outcome, Output};
+use parking_lot::Mutex;
+use progress::Reporter;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How long a store may take to close, and threads that are stuck to end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
+
+/// Runs the program with the arguments of this process.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(refuse(&arguments, &error)),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&format!("error: starting threads: {error}"));
+            return ExitCode::from(exit::FAILURE);
+        }
+    };
+    let context = Context::new(&cli, Arc::new(Stores), Environment::of_process());
+    let format = cli.globals.output.unwrap_or(match std::io::stdout().is_terminal() {
+        true => Format::Table,
+        false => Format::Plain,
+    });
+    let out = Box::new(std::io::BufWriter::with_capacity(1 << 16, std::io::stdout()));
+    let mut output = Output::new(format, cli.command.words(), out);
+    context.start_log(&cli.command);
+    let code = runtime.block_on(execute(cli.command, &context, &mut output));
+    // A thread may hang in a read of standard input for ever.
+    runtime.shutdown_timeout(THREADS_END_WITHIN);
+    ExitCode::from(code)
+}
+
+/// Answers what clap did not accept, and what it answers itself.
+fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Whoever closed the pipe has read enough.
+        let _ = error.print();
+        return exit::OK;
+    }
+    let words: Vec<&str> = arguments.iter().skip(1).map(|argument| argument.to_str().unwrap_or_default()).collect();
+    let wants_json = words.windows(2).any(|pair| matches!(pair, ["-o" | "--output", "json"]))
+        || words.iter().any(|word| matches!(*word, "-ojson" | "-o=json" | "--output=json"));
+    if wants_json {
+        let words = subcommands_in(&words);
+        let message = error.render().to_string();
+        let message = message.trim().strip_prefix("error: ").unwrap_or(message.trim()).to_owned();
+        let _ = writeln!(std::io::stdout(), "{}", output::usage_envelope(&words, &message));
+    } else {
+        let _ = error.print();
+    }
+    exit::USAGE
+}
+
+/// The command in a line that could not be parsed, as far as it can be told.
+fn subcommands_in(arguments: &[&str]) -> String {
+    let root = Cli::command();
+    let mut command = &root;
+    let mut words = Vec::new();
+    for argument in arguments {
+        if let Some(below) = command.find_subcommand(argument) {
+            words.push(*argument);
+            command = below;
+        }
+    }
+    words.join(" ")
+}
+
+/// What every command has at hand.
+pub(crate) struct Context {
+    globals: Globals,
+    words: &'static str,
+    backend: Arc<dyn Backend>,
+    sources: Sources,
+    loaded: OnceLock<Loaded>,
+    opened: Mutex<Vec<Arc<dyn Operations>>>,
+    /// Cancelled when the program was asked to end and the command ends by itself.
+    shutdown: CancellationToken,
+    /// Whether somebody can answer a question.
+    is_interactive: bool,
+}
+
+impl Context {
+    fn new(cli: &Cli, backend: Arc<dyn Backend>, environment: Environment) -> Context {
+        let globals = cli.globals.clone();
+        let mut flags = Vec::new();
+        if let Some(namespace) = &globals.namespace {
+            flags.push(("namespace", namespace.clone(), "--namespace"));
+        }
+        if let Command::Serve(args) = &cli.command {
+            flags.extend(args.http.iter().map(|address| ("server.http", address.clone(), "--http")));
+            flags.extend(args.grpc.iter().map(|address| ("server.grpc", address.clone(), "--grpc")));
+        }
+        let sources = Sources {
+            file: globals.config.clone(),
+            root: globals.config_root.clone(),
+            environment,
+            alone: false,
+            set: globals.set.clone(),
+            flags,
+        };
+        Context {
+            globals,
+            words: cli.command.words(),
+            backend,
+            sources,
+            loaded: OnceLock::new(),
+            opened: Mutex::default(),
+            shutdown: CancellationToken::new(),
+            is_interactive: std::io::stdin().is_terminal() && std::io::stderr().is_terminal(),
+        }
+    }
+
+    /// The configuration, read when it is first asked for: some commands work without one.
+    fn config(&self) -> Result<&Loaded> {
+        if let Some(loaded) = self.loaded.get() {
+            return Ok(loaded);
+        }
+        let loaded = crate::config::load(&self.sources)?;
+        Ok(self.loaded.get_or_init(|| loaded))
+    }
+
+    fn reporter(&self) -> Reporter {
+        Reporter::new(self.globals.no_progress || self.globals.quiet, self.words)
+    }
+
+    /// Says something to people, unless they want quiet.
+    fn note(&self, text: &str) {
+        if !self.globals.quiet {
+            say(text);
+        }
+    }
+
+    fn keep_until_the_end(&self, operations: Arc<dyn Operations>) {
+        self.opened.lock().push(operations);
+    }
+
+    async fn close(&self) {
+        let opened = std::mem::take(&mut *self.opened.lock());
+        for operations in opened {
+            match tokio::time::timeout(CLOSE_WITHIN, operations.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => say(&format!("warning: closing the store: {error}")),
+                Err(_) => say(&format!("warning: the store did not close within {} s", CLOSE_WITHIN.as_secs())),
+            }
+        }
+    }
+
+    fn start_log(&self, command: &Command) {
+        use tracing_subscriber::EnvFilter;
+        let usual = match command {
+            // A wrong configuration is told by the command itself.
+            Command::Serve(_) => self.config().map_or(LogLevel::Info, |loaded| loaded.runtime.log_level),
+            _ => LogLevel::Warn,
+        };
+        let level = match (self.globals.quiet, self.globals.verbose) {
+            (true, _) => LogLevel::Error,
+            (_, 0) => usual,
+            (_, 1) => LogLevel::Info,
+            (_, 2) => LogLevel::Debug,
+            _ => LogLevel::Trace,
+        };
+        let level = format!("{level:?}").to_lowercase();
+        let filter = match std::env::var("ATLAS_LOG") {
+            Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives).unwrap_or_else(|error| {
+                say(&format!("warning: ATLAS_LOG='{directives}' is not understood: {error}"));
+                EnvFilter::new(&level)
+            }),
+            _ => EnvFilter::new(&level),
+        };
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(use_color(self.globals.color));
+        // Fails only if a log was started before, which is then the one to use.
+        let _ = match self.globals.log_format {
+            LogFormat::Text => builder.try_init(),
+            LogFormat::Json => builder.json().try_init(),
+        };
+    }
+}
+
+fn use_color(color: Color) -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto if is_set("NO_COLOR") => false,
+        Color::Auto if std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0") => true,
+        Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
+    }
+}
+
+/// Writes a line to standard error. Whoever closed it does not want to know.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        let listen = |kind| signal(kind).map_err(|error| Error::io("listening to signals", error));
+        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// The exit code of the next signal.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => exit::INTERRUPTED,
+            _ = self.terminate.recv() => exit::TERMINATED,
+        }
+    }
+}
+
+enum Ending {
+    Result(Outcome),
+    Signal(u8),
+}
+
+/// Runs a command to its end or to a signal, closes what it opened, prints the result. Answers the exit code.
+async fn execute(command: Command, context: &Context, output: &mut Output) -> u8 {
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return conclude(Ending::Result(Err(error.into())), context, output),
+    };
+    let mut ends_by_itself = matches!(command, Command::Serve(_));
+    let ending = {
+        let work = dispatch(command, context, output);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => break Ending::Result(result),
+                code = signals.next() => {
+                    if !ends_by_itself {
+                        break Ending::Signal(code);
+                    }
+                    // Asked a second time, it ends as any other command.
+                    ends_by_itself = false;
+                    context.shutdown.cancel();
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = context.close() => {}
+        code = signals.next() => return code,
+    }
+    conclude(ending, context, output)
+}
+
+async fn dispatch(command: Command, context: &Context, output: &mut Output) -> Outcome {
+    match command {
+        Command::Timestamp(args) => Ok(timestamp::run(args, context).await?),
+        Command::BackupLock(args) => Ok(backup_lock::run(args, context).await?),
+        Command::Table(command) => Ok(table::run(command, context).await?),
+        Command::Kv(command) => Ok(kv::run(command, context, output).await?),
+        Command::Import(args) => import::run(args, context).await,
+        Command::Backup(command) => Ok(backup::run(command, context).await?),
+        Command::Serve(_) => Ok(serve::run(context, output).await?),
+        Command::Status => Ok(status::run(context).await?),
+        Command::Doctor(args) => Ok(doctor::run(args, context).await?),
+        Command::Config(command) => Ok(config::run(command, context)?),
+        Command::Demo(args) => demo::run(args, context).await,
+        Command::Completions { shell } => Ok(shell::completions(shell)),
+        Command::Man { dir } => Ok(shell::man(dir.as_deref())?),
+        Command::Version => Ok(shell::version()),
+    }
+}
+
+/// Prints how it ended and answers the exit code.
+fn conclude(ending: Ending, context: &Context, output: &mut Output) -> u8 {
+    let (printed, code) = match ending {
+        Ending::Result(Ok(reply)) => {
+            for warning in &reply.warnings {
+                context.note(&format!("warning: {warning}"));
+            }
+            let printed = output.reply(&reply);
+            let verdict = reply.verdict.filter(|_| printed.is_ok());
+            if let Some(verdict) = verdict.as_ref().filter(|_| output.format() != Format::Json) {
+                say(&format!("error: {}", verdict.message));
+            }
+            (printed, verdict.map_or(exit::OK, |verdict| verdict.exit_code))
+        }
+        Ending::Result(Err(failure)) => conclude_failure(&failure, failure.error.exit_code(), context, output),
+        Ending::Signal(code) => conclude_failure(&Error::Interrupted.into(), code, context, output),
+    };
+    match printed {
+        // Whoever read us has enough: that is success.
+        _ if output.pipe_is_broken() => exit::OK,
+        Ok(()) => code,
+        Err(error) => {
+            say(&format!("error: {error}"));
+            error.exit_code()
+        }
+    }
+}
+
+fn conclude_failure(failure: &Failure, code: u8, context: &Context, output: &mut Output) -> (Result<()>, u8) {
+    if output.pipe_is_broken() {
+        return (Ok(()), exit::OK);
+    }
+    if output.format() != Format::Json {
+        let label = match use_color(context.globals.color) {
+            true => "\x1b[1;31merror:\x1b[0m",
+            false => "error:",
+        };
+        say(&format!("{label} {}", failure.error));
+        if let Some(note) = &failure.note {
+            say(&format!("  note: {note}"));
+        }
+        if let Some(hint) = failure.error.hint() {
+            say(&format!("  hint: {hint}"));
+        }
+    }
+    (output.failure(failure), code)
+}
+
+#[cfg(test)]
+mod tests;

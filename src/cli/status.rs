@@ -1,0 +1,61 @@
+//! `atlas status`.
+
+use super::Context;
+use super::connect::{Access, connect};
+use super::output::{Reply, count, millis, pairs, size};
+use super::{backup_lock, table};
+use crate::Result;
+use crate::ops::{Connection, StoreStatus};
+use serde_json::json;
+
+pub(crate) async fn run(context: &Context) -> Result<Reply> {
+    let operations = connect(context, Access::Existing).await?;
+    let connection = operations.connection();
+    let status = operations.status().await?;
+    let rows = rows(&status, &connection);
+    let plain = rows.iter().map(|(name, value)| format!("{name}\t{value}")).collect::<Vec<_>>();
+    let tables = status.tables.iter().map(|info| format!("table\t{}\t{}\t{}", info.table, info.versions, info.bytes));
+    let plain = plain.into_iter().chain(tables).collect::<Vec<_>>().join("\n");
+    let mut text = pairs(rows);
+    if let Some(record) = &status.backup_lock {
+        text.push_str(&format!("\n\nThe backup lock\n{}", backup_lock::show(record)));
+    }
+    if !status.tables.is_empty() {
+        text.push_str(&format!("\n\n{}", table::table_of(&status.tables)));
+    }
+    let mut data = json!(status);
+    data["connection"] = json!(connection);
+    Ok(Reply::new(data, plain, text))
+}
+
+fn rows(status: &StoreStatus, connection: &Connection) -> Vec<(&'static str, String)> {
+    let owner = match connection {
+        Connection::Local => "nobody; opened for this command".to_owned(),
+        Connection::Remote { address, .. } => {
+            format!("process {} for {}, at {address}", status.owner_pid, millis(status.uptime_ms))
+        }
+    };
+    let lock = match &status.backup_lock {
+        Some(record) => format!("held by {}", super::output::visible(record.holder.as_bytes())),
+        None => "free".to_owned(),
+    };
+    let last_backup = match &status.last_backup {
+        Some(backup) => format!("{}, {}, {}, {}", backup.id, backup.state, backup.started, size(backup.bytes)),
+        None => "none".to_owned(),
+    };
+    vec![
+        ("namespace", status.namespace.clone()),
+        ("store", format!("{} in {}", status.store, status.location)),
+        ("store id", status.store_id.to_string()),
+        ("owner", owner),
+        ("commit mode", status.commit_mode.clone()),
+        ("epoch", status.epoch.to_string()),
+        ("last timestamp", status.last_timestamp.to_string()),
+        ("timestamp bound", status.timestamp_bound.to_string()),
+        ("immutable timestamp", status.immutable_ts.to_string()),
+        ("open transactions", count(status.open_transactions)),
+        ("backup lock", lock),
+        ("last backup", last_backup),
+        ("version", status.version.clone()),
+    ]
+}

@@ -30,8 +30,8 @@ use crate::ops::Operations;
 use crate::{Error, Result, exit};
 use args::{Cli, Color, Command, Format, Globals, LogFormat};
 use backend::{Backend, Stores};
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use output::{Failure, Outcome, Output};
 use parking_lot::Mutex;
 use progress::Reporter;
@@ -86,13 +86,28 @@ fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
     let wants_json = words.windows(2).any(|pair| matches!(pair, ["-o" | "--output", "json"]))
         || words.iter().any(|word| matches!(*word, "-ojson" | "-o=json" | "--output=json"));
     if wants_json {
+        let words = subcommands_in(&words);
         let message = error.render().to_string();
         let message = message.trim().strip_prefix("error: ").unwrap_or(message.trim()).to_owned();
-        let _ = writeln!(std::io::stdout(), "{}", output::usage_envelope("", &message));
+        let _ = writeln!(std::io::stdout(), "{}", output::usage_envelope(&words, &message));
     } else {
         let _ = error.print();
     }
     exit::USAGE
+}
+
+/// The command in a line that could not be parsed, as far as it can be told.
+fn subcommands_in(arguments: &[&str]) -> String {
+    let root = Cli::command();
+    let mut command = &root;
+    let mut words = Vec::new();
+    for argument in arguments {
+        if let Some(below) = command.find_subcommand(argument) {
+            words.push(*argument);
+            command = below;
+        }
+    }
+    words.join(" ")
 }
 
 /// What every command has at hand.

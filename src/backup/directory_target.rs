@@ -69,7 +69,7 @@ impl DirectoryTarget {
         if directory.exists() && !directory.is_dir() {
             return Err(not_empty(directory, "it is no directory"));
         }
-        files::make_dirs(&std::path::absolute(directory).map_err(io("resolving", directory))?)?;
+        files::make_dirs(&files::real_path(directory)?)?;
         // The directory itself is locked: a file for it would be one more thing in a directory that must be empty.
         let lock = std::fs::File::open(directory).map_err(io("opening", directory))?;
         match lock.try_lock() {

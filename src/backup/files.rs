@@ -235,17 +235,22 @@ pub(super) fn check_space(path: &Path, needed: u64) -> Result<()> {
 /// A path without symbolic links and `..`, whose last parts need not exist yet.
 pub(super) fn real_path(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(io("resolving", path))?;
-    for ancestor in absolute.ancestors() {
-        match ancestor.canonicalize() {
-            Ok(real) => {
-                let rest = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
-                return Ok(real.join(rest));
-            }
+    let mut real = PathBuf::new();
+    for part in absolute.components() {
+        if part == std::path::Component::ParentDir {
+            // What stands so far has no links, so its parent is what the system would go to.
+            real.pop();
+            continue;
+        }
+        real.push(part);
+        match real.canonicalize() {
+            Ok(found) => real = found,
+            // It will be made, and not as a link.
             Err(error) if error.kind() == ErrorKind::NotFound => (),
             Err(error) => return Err(io("resolving", path)(error)),
         }
     }
-    Ok(absolute)
+    Ok(real)
 }
 
 /// Counts what is done, tells it, and ends the work when nobody wants it any more.
@@ -401,6 +406,31 @@ impl Drop for PartialDir {
             Ok(()) => (),
             Err(error) if error.kind() == ErrorKind::NotFound => (),
             Err(error) => tracing::warn!(path = %self.path.display(), %error, "an unfinished directory remains"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn real_paths_have_no_links_and_no_way_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().canonicalize().expect("it exists");
+        std::fs::create_dir_all(root.join("a/b")).expect("it can be made");
+        std::os::unix::fs::symlink(root.join("a/b"), root.join("link")).expect("it can be made");
+        for (path, expected) in [
+            ("a", "a"),
+            ("a/b/", "a/b"),
+            ("link", "a/b"),
+            ("link/..", "a"),
+            ("link/../new/file", "a/new/file"),
+            ("none/../a/./b", "a/b"),
+            ("none/../link/x/../y", "a/b/y"),
+        ] {
+            assert_eq!(real_path(&root.join(path)).expect(path), root.join(expected), "{path}");
+            assert!(!real_path(&root.join(path)).expect(path).to_string_lossy().ends_with('/'), "{path}");
         }
     }
 }

@@ -62,7 +62,7 @@ impl Repository {
         if root.exists() && !root.is_dir() {
             return Err(not_a_directory(root));
         }
-        files::make_dirs(&std::path::absolute(root).map_err(io("resolving", root))?)?;
+        files::make_dirs(&files::real_path(root)?)?;
         Repository::open(root)
     }
 

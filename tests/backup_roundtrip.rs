@@ -123,10 +123,14 @@ async fn only_an_empty_target_of_the_same_kind_is_filled() {
     assert!(refused(other).await.contains("other"));
     assert!(!fresh.exists());
 
-    // With the owner's lock file only, it counts as empty.
+    // With what an owner leaves, it counts as empty.
     std::fs::create_dir(&fresh).expect("it can be made");
     std::fs::write(fresh.join("owner"), "").expect("it can be written");
-    restore(&repository, "one", &rocks_target(&fresh), &no_progress()).await.expect("it can be restored");
+    drop(std::os::unix::net::UnixListener::bind(fresh.join("socket")).expect("it can be bound"));
+    assert!(refused(rocks_target(&fresh)).await.contains("socket"));
+    let traces = vec!["owner".to_owned(), "socket".to_owned()];
+    let target = DirectoryTarget::new(&fresh, "rocksdb", traces, rocks_opener());
+    restore(&repository, "one", &target, &no_progress()).await.expect("it can be restored");
 }
 
 #[tokio::test(flavor = "multi_thread")]

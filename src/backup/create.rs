@@ -419,7 +419,7 @@ impl Attempt {
                 let (staging, target) = (staging.to_owned(), target.clone());
                 move || {
                     files::make_dir(&target)?;
-                    let found = files::list(&staging)?;
+                    let found = files::list(&staging, |_| false)?;
                     for parent in found.iter().filter_map(|file| Path::new(&file.path).parent()) {
                         files::make_dirs(&target.join(parent))?;
                     }

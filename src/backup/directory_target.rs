@@ -100,8 +100,9 @@ impl DirectoryTarget {
         if let Some(path) = wanted.iter().find(|path| self.is_ours(path)) {
             return Err(Error::corrupt(self.directory.display().to_string(), format!("a backup can't hold '{path}'")));
         }
-        for found in files::list(&self.directory)? {
-            if !wanted.contains(found.path.as_str()) && !self.is_ours(&found.path) {
+        // Skipped before they are looked at: an owner may leave a socket.
+        for found in files::list(&self.directory, |path| self.is_ours(path))? {
+            if !wanted.contains(found.path.as_str()) {
                 let path = self.directory.join(&found.path);
                 std::fs::remove_file(&path).map_err(io("removing", &path))?;
             }

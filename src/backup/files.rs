@@ -106,17 +106,21 @@ fn create(path: &Path, may_exist: bool) -> Result<File> {
 /// Reads a file of at most `limit` bytes; `None` if there is none.
 ///
 /// # Errors
-/// [`Error::Corrupt`] for a larger one: it can't be what it is taken for.
+/// [`Error::Corrupt`] for a larger one, and for what is no file: it can't be what it is taken for.
 pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    let damaged = |reason: String| Error::corrupt(path.display().to_string(), reason);
+    // Looked at before it is opened, because to open a pipe is to wait for its other end.
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => (),
+        Ok(_) => return Err(damaged("it is no file".to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io("opening", path)(error)),
-    };
+    }
     let mut content = Vec::new();
-    file.take(limit + 1).read_to_end(&mut content).map_err(io("reading", path))?;
+    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut content));
+    read.map_err(io("reading", path))?;
     if content.len() as u64 > limit {
-        return Err(Error::corrupt(path.display().to_string(), format!("it has more than {limit} bytes")));
+        return Err(damaged(format!("it has more than {limit} bytes")));
     }
     Ok(Some(content))
 }
@@ -135,27 +139,30 @@ pub(super) struct Found {
     pub(super) size: u64,
 }
 
-/// All files below a directory, in the order of their paths.
+/// All files below a directory, in the order of their paths, except those to `skip`.
 ///
 /// # Errors
-/// [`Error::Corrupt`] for anything that is neither file nor directory, and for names that are not UTF-8.
-pub(super) fn list(root: &Path) -> Result<Vec<Found>> {
+/// [`Error::Corrupt`] for anything else that is neither file nor directory, and for names that are not UTF-8.
+pub(super) fn list(root: &Path, skip: impl Fn(&str) -> bool) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    list_below(root, "", &mut found)?;
+    list_below(root, "", &skip, &mut found)?;
     found.sort();
     Ok(found)
 }
 
-fn list_below(directory: &Path, prefix: &str, found: &mut Vec<Found>) -> Result<()> {
+fn list_below(directory: &Path, prefix: &str, skip: &dyn Fn(&str) -> bool, found: &mut Vec<Found>) -> Result<()> {
     for entry in read_dir(directory)? {
         let path = entry.path();
         let name = entry.file_name();
         let name = name.to_str().ok_or_else(|| Error::corrupt(path.display().to_string(), "the name is not UTF-8"))?;
         let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+        if skip(&relative) {
+            continue;
+        }
         // The entry itself, not what a symbolic link leads to: a backup holds data, not ways to data.
         let metadata = entry.metadata().map_err(io("reading the size of", &path))?;
         if metadata.is_dir() {
-            list_below(&path, &relative, found)?;
+            list_below(&path, &relative, skip, found)?;
         } else if metadata.is_file() {
             found.push(Found { path: relative, size: metadata.len() });
         } else {

@@ -37,7 +37,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The repository in this directory, which must exist.
+    /// The repository in this directory, which must exist. Blocks the thread for a moment.
     ///
     /// # Errors
     /// [`Error::NotFound`] if it does not, [`Error::Refused`] if it is no directory.
@@ -53,7 +53,8 @@ impl Repository {
         }
     }
 
-    /// The repository in this directory, which is made if it is missing, for its owner only.
+    /// The repository in this directory, which is made if it is missing, for its owner only. Blocks the
+    /// thread for a moment.
     ///
     /// # Errors
     /// [`Error::Refused`] if it is no directory, [`Error::Io`].

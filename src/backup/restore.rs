@@ -457,12 +457,11 @@ impl Run<'_> {
         self.begin(RestoreStep::Open).await?;
         let kvs = self.target.open().await?;
         let settled = self.settle(&kvs).await;
-        if settled.is_ok() {
-            self.begin(RestoreStep::Close).await?;
-        }
+        let recorded = if settled.is_ok() { self.begin(RestoreStep::Close).await } else { Ok(()) };
         // Also after an error, so that it can be opened again to go on.
         let closed = kvs.close().await;
         let settled = settled?;
+        recorded?;
         closed?;
         // Last: with the marker goes the only sign that something was left to do.
         announce(&self.jobs, RestoreStep::RemoveMarker)?;

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// How long an opener waits for a short command that holds the store.
 pub(crate) const WAIT_FOR_OWNER: Duration = Duration::from_secs(10);
@@ -47,6 +47,8 @@ struct Store {
     backup_lock: BackupLock,
     opened_at: Instant,
     closed: AtomicBool,
+    backups: TaskTracker,
+    closing: CancellationToken,
     // Ends with the store.
     _puncher: AbortOnDropHandle<()>,
 }
@@ -133,6 +135,8 @@ impl Atlas {
             backup_lock,
             opened_at,
             closed: AtomicBool::new(false),
+            backups: TaskTracker::new(),
+            closing: CancellationToken::new(),
             _puncher: puncher,
         };
         Ok(Atlas { store: Arc::new(store), server: None })
@@ -286,7 +290,8 @@ impl Atlas {
         found.ok_or_else(|| Error::NotFound { what: format!("table '{table}'") })
     }
 
-    /// Closes the store in order: clients of the socket first, then commits under way, then the store itself.
+    /// Closes the store in order: clients of the socket first, then backups, which are cancelled, then commits under
+    /// way, then the store itself.
     ///
     /// # Errors
     /// Those of the store; it is closed all the same.
@@ -301,6 +306,9 @@ impl Atlas {
         if self.store.closed.swap(true, Ordering::SeqCst) {
             return Ok(()); // Somebody else holds a clone and has done it.
         }
+        self.store.closing.cancel();
+        self.store.backups.close();
+        self.store.backups.wait().await;
         let released = self.store.manager.close().await;
         self.kvs().close().await?;
         released
@@ -432,8 +440,16 @@ impl Operations for Atlas {
     }
 
     async fn backup_create(&self, request: BackupRequest, progress: ProgressSink) -> Result<BackupInfo> {
-        let source = Source { store: self.store.clone() };
-        backup::create::create(Arc::new(source), request, progress).await
+        let cancel = self.store.closing.child_token();
+        let _when_dropped = cancel.clone().drop_guard();
+        let source = Arc::new(Source { store: self.store.clone() });
+        // A task that closing waits for: what an abandoned backup has to undo needs the store.
+        let task = self.store.backups.spawn(backup::create::create_until(source, request, progress, cancel));
+        match task.await {
+            Ok(answer) => answer,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(Error::Interrupted),
+        }
     }
 
     async fn status(&self) -> Result<StoreStatus> {

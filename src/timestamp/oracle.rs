@@ -160,7 +160,7 @@ impl TimestampOracle {
     pub async fn fast_forward(&self, target: Timestamp, allow_large_jump: bool) -> Result<FastForward> {
         let mut extension = self.extension.lock().await;
         let before = self.last_issued().next();
-        if target < before {
+        if target <= before {
             return Ok(FastForward { before, after: before });
         }
         check_jump(before, target, allow_large_jump)?;

@@ -114,7 +114,9 @@ async fn fast_forward(ts: Timestamp, allow_large_jump: bool, context: &Context) 
     let mut reply = Reply::new(data, summary.after.to_string(), table);
     if !is_changed {
         // In every form: a script that has the wrong file would never know.
-        reply.warnings.push(format!("nothing was changed: timestamp {ts} is at or below the bound, {}", summary.before));
+        reply
+            .warnings
+            .push(format!("nothing was changed: timestamp {ts} is at or below the bound, {}", summary.before));
     }
     Ok(reply)
 }

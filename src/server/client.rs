@@ -137,7 +137,8 @@ impl RemoteAtlas {
                 "'{address}' is no address of this machine: write one such as http://127.0.0.1:8422"
             )));
         };
-        let by_environment = || std::env::var_os(token::FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let by_environment =
+            || std::env::var_os(token::FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
         let credentials = match token_file.map(Path::to_owned).or_else(by_environment) {
             Some(path) => Credentials::read(&path)?,
             None => Credentials::default(),

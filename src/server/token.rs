@@ -40,7 +40,8 @@ fn read(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     let mode = file.metadata()?.mode();
     if mode & 0o077 != 0 {
-        let reason = format!("others may use it (mode {:04o}): `chmod 600` it, or remove it for a new one", mode & 0o7777);
+        let reason =
+            format!("others may use it (mode {:04o}): `chmod 600` it, or remove it for a new one", mode & 0o7777);
         return Err(io::Error::new(ErrorKind::InvalidData, reason));
     }
     let mut text = String::new();
@@ -49,7 +50,8 @@ fn read(path: &Path) -> io::Result<String> {
     if hex::decode(digits).is_ok_and(|token| token.len() == TOKEN_LEN) {
         return Ok(digits.to_owned());
     }
-    let reason = format!("it does not hold {} hexadecimal digits: remove it, and the server makes a new one", 2 * TOKEN_LEN);
+    let reason =
+        format!("it does not hold {} hexadecimal digits: remove it, and the server makes a new one", 2 * TOKEN_LEN);
     Err(io::Error::new(ErrorKind::InvalidData, reason))
 }
 
@@ -102,7 +104,8 @@ impl Guard {
 
     fn refusal(&self, headers: &HeaderMap) -> Error {
         let path = self.path.display();
-        let problem = if headers.contains_key(HEADER) { "another token than" } else { "no token; over TCP a call needs" };
+        let problem =
+            if headers.contains_key(HEADER) { "another token than" } else { "no token; over TCP a call needs" };
         Error::Remote {
             code: "UNAUTHENTICATED".to_owned(),
             message: format!("the call carries {problem} the one in {path}"),
@@ -190,9 +193,12 @@ mod tests {
         let path = token_path(dir.path());
         let guard = Guard::load(&path).expect("made");
         let token = std::fs::read_to_string(&path).expect("readable").trim().to_owned();
-        let with = |value: &str| HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value.parse().expect("a value"))]);
+        let with =
+            |value: &str| HeaderMap::from_iter([(axum::http::header::AUTHORIZATION, value.parse().expect("a value"))]);
         assert!(guard.lets_in(&with(&format!("Bearer {token}"))));
-        for wrong in [token.clone(), format!("Bearer {}", &token[..63]), format!("Bearer {token}0"), "Bearer ".to_owned()] {
+        for wrong in
+            [token.clone(), format!("Bearer {}", &token[..63]), format!("Bearer {token}0"), "Bearer ".to_owned()]
+        {
             assert!(!guard.lets_in(&with(&wrong)), "{wrong}");
         }
         assert!(!guard.lets_in(&HeaderMap::new()));

@@ -290,6 +290,21 @@ impl Atlas {
         found.ok_or_else(|| Error::NotFound { what: format!("table '{table}'") })
     }
 
+    /// Fills the empty store that `config` names with a backup; `latest` is the newest one. The store can be opened when
+    /// this has returned, and not before.
+    ///
+    /// # Errors
+    /// As [`backup::restore::restore`], which tells what an interrupted restore leaves behind.
+    pub async fn restore(
+        config: &AtlasConfig,
+        repository: impl AsRef<Path>,
+        id: &str,
+        progress: ProgressSink,
+    ) -> Result<backup::RestoreReport> {
+        let repository = backup::Repository::open(repository)?;
+        backup::restore::restore(&repository, id, &registry::restore_target(config)?, &progress).await
+    }
+
     /// Closes the store in order: clients of the socket first, then backups, which are cancelled, then commits under
     /// way, then the store itself.
     ///

@@ -29,6 +29,7 @@ use crate::config::{Environment, Loaded, LogLevel, Sources};
 use crate::ops::Operations;
 use crate::{Error, Result, exit};
 use args::{Cli, Color, Command, Format, Globals, LogFormat};
+use atlas_kvs::KvsError;
 use backend::{Backend, Stores};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -210,7 +211,8 @@ impl Context {
         let opened = std::mem::take(&mut *self.opened.lock());
         for operations in opened {
             match tokio::time::timeout(CLOSE_WITHIN, operations.close()).await {
-                Ok(Ok(())) => {}
+                // The demo closes its stores itself; this is for when it is interrupted.
+                Ok(Ok(()) | Err(Error::Kvs(KvsError::Closed))) => {}
                 Ok(Err(error)) => say(&format!("warning: closing the store: {error}")),
                 Err(_) => say(&format!("warning: the store did not close within {} s", CLOSE_WITHIN.as_secs())),
             }

@@ -436,6 +436,12 @@ impl Leader {
                     tracing::warn!("the store is open again and every member of the group is settled");
                     return;
                 }
+                Err(error @ Error::Kvs(KvsError::Closed)) => {
+                    // For good: whoever opens it next settles what is left.
+                    tracing::warn!(%error, "the store was closed before a group of commits was settled");
+                    tell_unknown(&mut waiting, &reason);
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the store can't be opened again yet");
                     if Instant::now() >= deadline {

@@ -70,6 +70,12 @@ fn a_restored_store_is_the_state_at_the_backup_and_a_store_of_its_own() {
     stage.write("file", "");
     stage.write("file.yml", &stage.config("file"));
     stage.atlas("backup restore latest --repo repo --into file.yml").fails(9);
+    std::fs::remove_file(stage.path("file")).unwrap();
+    for inside in ["repo/restored", "repo", &format!("repo/{id}/new")] {
+        stage.write("inside.yml", &stage.config(inside));
+        stage.atlas("backup restore latest --repo repo --into inside.yml").fails(9).says("overlap");
+    }
+    assert_eq!(stage.names_in("repo").len(), 2);
     stage.write("memory.yml", "atlasdb: {namespace: operate, keyValueService: {type: memory}}\n");
     stage.atlas("backup restore latest --repo repo --into memory.yml").fails(9);
 
@@ -149,7 +155,7 @@ fn a_damaged_backup_is_told_and_never_restored() {
     });
     check("truncated manifest", &manifest, "manifest.json", &|| edit(&manifest, &|content| content.truncate(100)));
     check("empty manifest", &manifest, "manifest.json", &|| edit(&manifest, &Vec::clear));
-    check("missing manifest", &manifest, "incomplete", &|| std::fs::remove_file(&manifest).unwrap());
+    check("missing manifest", &manifest, "never completed", &|| std::fs::remove_file(&manifest).unwrap());
     check("wrong checksum under a right seal", &manifest, "checksum", &|| {
         let mut sealed = Manifest::decode("here", &std::fs::read(&manifest).unwrap()).unwrap();
         sealed.files.iter_mut().for_each(|file| file.blake3 = "0".repeat(64));
@@ -292,7 +298,8 @@ fn a_target_without_space_is_refused_before_it_starts() {
     std::fs::create_dir(stage.path("small")).unwrap();
     // A mount that nobody else sees, and that goes with the shell.
     let on_small = |line: &str| {
-        let script = format!("mount -t tmpfs -o size=256k none small; {line}; code=$?; ls -A small; exit $code");
+        let script =
+            format!("mount -t tmpfs -o size=256k none small && {line}; code=$?; find small -type f; exit $code");
         let output = stage.program("unshare").args(["-m", "bash", "-c", &script]).output().unwrap();
         Ran::new(line, output)
     };
@@ -306,9 +313,9 @@ fn a_target_without_space_is_refused_before_it_starts() {
     assert_eq!(stage.atlas("backup-lock --status").ok(), "free");
 
     stage.write("small.yml", &stage.config("small/restored"));
-    let ran = on_small(&format!("{ATLAS} backup restore fits --repo repo --into small.yml; find small -type f"));
+    let ran = on_small(&format!("{ATLAS} backup restore fits --repo repo --into small.yml"));
     ran.fails(9).says("bytes free");
-    assert!(!ran.stdout.contains("small/restored/"), "{ran:#?}");
+    assert_eq!(ran.stdout, "", "nothing was written");
 
     // And where the store itself has no place left: an error, and no store that claims to be one.
     let ran = on_small(&format!("{ATLAS} --config small.yml table create t"));
@@ -353,4 +360,43 @@ fn what_is_not_permitted_is_said() {
         std::fs::set_permissions(stage.path("closed"), std::fs::Permissions::from_mode(0o700)).unwrap();
     }
     stage.atlas("kv scan accounts").ok();
+}
+
+#[test]
+fn a_client_that_is_killed_takes_its_backup_with_it() {
+    let stage = Stage::new();
+    stage.make_accounts();
+    let server = stage.serve_with(&[SLOWLY]);
+    let create = Running::start("backup create", &mut stage.command("backup create --to repo --name b"));
+    until("it copies", || !stage.names_in("repo/b/files/db").is_empty());
+    drop(create);
+    until("nothing is left of it", || stage.names_in("repo").is_empty());
+    until("the lock is released", || stage.atlas("backup-lock --status").ok() == "free");
+    server.stop();
+}
+
+#[test]
+fn damage_in_the_store_itself_is_told_where_it_is_found() {
+    let stage = Stage::new();
+    let airports = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/airports.csv");
+    stage.atlas(&format!("import --table airports --create-table {airports}")).ok();
+    stage.atlas("backup create --to repo --name b").ok();
+    // From the backup, because its files hold all data: nothing of it is in a log.
+    stage.atlas("backup restore b --repo repo --into restored.yml").ok();
+    let tables = stage.names_in("restored/db").into_iter().filter(|name| name.ends_with(".sst"));
+    let largest =
+        tables.map(|name| stage.path("restored/db").join(name)).max_by_key(|file| file.metadata().unwrap().len());
+    let file = largest.unwrap();
+    let mut content = std::fs::read(&file).unwrap();
+    let middle = content.len() / 3;
+    content[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x55);
+    std::fs::write(&file, content).unwrap();
+    stage.atlas_with("restored.yml", "kv scan airports").fails(7).says("damage");
+    let ran = stage.atlas_with("restored.yml", "doctor --check all");
+    ran.fails(10);
+    assert!(ran.stdout.lines().any(|line| line.starts_with("fail\tdata\t")), "{ran:#?}");
+    assert_eq!(
+        stage.atlas_with("restored.yml", "doctor --check all -o json").document()["error"]["code"],
+        "DOCTOR_FAILED"
+    );
 }

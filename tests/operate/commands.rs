@@ -324,7 +324,7 @@ fn scans_have_every_form() {
     assert_eq!(scan("--limit 0"), "");
     assert_eq!(scan("--start x --end b"), "", "an empty range");
     assert_eq!(scan("--hex --start 62 --end 63"), "62\t78\t34");
-    assert_eq!(scan("--hex --prefix c3bc"), "c3bc\t78\t746162096865726");
+    assert_eq!(scan("--hex --prefix c3bc"), "c3bc\t78\t7461620968657265");
     let at = stage.atlas("timestamp fetch").ok();
     stage.atlas("kv put t b x 5").ok();
     stage.atlas("kv delete t a x").ok();

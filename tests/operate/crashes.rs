@@ -30,7 +30,7 @@ fn assert_recovered(stage: &Stage, step: &str, is_complete: bool, before: &str) 
     if is_complete {
         stage.atlas("backup verify killed --repo repo").ok();
     } else if stage.has("repo/killed") {
-        stage.atlas("backup restore killed --repo repo --into restored.yml").fails(7).says("incomplete");
+        stage.atlas("backup restore killed --repo repo --into restored.yml").fails(7).says("never completed");
         stage.atlas("backup verify killed --repo repo").fails(7);
         stage.atlas("backup create --to repo --name killed").fails(5).says("exists");
     }

@@ -1,6 +1,6 @@
 //! `atlas serve`: who may reach it, and who may own a store.
 
-use crate::stage::{Running, Server, Stage};
+use crate::stage::{Running, Server, Stage, until};
 use atlas::ops::Operations;
 use atlas::server::RemoteAtlas;
 use std::os::unix::fs::PermissionsExt;
@@ -129,4 +129,97 @@ fn http_tells_names_and_numbers_only() {
     stage.write("other.yml", &other);
     stage.atlas_with("other.yml", "serve").fails(8).says("atlasdb.server.http");
     server.stop();
+}
+
+#[test]
+fn of_two_servers_that_start_together_one_serves() {
+    let stage = Stage::new();
+    let starting: Vec<Running> = (0..2).map(|_| Running::start("serve", &mut stage.command("serve"))).collect();
+    // The one that does not get the store ends by itself, after its wait.
+    let mut starting = starting.into_iter();
+    let (first, second) = (starting.next().unwrap(), starting.next().unwrap());
+    until("one of them has ended", || first.has_ended() || second.has_ended());
+    let (loser, winner) = if first.has_ended() { (first, second) } else { (second, first) };
+    loser.end().fails(9).says(&format!("process {}", winner.pid()));
+    stage.atlas("table create t").ok();
+    winner.terminate();
+    assert_eq!(winner.end().ok(), "ready");
+}
+
+#[test]
+fn a_long_path_a_link_and_another_working_directory_lead_to_the_same_store() {
+    let stage = Stage::new();
+    let deep = format!("{}/store", "d".repeat(180));
+    stage.write("atlas.yml", &stage.config(&deep));
+    stage.make_accounts();
+    std::os::unix::fs::symlink(stage.path(&deep), stage.path("link")).unwrap();
+    stage.write("link.yml", &stage.config("link"));
+    stage.write(
+        "below/relative.yml",
+        "atlasdb: {namespace: operate, keyValueService: {type: rocksdb, dataDir: ../link}}\n",
+    );
+    let server = stage.serve();
+    let owner = |ran: crate::stage::Ran| ran.document()["data"]["owner_pid"].as_u64().unwrap();
+    assert_eq!(owner(stage.atlas("status -o json")), u64::from(server.pid()));
+    assert_eq!(owner(stage.atlas_with("link.yml", "status -o json")), u64::from(server.pid()));
+    let below = stage.bash(
+        "cd below; atlas -c relative.yml backup create --to ../repo --name b; atlas -c relative.yml kv scan accounts",
+    );
+    assert_eq!(below.ok().lines().count(), 4);
+    assert_eq!(stage.names_in("repo"), ["b"]);
+    server.stop();
+    assert_eq!(stage.bash("ATLAS_CONFIG=link.yml atlas kv scan accounts").ok().lines().count(), 3);
+}
+
+#[test]
+fn a_command_that_is_asked_to_end_says_so_with_its_code() {
+    let stage = Stage::new();
+    stage.make_accounts();
+    // It waits for the rest of its input.
+    let mut command = stage.command("import --table accounts --format jsonl -");
+    command.stdin(std::process::Stdio::piped());
+    let import = Running::start("import", &mut command);
+    until("it owns the store", || !std::fs::read(stage.path("data/owner")).unwrap_or_default().is_empty());
+    import.terminate();
+    assert_eq!(import.end().code, Some(143));
+    assert_eq!(stage.accounts().lines().count(), 3);
+}
+
+#[test]
+fn what_can_not_be_written_is_no_success() {
+    let stage = Stage::new();
+    stage.make_accounts();
+    for line in ["version", "kv scan accounts", "kv scan accounts -o json", "completions bash", "status"] {
+        stage.bash(&format!("atlas -c atlas.yml {line} > /dev/full")).fails(1).says("standard output");
+    }
+}
+
+#[test]
+fn what_is_too_large_is_refused_before_anything_is_written() {
+    let stage = Stage::new();
+    stage.write(
+        "atlas.yml",
+        &format!("{}  transactions: {{valueSizeMax: 1KiB, writeSizeMax: 4KiB}}\n", stage.config("data")),
+    );
+    stage.atlas("table create t").ok();
+    let (long, longer) = ("x".repeat(1500), "x".repeat(1501));
+    stage.atlas(&format!("kv put t {long} c v")).ok();
+    for served in [false, true] {
+        let server = served.then(|| stage.serve());
+        for line in [
+            format!("kv put t {longer} c v"),
+            format!("kv put t r {longer} v"),
+            format!("kv put t r c {}", "v".repeat(1025)),
+        ] {
+            stage.atlas(&line).fails(1).says("limit");
+            assert_eq!(stage.atlas(&format!("{line} -o json")).document()["error"]["code"], "TOO_LARGE");
+        }
+        stage.write("large.jsonl", &format!("{{\"k\":\"a\",\"v\":\"{}\"}}\n", "v".repeat(1000)));
+        stage.atlas("import --table t large.jsonl").ok();
+        let rows: String = (0..10).map(|row| format!("{{\"k\":\"{row}\",\"v\":\"{}\"}}\n", "v".repeat(1000))).collect();
+        stage.write("large.jsonl", &rows);
+        stage.atlas("import --table t large.jsonl").fails(1).says("limit").says("0 rows");
+        drop(server);
+    }
+    assert_eq!(stage.atlas("kv scan t").ok().lines().count(), 2);
 }

@@ -192,7 +192,8 @@ impl Ran {
     /// The one document on standard output.
     pub(crate) fn document(&self) -> Value {
         let mut documents = serde_json::Deserializer::from_str(&self.stdout).into_iter::<Value>();
-        let document = documents.next().unwrap_or_else(|| panic!("no document: {self:#?}")).unwrap();
+        let document =
+            documents.next().unwrap_or_else(|| panic!("`{}` printed no document: {self:#?}", self.line)).unwrap();
         assert!(documents.next().is_none(), "more than one document: {self:#?}");
         assert_eq!(document["schema"], "atlas.cli/v1", "{self:#?}");
         assert_eq!(document["ok"], self.code == Some(0), "{self:#?}");
@@ -218,6 +219,16 @@ impl Running {
 
     pub(crate) fn interrupt(&self) {
         signal(self.pid(), rustix::process::Signal::INT);
+    }
+
+    pub(crate) fn terminate(&self) {
+        signal(self.pid(), rustix::process::Signal::TERM);
+    }
+
+    /// True if there is nothing to do any more but to look at what it did.
+    pub(crate) fn has_ended(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        status.rsplit(')').next().unwrap().trim_start().starts_with('Z')
     }
 
     /// Its end.

@@ -12,7 +12,7 @@ fn a_wrong_configuration_is_told_with_its_place() {
         ),
         ("atlasdb:\n  keyValueService:\n    type: rocksdb\n    dataDr: x\n", &["wrong.yml, line 4", "dataDir"]),
         ("atlasdb:\n  keyValueService:\n    type: rocksb\n", &["wrong.yml, line 3", "rocksdb"]),
-        ("atlasdb:\n  server:\n    http: 0.0.0.0:80\n", &["atlasdb.server.http"]),
+        ("atlasdb:\n  server:\n    grpc: off\n    http: 0.0.0.0:80\n", &["atlasdb.server.http"]),
         ("atlasdb:\n  transactions:\n    timeout: soon\n", &["wrong.yml, line 3", "soon"]),
         ("atlasdb: [1\n", &["wrong.yml"]),
         ("atlasdb:\n  namespace: a\nother: 1\n", &["wrong.yml, line 3", "--config-root"]),

@@ -92,6 +92,22 @@ on_every_lane!([
     run_returns_other_errors_at_once,
 ]);
 
+/// What only the pipeline does.
+macro_rules! on_every_pipeline {
+    ($cases:tt) => {
+        mod of_pipelines {
+            lane!(memory_pipeline, MEMORY_PIPELINE, $cases);
+            lane!(memory_pipeline_0, MEMORY_PIPELINE_0, $cases);
+            lane!(memory_pipeline_random, MEMORY_PIPELINE_RANDOM, $cases);
+            lane!(rocksdb_pipeline, ROCKSDB_PIPELINE, $cases);
+            lane!(rocksdb_pipeline_1k, ROCKSDB_PIPELINE_1K, $cases);
+            use super::*;
+        }
+    };
+}
+
+on_every_pipeline!([a_large_transaction_that_keeps_losing_wins_by_its_reservation,]);
+
 // ---- anomalies
 
 /// G0: writes of two transactions never mix.
@@ -912,6 +928,37 @@ async fn a_small_transaction_loses_to_a_large_one_that_was_faster(store: TestSto
         after.get(&t, &cell("ballast 7")).await.expect("a cell can be read").map(|value| value.len()),
         Some(50_000)
     );
+}
+
+/// Each of the first attempts loses to a small transaction that is faster. From then on the small ones have to wait.
+async fn a_large_transaction_that_keeps_losing_wins_by_its_reservation(store: TestStore) {
+    const LOST: u32 = 3;
+    let t = store.table(ConflictHandler::RetryOnWriteWriteCell).await;
+    let attempts = AtomicU32::new(0);
+    let refused = AtomicU32::new(0);
+    let outcome = store.atlas.run_with(RunOptions::default(), async |tx| {
+        put_large(&tx, &t, "x", "large").await;
+        let attempt = attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        let small = store.begin().await;
+        put(&small, &t, "x", &format!("small {attempt}")).await;
+        match small.commit().await {
+            Ok(_) => assert!(attempt <= LOST, "attempt {attempt}: the cell is reserved"),
+            Err(Error::Conflict { committed_at, .. }) => {
+                assert!(attempt > LOST, "attempt {attempt}: nothing is reserved yet");
+                assert_eq!(committed_at, None, "nobody has committed, it is reserved");
+                refused.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => panic!("{error}"),
+        }
+        // Other cells are not reserved.
+        write(&store.atlas, &t, &[("another", "small")]).await;
+        Ok::<_, Error>(())
+    });
+    assert_eq!(outcome.await.expect("it wins in the end").attempts, LOST + 1);
+    assert_eq!(refused.load(Ordering::Relaxed), 1);
+    assert_eq!(read(&store.atlas, &t, "x").await.as_deref(), Some("large"));
+    // And then the cell is free again.
+    write(&store.atlas, &t, &[("x", "small")]).await;
 }
 
 // ---- tables

@@ -34,6 +34,15 @@ pub(crate) type Handlers = BTreeMap<TableRef, ConflictHandler>;
 impl CommitJob {
     /// Commits. Once anything was written or handed over, the rest happens even if the caller goes away.
     pub(crate) async fn run(self) -> Result<Timestamp> {
+        let core = self.transaction.core.clone();
+        let outcome = self.decide().await;
+        if let Err(error) = &outcome {
+            core.mender.after(error).await;
+        }
+        outcome
+    }
+
+    async fn decide(self) -> Result<Timestamp> {
         let transaction = self.transaction.clone();
         let mut handlers = Handlers::new();
         for (table, writes) in self.buffer.tables() {

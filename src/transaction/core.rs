@@ -2,6 +2,7 @@
 
 use super::buffer::TableWrites;
 use super::constraint::Constraint;
+use super::mend::Mender;
 use super::pipeline::Pipeline;
 use super::step_by_step::StepByStep;
 use super::table::TransactionTable;
@@ -25,6 +26,7 @@ pub(crate) struct Core {
     pub(crate) schema: SchemaCache,
     pub(crate) constraints: RwLock<HashMap<TableRef, Vec<Constraint>>>,
     pub(crate) config: TransactionConfig,
+    pub(crate) mender: Arc<Mender>,
     pub(crate) path: CommitPath,
 }
 

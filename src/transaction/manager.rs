@@ -4,6 +4,7 @@ use super::constraint::Constraint;
 use super::core::{CommitPath, Core, SchemaCache};
 use super::entry::{CleanedWindows, Entry, transactions_table};
 use super::handle::{Attempt, Transaction};
+use super::mend::Mender;
 use super::pipeline::Pipeline;
 use super::step_by_step::StepByStep;
 use super::sweep_queue::sweep_queue_table;
@@ -68,6 +69,7 @@ impl TransactionManager {
         let entries = Arc::new(TransactionTable::new(kvs.clone(), windows));
         let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
         let config = options.transactions;
+        let mender = Arc::new(Mender::new(kvs.clone()));
         let path = if pipeline {
             CommitPath::Pipeline(Pipeline::start(
                 kvs.clone(),
@@ -78,12 +80,12 @@ impl TransactionManager {
                 config.group_size_max.len(),
             ))
         } else {
-            let (entries, oracle) = (entries.clone(), oracle.clone());
-            CommitPath::StepByStep(StepByStep::new(locks.clone(), entries, oracle, config.lock_timeout))
+            let (entries, oracle, mender) = (entries.clone(), oracle.clone(), mender.clone());
+            CommitPath::StepByStep(StepByStep::new(locks.clone(), entries, oracle, mender, config.lock_timeout))
         };
         let schema = SchemaCache::new(kvs.clone());
         let constraints = RwLock::new(HashMap::new());
-        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, path };
+        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, path };
         let (core, store, work_ids) = (Arc::new(core), Arc::new(store), Arc::new(AtomicU64::new(1)));
         Ok(TransactionManager { core, locks, store, work_ids })
     }
@@ -133,9 +135,17 @@ impl TransactionManager {
     pub(crate) async fn begin_attempt(&self, options: BeginOptions, attempt: Attempt) -> Result<Transaction> {
         let core = &self.core;
         let begun = match (options.at, &core.path) {
-            (Some(at), _) => self.begin_in_the_past(at).await?,
-            (None, CommitPath::Pipeline(_)) => core.tracker.begin_at_watermark(&core.oracle).await?,
-            (None, CommitPath::StepByStep(_)) => core.tracker.begin_at_start(&core.oracle).await?,
+            (Some(at), _) => self.begin_in_the_past(at).await,
+            (None, CommitPath::Pipeline(_)) => core.tracker.begin_at_watermark(&core.oracle).await,
+            (None, CommitPath::StepByStep(_)) => core.tracker.begin_at_start(&core.oracle).await,
+        };
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                // The timestamp bound may be what could not be written.
+                core.mender.after(&error).await;
+                return Err(error);
+            }
         };
         let read_only = options.read_only || options.at.is_some();
         let timeout = options.timeout.unwrap_or(core.config.timeout);

@@ -12,6 +12,14 @@ use std::sync::LazyLock;
 /// checked against the store.
 const CELLS_MAX: usize = 1 << 20;
 
+/// Tests make it smaller by a fail point, so that not only transactions over a million cells get behind the window.
+fn cells_max() -> usize {
+    fail::fail_point!("conflict_window::cells_max", |cells| {
+        cells.and_then(|cells| cells.parse().ok()).unwrap_or(CELLS_MAX)
+    });
+    CELLS_MAX
+}
+
 /// A fingerprint of a value; `None` for a tombstone.
 pub(crate) type ValueHash = Option<[u8; 32]>;
 
@@ -100,8 +108,9 @@ impl ConflictWindow {
 
     /// Forgets commits that no open snapshot can conflict with: those below `oldest_read_ts`.
     pub(crate) fn forget_below(&mut self, oldest_read_ts: Timestamp) {
+        let cells_max = cells_max();
         while let Some((commit_ts, _)) = self.commits.front() {
-            if *commit_ts >= oldest_read_ts && self.last_writes.len() <= CELLS_MAX {
+            if *commit_ts >= oldest_read_ts && self.last_writes.len() <= cells_max {
                 break;
             }
             let (commit_ts, hashes) = self.commits.pop_front().expect("there is a front");

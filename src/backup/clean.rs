@@ -48,6 +48,28 @@ impl DeletionFloor {
     pub fn in_store(kvs: Arc<dyn KeyValueService>) -> MetaRecord<DeletionFloor> {
         MetaRecord::new(kvs, "sweep-floor")
     }
+
+    /// Records that something is about to be removed because of `ts`; never goes back.
+    ///
+    /// # Errors
+    /// Those of the store: nothing may be removed then.
+    pub async fn raise(kvs: Arc<dyn KeyValueService>, ts: Timestamp) -> Result<()> {
+        let stored = DeletionFloor::in_store(kvs);
+        let mut loaded = stored.load().await?;
+        loop {
+            let bytes = match &loaded {
+                Some((floor, _)) if floor.highest_justifying_commit >= ts => return Ok(()),
+                Some((_, bytes)) => Some(bytes),
+                None => None,
+            };
+            let floor = DeletionFloor { highest_justifying_commit: ts };
+            match stored.replace(bytes, Some(&floor)).await? {
+                Replaced::Done(_) => return Ok(()),
+                // Each round means that another one made progress.
+                Replaced::Other(found) => loaded = found,
+            }
+        }
+    }
 }
 
 /// What [`clean_transactions`] did, or would do.

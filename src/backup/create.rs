@@ -394,7 +394,11 @@ impl Attempt {
                 for entry in files::read_dir(&root)? {
                     if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
                         tracing::info!(path = %entry.path().display(), "removing the snapshot of a killed backup");
-                        std::fs::remove_dir_all(entry.path()).map_err(io("removing", &entry.path()))?;
+                        match std::fs::remove_dir_all(entry.path()) {
+                            // The backup before this one has released its lock and is removing its own.
+                            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+                            removed => removed.map_err(io("removing", &entry.path()))?,
+                        }
                     }
                 }
                 Ok(())

@@ -113,6 +113,11 @@ impl TimestampOracle {
         Timestamp::saturating(self.numbers.lock().next - 1)
     }
 
+    /// True once this instance issues nothing any more: it was released, or another one took over.
+    pub fn is_lost(&self) -> bool {
+        self.numbers.lock().lost
+    }
+
     /// One number above all whose request was answered before this call.
     ///
     /// # Errors

@@ -199,16 +199,9 @@ impl TransactionManager {
         self.core.schema.forget(table);
     }
 
-    /// Has a store opened again that stopped taking writes because one of them was not answered.
-    pub(crate) async fn heal(&self) {
-        match &self.core.path {
-            CommitPath::Pipeline(pipeline) => pipeline.heal(),
-            CommitPath::StepByStep(_) => {
-                if let Err(error) = self.core.kvs.reopen().await {
-                    tracing::warn!(%error, "the store takes no writes and can't be opened again yet");
-                }
-            }
-        }
+    /// True once the timestamps were given up.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.core.oracle.is_lost()
     }
 
     pub(crate) fn abandon(&self, attempt: Attempt) {

@@ -29,9 +29,7 @@ use super::value;
 use super::window::{ConflictKey, ConflictWindow};
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
-use atlas_kvs::{
-    AtomicBatch, Availability, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, TableRef, Timestamp,
-};
+use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, TableRef, Timestamp};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -113,7 +111,6 @@ enum Request {
     Marker(oneshot::Sender<()>),
     Lost(Box<Loser>),
     Release(u64),
-    Heal,
     Stop(oneshot::Sender<()>),
 }
 
@@ -199,11 +196,6 @@ impl Pipeline {
     /// Tells the leader of a large transaction that lost: after a few losses its cells are reserved for its next attempt.
     pub(crate) async fn lost(&self, loser: Loser) {
         let _ = self.requests.send(Request::Lost(Box::new(loser))).await;
-    }
-
-    /// Asks the leader to open a store again that takes no writes any more.
-    pub(crate) fn heal(&self) {
-        let _ = self.requests.try_send(Request::Heal);
     }
 
     /// Gives up the reservations of a piece of work that will not come again.
@@ -356,7 +348,6 @@ struct Group {
     commits: Vec<Accepted>,
     roll_backs: Vec<(Timestamp, oneshot::Sender<Result<()>>)>,
     markers: Vec<oneshot::Sender<()>>,
-    heal: bool,
     stop: Option<oneshot::Sender<()>>,
 }
 
@@ -366,7 +357,6 @@ impl Leader {
             let mut group = self.gather(first, &mut queue).await;
             let stop = group.stop.take();
             let markers = std::mem::take(&mut group.markers);
-            let heal = group.heal;
             if let Err(Ended { stop }) = self.commit_group(group, &mut queue).await {
                 // Markers and whoever waits behind them see their answers vanish, which says that nothing is settled.
                 if let Some(stop) = stop {
@@ -381,9 +371,6 @@ impl Leader {
             }
             for marker in markers {
                 let _ = marker.send(());
-            }
-            if heal && self.kvs.availability().await != Availability::All {
-                self.open_again().await;
             }
             self.forget();
             if let Some(stop) = stop {
@@ -415,7 +402,6 @@ impl Leader {
                 Request::Marker(reply) => group.markers.push(reply),
                 Request::Lost(loser) => self.reserve_for_loser(&loser),
                 Request::Release(work_id) => self.reserved.remove(work_id),
-                Request::Heal => group.heal = true,
                 Request::Stop(reply) => {
                     group.stop = Some(reply);
                     break;
@@ -516,23 +502,10 @@ impl Leader {
                     }
                 }
                 Err(error) => {
-                    let shut = error.is_retriable();
                     refuse_all(group, &error);
-                    if shut {
-                        self.open_again().await;
-                    }
                     return Ok(());
                 }
             }
-        }
-    }
-
-    /// Opens a store again that refuses writes because one of them, not necessarily a commit, was not answered.
-    /// Between groups nothing of ours is on its way, so there is nothing to settle.
-    async fn open_again(&self) {
-        match self.kvs.reopen().await {
-            Ok(()) => tracing::warn!("the store had stopped taking writes and was opened again"),
-            Err(error) => tracing::warn!(%error, "the store takes no writes and can't be opened again yet"),
         }
     }
 
@@ -735,7 +708,7 @@ fn refuse_waiting(queue: &mut mpsc::Receiver<Request>, reason: &str) -> Option<o
             Request::RollBack(_, reply) => drop(reply.send(Err(refusal()))),
             // Their senders see the closed channel.
             Request::Stop(reply) => stop = Some(reply),
-            Request::Marker(_) | Request::Lost(_) | Request::Release(_) | Request::Heal => (),
+            Request::Marker(_) | Request::Lost(_) | Request::Release(_) => (),
         }
     }
     stop

@@ -21,10 +21,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// How long an opener waits for a short command that holds the store.
 pub(crate) const WAIT_FOR_OWNER: Duration = Duration::from_secs(10);
@@ -45,6 +46,9 @@ struct Store {
     manager: TransactionManager,
     backup_lock: BackupLock,
     opened_at: Instant,
+    closed: AtomicBool,
+    backups: TaskTracker,
+    closing: CancellationToken,
     // Ends with the store.
     _puncher: AbortOnDropHandle<()>,
 }
@@ -124,7 +128,17 @@ impl Atlas {
         let puncher = AbortOnDropHandle::new(tokio::spawn(punch_regularly(manager.clone())));
         let backup_lock = BackupLock::new(opened.kvs.clone());
         let opened_at = Instant::now();
-        let store = Store { config, opened, manager, backup_lock, opened_at, _puncher: puncher };
+        let store = Store {
+            config,
+            opened,
+            manager,
+            backup_lock,
+            opened_at,
+            closed: AtomicBool::new(false),
+            backups: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            _puncher: puncher,
+        };
         Ok(Atlas { store: Arc::new(store), server: None })
     }
 
@@ -276,7 +290,23 @@ impl Atlas {
         found.ok_or_else(|| Error::NotFound { what: format!("table '{table}'") })
     }
 
-    /// Closes the store in order: clients of the socket first, then commits under way, then the store itself.
+    /// Fills the empty store that `config` names with a backup; `latest` is the newest one. The store can be opened when
+    /// this has returned, and not before.
+    ///
+    /// # Errors
+    /// As [`backup::restore::restore`], which tells what an interrupted restore leaves behind.
+    pub async fn restore(
+        config: &AtlasConfig,
+        repository: impl AsRef<Path>,
+        id: &str,
+        progress: ProgressSink,
+    ) -> Result<backup::RestoreReport> {
+        let repository = backup::Repository::open(repository)?;
+        backup::restore::restore(&repository, id, &registry::restore_target(config)?, &progress).await
+    }
+
+    /// Closes the store in order: clients of the socket first, then backups, which are cancelled, then commits under
+    /// way, then the store itself.
     ///
     /// # Errors
     /// Those of the store; it is closed all the same.
@@ -288,6 +318,12 @@ impl Atlas {
                 let _ = task.await;
             }
         }
+        if self.store.closed.swap(true, Ordering::SeqCst) {
+            return Ok(()); // Somebody else holds a clone and has done it.
+        }
+        self.store.closing.cancel();
+        self.store.backups.close();
+        self.store.backups.wait().await;
         let released = self.store.manager.close().await;
         self.kvs().close().await?;
         released
@@ -419,8 +455,16 @@ impl Operations for Atlas {
     }
 
     async fn backup_create(&self, request: BackupRequest, progress: ProgressSink) -> Result<BackupInfo> {
-        let source = Source { store: self.store.clone() };
-        backup::create::create(Arc::new(source), request, progress).await
+        let cancel = self.store.closing.child_token();
+        let _when_dropped = cancel.clone().drop_guard();
+        let source = Arc::new(Source { store: self.store.clone() });
+        // A task that closing waits for: what an abandoned backup has to undo needs the store.
+        let task = self.store.backups.spawn(backup::create::create_until(source, request, progress, cancel));
+        match task.await {
+            Ok(answer) => answer,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(Error::Interrupted),
+        }
     }
 
     async fn status(&self) -> Result<StoreStatus> {

@@ -15,6 +15,7 @@ pub mod schema;
 pub mod server;
 pub mod timestamp;
 pub mod transaction;
+pub mod typed;
 
 pub use atlas::Atlas;
 pub use atlas_kvs as kvs_api;

@@ -69,7 +69,7 @@ impl DirectoryTarget {
         if directory.exists() && !directory.is_dir() {
             return Err(not_empty(directory, "it is no directory"));
         }
-        files::make_dirs(&std::path::absolute(directory).map_err(io("resolving", directory))?)?;
+        files::make_dirs(&files::real_path(directory)?)?;
         // The directory itself is locked: a file for it would be one more thing in a directory that must be empty.
         let lock = std::fs::File::open(directory).map_err(io("opening", directory))?;
         match lock.try_lock() {
@@ -91,7 +91,7 @@ impl DirectoryTarget {
                 return Err(not_empty(&self.directory, &format!("it holds {}", name.to_string_lossy())));
             }
         }
-        files::check_space(&self.directory, bytes)
+        files::check_space(&self.directory, files::with_margin(bytes))
     }
 
     /// Removes what is not of the backup, and makes the directories its files lie in.
@@ -100,8 +100,9 @@ impl DirectoryTarget {
         if let Some(path) = wanted.iter().find(|path| self.is_ours(path)) {
             return Err(Error::corrupt(self.directory.display().to_string(), format!("a backup can't hold '{path}'")));
         }
-        for found in files::list(&self.directory)? {
-            if !wanted.contains(found.path.as_str()) && !self.is_ours(&found.path) {
+        // Skipped before they are looked at: an owner may leave a socket.
+        for found in files::list(&self.directory, |path| self.is_ours(path))? {
+            if !wanted.contains(found.path.as_str()) {
                 let path = self.directory.join(&found.path);
                 std::fs::remove_file(&path).map_err(io("removing", &path))?;
             }
@@ -141,6 +142,10 @@ fn lay_down_file(from: &Path, to: &Path, file: &ManifestFile, meter: &Meter) -> 
 impl RestoreTarget for DirectoryTarget {
     fn location(&self) -> String {
         self.directory.display().to_string()
+    }
+
+    fn check_apart(&self, repository: &Path) -> Result<()> {
+        files::check_apart(repository, &self.directory)
     }
 
     fn store(&self) -> &str {

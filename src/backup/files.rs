@@ -106,17 +106,21 @@ fn create(path: &Path, may_exist: bool) -> Result<File> {
 /// Reads a file of at most `limit` bytes; `None` if there is none.
 ///
 /// # Errors
-/// [`Error::Corrupt`] for a larger one: it can't be what it is taken for.
+/// [`Error::Corrupt`] for a larger one, and for what is no file: it can't be what it is taken for.
 pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    let damaged = |reason: String| Error::corrupt(path.display().to_string(), reason);
+    // Looked at before it is opened, because to open a pipe is to wait for its other end.
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => (),
+        Ok(_) => return Err(damaged("it is no file".to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io("opening", path)(error)),
-    };
+    }
     let mut content = Vec::new();
-    file.take(limit + 1).read_to_end(&mut content).map_err(io("reading", path))?;
+    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut content));
+    read.map_err(io("reading", path))?;
     if content.len() as u64 > limit {
-        return Err(Error::corrupt(path.display().to_string(), format!("it has more than {limit} bytes")));
+        return Err(damaged(format!("it has more than {limit} bytes")));
     }
     Ok(Some(content))
 }
@@ -135,27 +139,30 @@ pub(super) struct Found {
     pub(super) size: u64,
 }
 
-/// All files below a directory, in the order of their paths.
+/// All files below a directory, in the order of their paths, except those to `skip`.
 ///
 /// # Errors
-/// [`Error::Corrupt`] for anything that is neither file nor directory, and for names that are not UTF-8.
-pub(super) fn list(root: &Path) -> Result<Vec<Found>> {
+/// [`Error::Corrupt`] for anything else that is neither file nor directory, and for names that are not UTF-8.
+pub(super) fn list(root: &Path, skip: impl Fn(&str) -> bool) -> Result<Vec<Found>> {
     let mut found = Vec::new();
-    list_below(root, "", &mut found)?;
+    list_below(root, "", &skip, &mut found)?;
     found.sort();
     Ok(found)
 }
 
-fn list_below(directory: &Path, prefix: &str, found: &mut Vec<Found>) -> Result<()> {
+fn list_below(directory: &Path, prefix: &str, skip: &dyn Fn(&str) -> bool, found: &mut Vec<Found>) -> Result<()> {
     for entry in read_dir(directory)? {
         let path = entry.path();
         let name = entry.file_name();
         let name = name.to_str().ok_or_else(|| Error::corrupt(path.display().to_string(), "the name is not UTF-8"))?;
         let relative = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+        if skip(&relative) {
+            continue;
+        }
         // The entry itself, not what a symbolic link leads to: a backup holds data, not ways to data.
         let metadata = entry.metadata().map_err(io("reading the size of", &path))?;
         if metadata.is_dir() {
-            list_below(&path, &relative, found)?;
+            list_below(&path, &relative, skip, found)?;
         } else if metadata.is_file() {
             found.push(Found { path: relative, size: metadata.len() });
         } else {
@@ -219,6 +226,12 @@ pub(super) fn free_bytes(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// The space that a copy of a store of `bytes` takes: a tenth more and a few MiB, for the files that grow between the
+/// estimate and a snapshot, and for what a restored store writes when it is opened.
+pub(super) fn with_margin(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 10).saturating_add(4 << 20)
+}
+
 /// Refuses to begin what would not fit: `needed` bytes at `path`, which need not exist yet.
 pub(super) fn check_space(path: &Path, needed: u64) -> Result<()> {
     let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
@@ -232,20 +245,38 @@ pub(super) fn check_space(path: &Path, needed: u64) -> Result<()> {
     ))
 }
 
+/// A repository inside the store would be lost with it, and might be taken for its data; a store inside the
+/// repository would be taken for a backup.
+pub(super) fn check_apart(repository: &Path, data_dir: &Path) -> Result<()> {
+    let (repository, data_dir) = (real_path(repository)?, real_path(data_dir)?);
+    if repository.starts_with(&data_dir) || data_dir.starts_with(&repository) {
+        return Err(Error::refused(
+            format!("the repository {} and the store's directory {} overlap", repository.display(), data_dir.display()),
+            "put backups on another disk, or at least into a directory of their own",
+        ));
+    }
+    Ok(())
+}
+
 /// A path without symbolic links and `..`, whose last parts need not exist yet.
 pub(super) fn real_path(path: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(path).map_err(io("resolving", path))?;
-    for ancestor in absolute.ancestors() {
-        match ancestor.canonicalize() {
-            Ok(real) => {
-                let rest = absolute.strip_prefix(ancestor).expect("an ancestor is a prefix");
-                return Ok(real.join(rest));
-            }
+    let mut real = PathBuf::new();
+    for part in absolute.components() {
+        if part == std::path::Component::ParentDir {
+            // What stands so far has no links, so its parent is what the system would go to.
+            real.pop();
+            continue;
+        }
+        real.push(part);
+        match real.canonicalize() {
+            Ok(found) => real = found,
+            // It will be made, and not as a link.
             Err(error) if error.kind() == ErrorKind::NotFound => (),
             Err(error) => return Err(io("resolving", path)(error)),
         }
     }
-    Ok(absolute)
+    Ok(real)
 }
 
 /// Counts what is done, tells it, and ends the work when nobody wants it any more.
@@ -401,6 +432,31 @@ impl Drop for PartialDir {
             Ok(()) => (),
             Err(error) if error.kind() == ErrorKind::NotFound => (),
             Err(error) => tracing::warn!(path = %self.path.display(), %error, "an unfinished directory remains"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn real_paths_have_no_links_and_no_way_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().canonicalize().expect("it exists");
+        std::fs::create_dir_all(root.join("a/b")).expect("it can be made");
+        std::os::unix::fs::symlink(root.join("a/b"), root.join("link")).expect("it can be made");
+        for (path, expected) in [
+            ("a", "a"),
+            ("a/b/", "a/b"),
+            ("link", "a/b"),
+            ("link/..", "a"),
+            ("link/../new/file", "a/new/file"),
+            ("none/../a/./b", "a/b"),
+            ("none/../link/x/../y", "a/b/y"),
+        ] {
+            assert_eq!(real_path(&root.join(path)).expect(path), root.join(expected), "{path}");
+            assert!(!real_path(&root.join(path)).expect(path).to_string_lossy().ends_with('/'), "{path}");
         }
     }
 }

@@ -37,7 +37,7 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// The repository in this directory, which must exist.
+    /// The repository in this directory, which must exist. Blocks the thread for a moment.
     ///
     /// # Errors
     /// [`Error::NotFound`] if it does not, [`Error::Refused`] if it is no directory.
@@ -53,7 +53,8 @@ impl Repository {
         }
     }
 
-    /// The repository in this directory, which is made if it is missing, for its owner only.
+    /// The repository in this directory, which is made if it is missing, for its owner only. Blocks the
+    /// thread for a moment.
     ///
     /// # Errors
     /// [`Error::Refused`] if it is no directory, [`Error::Io`].
@@ -62,7 +63,7 @@ impl Repository {
         if root.exists() && !root.is_dir() {
             return Err(not_a_directory(root));
         }
-        files::make_dirs(&std::path::absolute(root).map_err(io("resolving", root))?)?;
+        files::make_dirs(&files::real_path(root)?)?;
         Repository::open(root)
     }
 
@@ -153,7 +154,12 @@ impl Repository {
                 .ok_or_else(|| Error::NotFound { what: format!("complete backup in {}", self.root.display()) });
         }
         check_id(id)?;
-        if self.directory(id).is_dir() { Ok(id.to_owned()) } else { Err(self.no_such(id)) }
+        match std::fs::metadata(self.directory(id)) {
+            Ok(found) if found.is_dir() => Ok(id.to_owned()),
+            Ok(_) => Err(self.no_such(id)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.no_such(id)),
+            Err(error) => Err(io("looking for", &self.directory(id))(error)),
+        }
     }
 
     pub(super) fn manifest_now(&self, id: &str) -> Result<Manifest> {

@@ -120,7 +120,7 @@ pub(super) async fn check_files(repository: &Repository, manifest: &Manifest, jo
     }
     if problems.is_empty() {
         let known: BTreeSet<String> = manifest.files.iter().map(|file| file.path.clone()).collect();
-        let found = jobs.run(move || files::list(&directory)).await?;
+        let found = jobs.run(move || files::list(&directory, |_| false)).await?;
         let extra = found.into_iter().map(|file| file.path);
         return Ok(extra.filter(|path| path != MANIFEST_FILE && !known.contains(path)).collect());
     }

@@ -15,8 +15,9 @@ use std::path::PathBuf;
   atlas kv put accounts alice balance 100      Write a cell in a transaction
   atlas backup create --to ./data/backups      Back up, while applications run
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 not found, 5 conflict or lock held, 6 no answer,
-7 damage, 8 configuration, 9 refused for safety, 10 doctor found failures, 11 permission, 130 interrupted.")]
+Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 not found, 5 conflict or lock held,
+6 no answer, 7 damage, 8 configuration, 9 refused for safety, 10 doctor found failures,
+11 permission, 130 interrupted, 143 terminated.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) globals: Globals,
@@ -32,10 +33,10 @@ pub(crate) struct Globals {
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Path of the block in the configuration file [default: /atlasdb]
-    #[arg(long, global = true, value_name = "PATH", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "PATH")]
     pub(crate) config_root: Option<String>,
     /// Open the store in this process; ask no server
-    #[arg(long, global = true, hide_short_help = true)]
+    #[arg(long, global = true)]
     pub(crate) offline: bool,
     /// Set a key of the configuration, as keyValueService.dataDir=/srv/atlas
     #[arg(long, global = true, value_name = "KEY=VALUE")]
@@ -43,8 +44,8 @@ pub(crate) struct Globals {
     /// Namespace of the application's data
     #[arg(short, long, global = true, value_name = "NAME")]
     pub(crate) namespace: Option<String>,
-    /// Form of the result [default: table on a terminal, else plain]
-    #[arg(short, long, global = true, value_name = "FORM")]
+    /// Form of the result: table, json or plain [default: table on a terminal, else plain]
+    #[arg(short, long, global = true, value_name = "FORM", hide_possible_values = true)]
     pub(crate) output: Option<Format>,
     /// Say nothing but results and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
@@ -53,27 +54,28 @@ pub(crate) struct Globals {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Colours on standard error
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
     /// Show no progress
-    #[arg(long, global = true, hide_short_help = true)]
+    #[arg(long, global = true)]
     pub(crate) no_progress: bool,
     /// Ask no questions: the answer is yes
     #[arg(short, long, global = true)]
     pub(crate) yes: bool,
     /// Form of the log on standard error
-    #[arg(long, global = true, value_name = "FORM", default_value = "text", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FORM", default_value = "text")]
     pub(crate) log_format: LogFormat,
 }
 
 /// How a result is printed.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// For people.
+    // Not doc comments: clap would spread them over the help of every command.
+    // For people.
     Table,
-    /// One JSON document, on failure too.
+    // One document, on failure too.
     Json,
-    /// The bare value, for scripts.
+    // The bare value, for scripts.
     Plain,
 }
 
@@ -147,7 +149,7 @@ pub(crate) enum Command {
   atlas timestamp clean-transactions --file backup/backup.timestamp
   atlas timestamp fast-forward --file backup/fast-forward.timestamp
 
-A timestamp file holds one decimal line. One that is missing ends with exit code 4; one that holds anything else, with 2.")]
+A timestamp file holds one decimal line. A missing file ends with exit code 4, any other content with 2.")]
 pub(crate) struct TimestampArgs {
     /// File of one timestamp: written by fetch, read by the others
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -168,7 +170,7 @@ pub(crate) enum TimestampCommand {
   atlas timestamp fetch --file backup/backup.timestamp
   atlas timestamp fetch --immutable --date-time
 
-With --file, nothing that a reader at the timestamp needs is removed for ten minutes: time to take the backup lock.")]
+With --file, nothing that a reader at the timestamp needs is removed for ten minutes.")]
     Fetch {
         /// Fetch the timestamp below which no transaction is open
         #[arg(short, long)]
@@ -177,7 +179,7 @@ With --file, nothing that a reader at the timestamp needs is removed for ten min
         #[arg(short, long)]
         date_time: bool,
     },
-    /// Roll back every transaction that committed at or after a timestamp; only on a stopped store
+    /// Roll back what committed at or above a timestamp, in a stopped store
     #[command(after_help = "Examples:
   atlas timestamp clean-transactions --file backup/backup.timestamp
   atlas timestamp clean-transactions -t 4711 --dry-run")]
@@ -192,7 +194,7 @@ With --file, nothing that a reader at the timestamp needs is removed for ten min
         #[arg(long)]
         skip_start_timestamp_check: bool,
     },
-    /// Let time go on at or above a timestamp; only on a stopped store
+    /// Let time go on above a timestamp, in a stopped store
     #[command(after_help = "Examples:
   atlas timestamp fast-forward --file backup/fast-forward.timestamp
   atlas timestamp fast-forward -t 4711
@@ -214,7 +216,7 @@ A timestamp in the past changes nothing, and that is said.")]
 
 While it is held, nothing is physically removed: drop and truncate answer with exit code 5.")]
 pub(crate) struct BackupLockArgs {
-    /// Take the lock; it stays until it is released, whatever becomes of this process
+    /// Take the lock; it stays until it is released
     #[arg(long)]
     pub(crate) acquire: bool,
     /// Release the lock, unless a running backup renews it
@@ -224,7 +226,7 @@ pub(crate) struct BackupLockArgs {
     #[arg(long)]
     pub(crate) status: bool,
     /// What it is taken for [default: user, host and process]
-    #[arg(long, value_name = "TEXT", requires = "acquire")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["release", "status"])]
     pub(crate) reason: Option<String>,
 }
 
@@ -305,7 +307,8 @@ pub(crate) struct CellArgs {
   atlas kv get accounts alice balance
   atlas kv scan accounts --prefix a
 
-Rows, columns and values are UTF-8 text, or hexadecimal digits with --hex. Write -- before a value that starts with '-'.")]
+Rows, columns and values are UTF-8 text, or hexadecimal digits with --hex.
+Write -- before a value that starts with a dash and is no number.")]
 pub(crate) enum KvCommand {
     /// Write a cell
     #[command(after_help = "Examples:
@@ -354,8 +357,9 @@ pub(crate) enum KvCommand {
   atlas kv scan accounts --start alice --end bob --reverse
   atlas kv scan accounts -o plain | cut -f1
 
-Plain output is row, tab, column, tab, value, a cell a line; a tab, line break or backslash inside is written \\t, \\n,
-\\r or \\\\. What is not UTF-8 ends plain and JSON output with an error; --hex prints everything.")]
+Plain output is row, tab, column, tab, value, a cell a line; tab, line breaks and backslash
+inside are written \\t, \\n, \\r and \\\\. What is not UTF-8 ends plain and JSON output with an
+error; --hex prints everything.")]
     Scan(ScanArgs),
 }
 
@@ -393,8 +397,8 @@ pub(crate) struct ScanArgs {
   atlas import --table events events.jsonl --row-key id
   zcat big.csv.gz | atlas import --table big --format csv -
 
-A malformed line ends the import: nothing of its batch is written, batches before it stay, and the error says how many
-rows those are. Importing the same file again writes the same cells.")]
+A malformed line ends the import: nothing of its batch is written, batches before it stay, and
+it is said how many rows those are. Importing the same file again writes the same cells.")]
 pub(crate) struct ImportArgs {
     /// CSV with a header line, or a JSON object a line; - for standard input
     #[arg(value_name = "FILE")]
@@ -418,9 +422,9 @@ pub(crate) struct ImportArgs {
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ImportFormat {
-    /// Comma-separated values with a header line.
+    // Comma-separated values with a header line.
     Csv,
-    /// A JSON object a line.
+    // A JSON object a line.
     Jsonl,
 }
 
@@ -479,7 +483,7 @@ pub(crate) enum BackupCommand {
   atlas backup restore before-upgrade --into restored.yml
   atlas backup restore --resume --into restored.yml
 
-The configuration named by --into is read alone: neither the environment nor --set changes which store is filled.")]
+The configuration named by --into is read alone: neither ATLAS__… variables nor --set change it.")]
     Restore {
         /// The backup's id, or latest
         #[arg(required_unless_present = "resume", conflicts_with = "resume")]

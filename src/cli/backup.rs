@@ -136,6 +136,9 @@ async fn restore(
         ("copied", size(summary.bytes)),
         ("rolled back", format!("{} later commits", count(summary.rolled_back))),
     ];
-    let table = format!("Backup {} is restored\n{}", summary.id, pairs(rows));
+    let mut table = format!("Backup {} is restored\n{}", summary.id, pairs(rows));
+    if !summary.commands.is_empty() {
+        table.push_str(&format!("\n\nThe same by hand:\n  {}", summary.commands.join("\n  ")));
+    }
     Ok(Reply::new(json!(summary), summary.id.clone(), table))
 }

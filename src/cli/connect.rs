@@ -54,7 +54,10 @@ pub(crate) fn is_in_use(error: &Error) -> bool {
 pub(crate) fn check_exists(config: &AtlasConfig) -> Result<()> {
     match &config.key_value_service {
         KvsConfig::Rocksdb { data_dir, .. } if is_missing_or_empty(data_dir) => {
-            Err(Error::NotFound { what: format!("store in {} (keyValueService.dataDir)", data_dir.display()) })
+            let dir = data_dir.display();
+            let what =
+                format!("store in {dir} (keyValueService.dataDir); `atlas table create` and `atlas serve` make one");
+            Err(Error::NotFound { what })
         }
         _ => Ok(()),
     }

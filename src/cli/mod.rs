@@ -29,15 +29,17 @@ use crate::config::{Environment, Loaded, LogLevel, Sources};
 use crate::ops::Operations;
 use crate::{Error, Result, exit};
 use args::{Cli, Color, Command, Format, Globals, LogFormat};
+use atlas_kvs::KvsError;
 use backend::{Backend, Stores};
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use output::{Failure, Outcome, Output};
 use parking_lot::Mutex;
 use progress::Reporter;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -49,6 +51,7 @@ const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
+    arm_fail_points();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
@@ -75,6 +78,31 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
+/// In a program built for tests: does at fail points what the environment says. `FAILPOINTS` is read as the crate `fail`
+/// does; `ATLAS_KILL_AT=POINT` or `POINT:N` kills this process when it gets there for the Nth time.
+fn arm_fail_points() {
+    if !fail::has_failpoints() {
+        return;
+    }
+    // Kept for the life of the process: its end would disarm them.
+    std::mem::forget(fail::FailScenario::setup());
+    let Ok(wanted) = std::env::var("ATLAS_KILL_AT") else { return };
+    let (point, hits) = match wanted.rsplit_once(':').and_then(|(point, n)| Some((point, n.parse().ok()?))) {
+        Some((point, hits)) => (point.to_owned(), hits),
+        None => (wanted, 1),
+    };
+    let left = AtomicUsize::new(hits);
+    let armed = fail::cfg_callback(point, move || {
+        if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            std::thread::park();
+        }
+    });
+    if let Err(reason) = armed {
+        say(&format!("warning: ATLAS_KILL_AT: {reason}"));
+    }
+}
+
 /// Answers what clap did not accept, and what it answers itself.
 fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -86,13 +114,28 @@ fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
     let wants_json = words.windows(2).any(|pair| matches!(pair, ["-o" | "--output", "json"]))
         || words.iter().any(|word| matches!(*word, "-ojson" | "-o=json" | "--output=json"));
     if wants_json {
+        let words = subcommands_in(&words);
         let message = error.render().to_string();
         let message = message.trim().strip_prefix("error: ").unwrap_or(message.trim()).to_owned();
-        let _ = writeln!(std::io::stdout(), "{}", output::usage_envelope("", &message));
+        let _ = writeln!(std::io::stdout(), "{}", output::usage_envelope(&words, &message));
     } else {
         let _ = error.print();
     }
     exit::USAGE
+}
+
+/// The command in a line that could not be parsed, as far as it can be told.
+fn subcommands_in(arguments: &[&str]) -> String {
+    let root = Cli::command();
+    let mut command = &root;
+    let mut words = Vec::new();
+    for argument in arguments {
+        if let Some(below) = command.find_subcommand(argument) {
+            words.push(*argument);
+            command = below;
+        }
+    }
+    words.join(" ")
 }
 
 /// What every command has at hand.
@@ -168,7 +211,8 @@ impl Context {
         let opened = std::mem::take(&mut *self.opened.lock());
         for operations in opened {
             match tokio::time::timeout(CLOSE_WITHIN, operations.close()).await {
-                Ok(Ok(())) => {}
+                // The demo closes its stores itself; this is for when it is interrupted.
+                Ok(Ok(()) | Err(Error::Kvs(KvsError::Closed))) => {}
                 Ok(Err(error)) => say(&format!("warning: closing the store: {error}")),
                 Err(_) => say(&format!("warning: the store did not close within {} s", CLOSE_WITHIN.as_secs())),
             }

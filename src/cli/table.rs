@@ -92,6 +92,7 @@ async fn remove(name: &TableRef, removal: Removal, context: &Context) -> Result<
         Removal::Truncate => format!("truncate removes all data of table '{name}'"),
     };
     if !context.globals.yes && !context.is_interactive {
+        let what = format!("{what}, and nobody is here to confirm it");
         return Err(Error::refused(what, "if that is what you want, say --yes"));
     }
     let operations = connect(context, Access::Existing).await?;

@@ -205,6 +205,7 @@ impl Backend for FakeBackend {
             fast_forward_ts: info.fast_forward_ts.expect("fake backups have one"),
             bytes: 2,
             rolled_back: 0,
+            commands: vec!["cp -a".to_owned()],
         })
     }
 

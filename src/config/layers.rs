@@ -86,6 +86,15 @@ impl Given {
     }
 }
 
+/// A complete configuration.
+#[derive(Debug)]
+pub(super) struct Resolved {
+    pub(super) config: AtlasConfig,
+    pub(super) runtime: RuntimeConfig,
+    /// Every path with its value, in order, and what was given for it.
+    pub(super) settings: Vec<(String, Value, Option<Given>)>,
+}
+
 /// All layers, merged.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
@@ -116,8 +125,8 @@ impl Layers {
         Ok(self.given.get(STORE_TYPE).map_or_else(|| "rocksdb".to_owned(), |given| text_of(&given.value)))
     }
 
-    /// The configuration they make together, every path with its value in order, and what was given for it.
-    pub(super) fn resolve(mut self) -> Result<(AtlasConfig, RuntimeConfig, Vec<(String, Value, Option<Given>)>)> {
+    /// The configuration they make together.
+    pub(super) fn resolve(mut self) -> Result<Resolved> {
         let known = match Known::of_store(&self.store_type()?) {
             Ok(known) => known,
             Err(reason) => return Err(self.given[STORE_TYPE].error(reason)),
@@ -135,7 +144,7 @@ impl Layers {
             return Err(self.given.get(path).map_or_else(place, |given| given.error(reason.clone())));
         }
         let all = settings.into_iter().map(|(key, value)| (key.clone(), value, self.given.remove(&key))).collect();
-        Ok((config, runtime, all))
+        Ok(Resolved { config, runtime, settings: all })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reads the configuration: which file, which block of it, and what the environment and flags say instead.
 
-use super::layers::{Document, Given, Known, Layers, RUNTIME, Source, nearest, show};
+use super::layers::{Document, Given, Known, Layers, RUNTIME, Resolved, Source, nearest, show};
 use super::{AtlasConfig, RuntimeConfig};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -144,7 +144,7 @@ pub fn load(sources: &Sources) -> Result<Loaded> {
     }
     layers.add(set_layer(&sources.set)?)?;
     layers.add(flag_layer(&sources.flags))?;
-    let (config, runtime, settings) = layers.resolve()?;
+    let Resolved { config, runtime, settings } = layers.resolve()?;
     let settings = settings
         .into_iter()
         .map(|(key, value, given)| Setting {

@@ -164,9 +164,16 @@ impl Default for AtlasConfig {
     }
 }
 
+impl KvsConfig {
+    /// RocksDB in a directory, with everything else as usual.
+    pub fn rocksdb(data_dir: impl Into<PathBuf>) -> KvsConfig {
+        KvsConfig::Rocksdb { data_dir: data_dir.into(), block_cache: default_block_cache(), sync: yes() }
+    }
+}
+
 impl Default for KvsConfig {
     fn default() -> KvsConfig {
-        KvsConfig::Rocksdb { data_dir: default_data_dir(), block_cache: default_block_cache(), sync: true }
+        KvsConfig::rocksdb(default_data_dir())
     }
 }
 

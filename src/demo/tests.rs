@@ -25,17 +25,19 @@ async fn a_right_restore_passes_and_leaves_nothing() {
 
 #[tokio::test]
 async fn every_damage_is_found() {
-    for damage in [
+    let damages = [
         Damage::LoseCell,
         Damage::ChangeValue,
         Damage::AddCell,
         Damage::AddTable,
         Damage::KeepLaterCommits,
         Damage::TurnBackTime,
-    ] {
+    ];
+    let found = damages.map(async |damage| {
         let answer = play(&Stand::new(), Some(damage)).await;
         assert_eq!(answer.code, exit::DAMAGED, "{damage:?}: {answer:?}");
-    }
+    });
+    futures::future::join_all(found).await;
 }
 
 #[tokio::test]

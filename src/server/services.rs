@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use pb::create_backup_response::Event;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OnceCell, mpsc};
@@ -22,6 +23,8 @@ use uuid::Uuid;
 
 /// How long a lock may be waited for.
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// How long Hello waits for the store to tell its identity.
+const STORE_ID_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most cells of a message.
 const PAGE_CELLS_MAX: usize = 1_000;
 /// What a write costs in memory besides its bytes.
@@ -67,12 +70,13 @@ pub struct Services {
     pub(super) operations: Arc<dyn Operations>,
     pub(super) locks: Option<Arc<dyn LockOps>>,
     pub(super) limits: Limits,
+    pub(super) token_file: Option<PathBuf>,
 }
 
 impl Services {
     /// Operations, without locks for others.
     pub fn new(operations: Arc<dyn Operations>) -> Services {
-        Services { operations, locks: None, limits: Limits::default() }
+        Services { operations, locks: None, limits: Limits::default(), token_file: None }
     }
 
     /// And a lock service.
@@ -83,6 +87,11 @@ impl Services {
     /// And other limits than the usual ones.
     pub fn limits(self, limits: Limits) -> Services {
         Services { limits, ..self }
+    }
+
+    /// And the token of calls over TCP in another file than `server.token` of the data directory.
+    pub fn token_file(self, path: impl Into<PathBuf>) -> Services {
+        Services { token_file: Some(path.into()), ..self }
     }
 }
 
@@ -532,12 +541,9 @@ fn backup_events(operations: Arc<dyn Operations>, request: BackupRequest) -> Pag
 impl pb::admin_server::Admin for Api {
     async fn hello(&self, _: Request<pb::HelloRequest>) -> Answer<pb::HelloResponse> {
         // A store in trouble must not keep an operator from connecting to ask what the trouble is.
-        let store_id = self
-            .store_id
-            .get_or_try_init(|| async { self.operations.status().await.map(|status| status.store_id.to_string()) })
-            .await
-            .ok()
-            .cloned();
+        let ask = || async { self.operations.status().await.map(|status| status.store_id.to_string()) };
+        let asked = tokio::time::timeout(STORE_ID_TIMEOUT, self.store_id.get_or_try_init(ask)).await;
+        let store_id = asked.ok().and_then(Result::ok).cloned();
         answer(pb::HelloResponse {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -160,7 +160,7 @@ impl TimestampOracle {
     pub async fn fast_forward(&self, target: Timestamp, allow_large_jump: bool) -> Result<FastForward> {
         let mut extension = self.extension.lock().await;
         let before = self.last_issued().next();
-        if target < before {
+        if target <= before {
             return Ok(FastForward { before, after: before });
         }
         check_jump(before, target, allow_large_jump)?;
@@ -171,12 +171,17 @@ impl TimestampOracle {
         Ok(FastForward { before, after })
     }
 
-    /// Gives the timestamps up, so that the next owner need not wait. Numbers left in the block are wasted.
+    /// Gives the timestamps up, so that the next owner need not wait, and what is left of the block with them.
     pub async fn release(&self) -> Result<()> {
         let extension = self.extension.lock().await;
-        self.numbers.lock().lost = true;
+        let next = {
+            let mut numbers = self.numbers.lock();
+            // From here on nothing is issued, so `next` is a bound: nothing at or above it ever was.
+            numbers.lost = true;
+            numbers.next
+        };
         let (record, bytes) = &*extension;
-        let record = OracleRecord { holder: None, ..record.clone() };
+        let record = OracleRecord { holder: None, bound: Timestamp::saturating(next), ..record.clone() };
         // Not being the holder any more is what we wanted.
         self.stored.replace(Some(bytes), Some(&record)).await.map(|_| ())
     }

@@ -69,7 +69,7 @@ pub async fn fast_forward_stored(
             None => (OracleRecord::initial(), None),
         };
         let before = record.bound;
-        if target < before {
+        if target <= before {
             return Ok(FastForward { before, after: before });
         }
         check_jump(before, target, allow_large_jump)?;

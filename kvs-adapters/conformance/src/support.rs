@@ -192,26 +192,33 @@ where
     running.join_all().await
 }
 
+/// How many times more often than in a store with disks and networks callers must try to meet in this one: what takes
+/// no time is seldom caught in the middle.
+pub(crate) fn haste(store: &impl Store) -> usize {
+    if store.capabilities().persistent { 1 } else { 10 }
+}
+
 /// Repeats `step` while readers look on, until it was done `steps_min` times and every reader has looked often enough
 /// to have met it in the middle, whichever of them is the slower one.
 ///
 /// A look gets the number of the last finished step. It must not wait for anything: a broken store would make it wait
 /// for ever.
 pub(crate) async fn watched<F>(
+    store: &impl Store,
     steps_min: u64,
     mut step: impl AsyncFnMut(u64),
     readers: Vec<impl Fn(u64, Seen) -> F + Send + 'static>,
 ) where
     F: Future<Output = Seen> + Send,
 {
-    const LOOKS_MIN: usize = 500;
+    let looks_min = 1_000 * haste(store);
     let finished = Arc::new(AtomicU64::new(0));
     let mut running = JoinSet::new();
     for look in readers {
         let finished = Arc::clone(&finished);
         running.spawn(async move {
             let (mut looks, mut seen) = (0, Seen(0));
-            while looks < LOOKS_MIN || finished.load(Ordering::SeqCst) < steps_min {
+            while looks < looks_min || finished.load(Ordering::SeqCst) < steps_min {
                 seen = look(finished.load(Ordering::SeqCst), seen).await;
                 looks += 1;
                 tokio::task::yield_now().await;

@@ -65,8 +65,15 @@ pub(crate) struct RocksOptions {
 impl RocksOptions {
     pub(crate) fn new(config: &RocksConfig) -> RocksOptions {
         let cache = Cache::new_lru_cache(config.block_cache_bytes);
-        RocksOptions { database: database_options(config), table: table_options(&cache), catalog: Options::default() }
+        RocksOptions { database: database_options(config), table: table_options(&cache), catalog: catalog_options() }
     }
+}
+
+fn catalog_options() -> Options {
+    let mut options = Options::default();
+    // A few records. RocksDB sizes its log files by the largest write buffer, and a new store has only this one.
+    options.set_write_buffer_size(MIB);
+    options
 }
 
 fn database_options(config: &RocksConfig) -> Options {

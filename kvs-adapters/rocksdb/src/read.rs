@@ -120,7 +120,7 @@ impl Db {
 
     /// All versions below each bound, oldest first. Goes to the disk if it must.
     pub(crate) fn versions(&self, table: &TableRef, bounds: &[CellBound]) -> Result<Vec<Vec<Version>>> {
-        let family = self.family(&self.tables.read(), table, TableKind::Versioned)?;
+        let family = self.family(&self.tables.read_recursive(), table, TableKind::Versioned)?;
         let mut iterator = self.rocks.raw_iterator_cf_opt(&family, point_options(Tier::Disk));
         let mut answers = vec![Vec::new(); bounds.len()];
         for index in in_key_order(bounds) {
@@ -139,10 +139,13 @@ impl Db {
     }
 
     /// The catalog, unless a thread of the runtime would have to wait for it.
+    ///
+    /// Recursive, which here means: past a change of tables that is itself waiting for a slow write. Readers hold the
+    /// lock for a moment only and can't starve it.
     pub(crate) fn catalog(&self, tier: Tier) -> Option<parking_lot::RwLockReadGuard<'_, crate::db::Catalog>> {
         match tier {
-            Tier::Memory => self.tables.try_read(),
-            Tier::Disk => Some(self.tables.read()),
+            Tier::Memory => self.tables.try_read_recursive(),
+            Tier::Disk => Some(self.tables.read_recursive()),
         }
     }
 

@@ -238,7 +238,13 @@ impl Inner {
                 State::Open(_) | State::Closed => return Ok(()),
             };
             match taken {
-                Some(db) => return read_blocking(move || Ok(drop(db))).await,
+                Some(db) => {
+                    return read_blocking(move || {
+                        drop(db);
+                        Ok(())
+                    })
+                    .await;
+                }
                 None if Instant::now() >= deadline => return Err(in_use()),
                 None => tokio::time::sleep(Duration::from_millis(2)).await,
             }
@@ -305,17 +311,22 @@ fn joined<T>(
     }
 }
 
+type CellReader<Q, T> = fn(&Db, &TableRef, &[Q], Tier) -> Result<Answers<T>>;
+
 /// Point reads: what memory answers is answered at once, the rest on a blocking thread.
 async fn read_cells<Q, T>(
     db: Arc<Db>,
     table: &TableRef,
     questions: &[Q],
-    read: fn(&Db, &TableRef, &[Q], Tier) -> Result<Answers<T>>,
+    read: CellReader<Q, T>,
 ) -> Result<Vec<Option<T>>>
 where
     Q: Clone + Send + 'static,
     T: Clone + Send + 'static,
 {
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut answers = if questions.len() <= MEMORY_READS_MAX {
         read(&db, table, questions, Tier::Memory)?
     } else {

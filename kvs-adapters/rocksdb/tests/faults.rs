@@ -9,8 +9,12 @@ use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use bytes::Bytes;
 use common::{config, family_of, get, open, raw, ts, value, versioned};
 use futures::TryStreamExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// A file system of its own, as small as it is told to be, unmounted when dropped.
 struct SmallDisk(PathBuf);
@@ -66,20 +70,27 @@ async fn full_disk_is_survived_by_reopening() {
     let mut running = store.scan(&data, Scan { page_size: 1, ..Scan::new(RowRange::all(), Timestamp::MAX) });
     assert!(running.try_next().await.expect("reads go on").is_some());
 
-    // Still full: the store may or may not open; it must not be lost either way.
-    std::fs::write(dir.path().join("last"), []).expect("a name needs no room");
-    let mut rest = std::fs::OpenOptions::new().append(true).open(dir.path().join("last")).expect("it opens");
-    while std::io::Write::write(&mut rest, &[0; 4096]).is_ok_and(|written| written > 0) {}
-    match store.reopen().await {
-        Ok(()) => {}
-        Err(error) => {
-            assert!(error.is_retriable(), "{error:?}");
-            assert!(matches!(store.tables().await, Err(KvsError::Unavailable { .. })));
-            assert!(matches!(store.availability().await, Availability::NoQuorum(_)));
-            assert!(atlas_kvs_rocksdb::owner_pid(&data_dir).is_some(), "nobody takes the store meanwhile");
+    // Closing gives some room back. Someone who takes every page of it at once leaves RocksDB none to open with.
+    let full = Arc::new(AtomicBool::new(true));
+    let filler = std::thread::spawn({
+        let (full, path) = (full.clone(), dir.path().join("last"));
+        move || {
+            let mut file = std::fs::File::create(path).expect("a name needs no room");
+            while full.load(Ordering::Relaxed) {
+                while file.write_all(&[0; 65536]).is_ok() {}
+            }
         }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let reopened = store.reopen().await;
+    full.store(false, Ordering::Relaxed);
+    filler.join().expect("no panic");
+    println!("reopened on a full disk: {reopened:?}");
+    if let Err(error) = reopened {
+        assert!(error.is_retriable(), "{error:?}");
+        assert!(matches!(store.tables().await, Err(KvsError::Unavailable { .. })));
+        assert!(matches!(store.availability().await, Availability::NoQuorum(_)));
     }
-    drop(rest);
     std::fs::remove_file(dir.path().join("last")).expect("it can be removed");
     std::fs::remove_file(ballast).expect("the ballast can be removed");
     store.reopen().await.expect("the store opens again");
@@ -92,6 +103,25 @@ async fn full_disk_is_survived_by_reopening() {
     assert!(numbers == all || numbers == and_the_failed, "{acknowledged} acknowledged, found {numbers:?}");
     store.apply(batch(100), Durability::Synced).await.expect("writes go on");
     store.close().await.expect("the store closes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn store_that_does_not_open_again_stays_ours_until_it_does() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    store.put_versions(&data, vec![(Cell::copy_from("a", "c"), value(1, "x"))]).await.expect("a put");
+    let (current, aside) = (dir.path().join("db/CURRENT"), dir.path().join("aside"));
+    std::fs::rename(&current, &aside).expect("a file can be moved");
+    for _ in 0..2 {
+        assert!(matches!(store.reopen().await, Err(KvsError::Corrupt { .. })));
+        assert!(matches!(store.tables().await, Err(KvsError::Unavailable { .. })));
+        assert!(matches!(store.availability().await, Availability::NoQuorum(_)));
+        assert_eq!(atlas_kvs_rocksdb::owner_pid(dir.path()), Some(std::process::id()), "nobody else takes it");
+    }
+    std::fs::rename(&aside, &current).expect("a file can be moved");
+    store.reopen().await.expect("the store opens again");
+    assert_eq!(get(&store, &data, "a", "c").await.as_deref(), Some("x"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -174,7 +174,7 @@ pub async fn readers_see_all_of_a_batch_or_nothing(store: &mut TestStore) {
             vec![put_op(&t, "first", number, &text), set_op(&a, "middle", &text), put_op(&u, "last", number, &text)];
         apply(store, ops).await.expect("a batch can be applied");
     };
-    watched(100, apply_batch, readers.into()).await;
+    watched(store, 100, apply_batch, readers.into()).await;
 }
 
 /// A put of several cells and tables is atomic too where batches are: who sees its last cell sees its first.
@@ -202,7 +202,7 @@ pub async fn readers_see_all_of_a_put_or_nothing(store: &mut TestStore) {
             |(table, row): &(TableRef, &str)| (table.clone(), vec![(cell(row, "c"), bytes(number.to_string()))]);
         store.put(places.iter().map(of_one).collect(), ts(number)).await.expect("cells can be put");
     };
-    watched(100, put_both, readers.into()).await;
+    watched(store, 100, put_both, readers.into()).await;
 }
 
 /// A batch may hold thousands of writes.

@@ -216,7 +216,10 @@ async fn assert_complete_or_closed<T>(mut stream: atlas_kvs::ResultStream<T>) {
     let mut cells = 1;
     while let Some(item) = stream.next().await {
         match item {
-            Ok(_) => cells += 1,
+            Ok(_) => {
+                cells += 1;
+                assert!(cells <= 100, "the scan goes on");
+            }
             Err(KvsError::Closed) => {
                 assert!(stream.next().await.is_none(), "nothing comes after the error");
                 return;

@@ -101,17 +101,17 @@ pub async fn order_is_of_unsigned_bytes_row_first(store: &mut TestStore) {
 /// Ranges and prefixes of rows hold exactly the rows that the contract says, whatever their bytes.
 pub async fn ranges_of_any_bytes_are_exact(store: &mut TestStore) {
     let (t, names) = (versioned(store, "t").await, confusing_names(store));
-    store
-        .put_versions(&t, names.iter().map(|row| (cell(row, "c"), value(1, "v"))).collect())
-        .await
-        .expect("versions can be put");
+    // The first possible column lies right at the bounds of a range.
+    let column = if store.capabilities().limits.empty_names { "" } else { "\0" };
+    let versions = names.iter().map(|row| (cell(row, column), value(1, "v")));
+    store.put_versions(&t, versions.collect()).await.expect("versions can be put");
     let mut ranges: Vec<RowRange> = Vec::new();
     for start in &names {
         ranges.extend([RowRange::prefix(bytes(start)), RowRange::single(bytes(start))]);
         ranges.extend(names.iter().map(|end| RowRange::new(bytes(start), bytes(end))));
     }
     for rows in ranges {
-        let expected: Vec<_> = names.iter().filter(|row| rows.contains(row)).map(|row| cell(row, "c")).collect();
+        let expected: Vec<_> = names.iter().filter(|row| rows.contains(row)).map(|row| cell(row, column)).collect();
         assert_eq!(cells_of(store, &t, Scan::new(rows.clone(), Timestamp::MAX)).await, expected, "{rows:?}");
         let expected: Vec<_> = expected.into_iter().rev().collect();
         assert_eq!(cells_of(store, &t, Scan::new(rows.clone(), Timestamp::MAX).reversed()).await, expected, "{rows:?}");

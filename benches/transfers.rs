@@ -1,0 +1,628 @@
+//! Transfers of 2 reads and 2 writes: atlas over RocksDB against RocksDB's own optimistic transactions.
+//!
+//! Both sides keep 100,000 accounts with values of 100 bytes and move money between two that are drawn uniformly. Both
+//! check write-write conflicts on the two accounts and nothing else, and both wait for the same disk: every commit is
+//! durable before it is acknowledged in the first block, and none waits in the second.
+//!
+//! ```text
+//!   block (fsync on)    fsync probe │ round 1: A B C │ round 2: C B A │ … │ fsync probe     the ratio of each round is
+//!   block (fsync off)   fsync probe │ round 1: A B C │ …              │ fsync probe     paired; the median counts
+//! ```
+//!
+//! Rounds alternate, so that a disk that changes its mind changes it for both. The yardstick is the better of 8 and 64
+//! threads. At the end both sums are checked. Run it with `scripts/bench`.
+
+// The one unsafe thing here is to stand in front of `fdatasync`, to count what both sides cost the disk.
+#![allow(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use atlas::config::{AtlasConfig, ByteSize, KvsConfig};
+use atlas::kvs_api::{TableKind, TableRef};
+use atlas::ops::Operations;
+use atlas::schema::TableSpec;
+use atlas::transaction::{RunOptions, Transaction};
+use atlas::{Atlas, Cell};
+use clap::Parser;
+use hdrhistogram::Histogram;
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
+use rocksdb::{
+    BlockBasedOptions, Cache, DBCompressionType, ErrorKind, IteratorMode, OptimisticTransactionDB,
+    OptimisticTransactionOptions, Options, WriteBatchWithTransaction, WriteOptions,
+};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const VALUE_LEN: usize = 100;
+const OPENING_BALANCE: u64 = 1000;
+const BLOCK_CACHE_BYTES: usize = 256 << 20;
+const LOAD_BATCH: u64 = 1000;
+const ATLAS_TASKS: usize = 64;
+const ROCKS_THREADS: [usize; 2] = [8, 64];
+/// What atlas has to reach, as a share of the yardstick, with fsync on.
+const BAR: f64 = 0.5;
+
+/// Transfers of 2 reads and 2 writes: atlas against RocksDB's OptimisticTransactionDB.
+#[derive(Parser, Debug)]
+struct Arguments {
+    /// How long each side runs in each round.
+    #[arg(long, env = "ATLAS_BENCH_SECONDS", default_value_t = 4.0)]
+    seconds: f64,
+    /// Rounds of each block; at least 5 for numbers worth quoting.
+    #[arg(long, env = "ATLAS_BENCH_ROUNDS", default_value_t = 5)]
+    rounds: u32,
+    /// How many accounts there are.
+    #[arg(long, env = "ATLAS_BENCH_ACCOUNTS", default_value_t = 100_000)]
+    accounts: u64,
+    /// Adds this to every fsync, to see what a slower disk would do.
+    #[arg(long, env = "ATLAS_BENCH_FSYNC_DELAY_US", default_value_t = 0)]
+    fsync_delay_us: u64,
+    /// Only this block: `on` or `off`.
+    #[arg(long, env = "ATLAS_BENCH_FSYNC")]
+    fsync: Option<String>,
+    /// Only atlas, for profiling.
+    #[arg(long)]
+    only_atlas: bool,
+    /// Where the stores are made; emptied first and last.
+    #[arg(long, env = "ATLAS_BENCH_DIR", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/transfers"))]
+    dir: PathBuf,
+    /// Where the numbers are written as JSON.
+    #[arg(long, default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/transfers.json"))]
+    json: PathBuf,
+    /// What `cargo bench` says to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+// ---- the disk
+
+static SYNCS: AtomicU64 = AtomicU64::new(0);
+static SYNC_DELAY_US: AtomicU64 = AtomicU64::new(0);
+
+/// Counts and does what libc's function of this name does; RocksDB's log is synced by it.
+#[unsafe(no_mangle)]
+extern "C" fn fdatasync(descriptor: i32) -> i32 {
+    SYNCS.fetch_add(1, Ordering::Relaxed);
+    let delay = SYNC_DELAY_US.load(Ordering::Relaxed);
+    if delay > 0 {
+        std::thread::sleep(Duration::from_micros(delay));
+    }
+    // SAFETY: the caller of fdatasync keeps its descriptor open for the duration of the call.
+    let descriptor = unsafe { rustix::fd::BorrowedFd::borrow_raw(descriptor) };
+    // A system call of its own, not libc's function: that would be this one.
+    if rustix::fs::fdatasync(descriptor).is_ok() { 0 } else { -1 }
+}
+
+/// The median time of a 4 KiB write with its sync, in microseconds.
+fn probe_disk(dir: &Path) -> Result<f64> {
+    const WRITES: u64 = 200;
+    let path = dir.join("fsync-probe");
+    let file = std::fs::File::create(&path)?;
+    let mut micros = Vec::new();
+    for number in 0..WRITES {
+        let begun = Instant::now();
+        file.write_all_at(&[7; 4096], number * 4096)?;
+        file.sync_data()?;
+        micros.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    std::fs::remove_file(path)?;
+    Ok(median(micros))
+}
+
+// ---- what is measured
+
+/// What the clients of one side did in one round.
+struct Work {
+    commits: u64,
+    retries: u64,
+    micros: Histogram<u64>,
+}
+
+impl Work {
+    fn none() -> Work {
+        Work { commits: 0, retries: 0, micros: Histogram::new_with_max(60_000_000, 3).expect("the bounds are right") }
+    }
+
+    fn count(&mut self, begun: Instant, retries: u64) {
+        self.commits += 1;
+        self.retries += retries;
+        self.micros.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+
+    fn add(mut self, other: &Work) -> Work {
+        self.commits += other.commits;
+        self.retries += other.retries;
+        self.micros.add(&other.micros).expect("histograms of the same shape");
+        self
+    }
+}
+
+/// One side in one round.
+#[derive(Clone, Debug, serde::Serialize)]
+struct Sample {
+    commits_per_s: f64,
+    retries_percent: f64,
+    fsyncs_per_commit: f64,
+    cpu_us_per_commit: f64,
+    p50_us: u64,
+    p99_us: u64,
+}
+
+fn measure(work: impl FnOnce() -> Result<Work>) -> Result<Sample> {
+    let (syncs, cpu, begun) = (SYNCS.load(Ordering::Relaxed), cpu_seconds(), Instant::now());
+    let work = work()?;
+    let (seconds, cpu, syncs) =
+        (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu, SYNCS.load(Ordering::Relaxed) - syncs);
+    ensure!(work.commits > 0, "nothing was committed");
+    let commits = work.commits as f64;
+    Ok(Sample {
+        commits_per_s: commits / seconds,
+        retries_percent: 100.0 * work.retries as f64 / commits,
+        fsyncs_per_commit: syncs as f64 / commits,
+        cpu_us_per_commit: cpu * 1e6 / commits,
+        p50_us: work.micros.value_at_quantile(0.5),
+        p99_us: work.micros.value_at_quantile(0.99),
+    })
+}
+
+/// Processor time of all threads of this process, RocksDB's own included.
+fn cpu_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    let half = numbers.len() / 2;
+    match numbers.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => numbers[half],
+        _ => f64::midpoint(numbers[half - 1], numbers[half]),
+    }
+}
+
+// ---- accounts and transfers
+
+struct Transfer {
+    from: u64,
+    to: u64,
+    amount: u64,
+}
+
+impl Transfer {
+    fn draw(random: &mut StdRng, accounts: u64) -> Transfer {
+        let from = random.random_range(0..accounts);
+        let to = (from + random.random_range(1..accounts)) % accounts;
+        Transfer { from, to, amount: random.random_range(1..=10) }
+    }
+
+    /// The two values after the transfer. An account without enough pays what it has.
+    fn apply(&self, from: &[u8], to: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+        let amount = self.amount.min(balance(from)?);
+        Ok((with_balance(from, balance(from)? - amount), with_balance(to, balance(to)? + amount)))
+    }
+}
+
+/// 16 bytes, as keys that carry a little more than a number do.
+fn key(account: u64) -> [u8; 16] {
+    let mut key = *b"account:\0\0\0\0\0\0\0\0";
+    key[8..].copy_from_slice(&account.to_be_bytes());
+    key
+}
+
+/// A balance and bytes that do not compress.
+fn opening_value(random: &mut StdRng) -> Vec<u8> {
+    let mut value = vec![0; VALUE_LEN];
+    random.fill_bytes(&mut value);
+    with_balance(&value, OPENING_BALANCE)
+}
+
+fn balance(value: &[u8]) -> Result<u64> {
+    Ok(u64::from_be_bytes(*value.first_chunk().context("a value is too short")?))
+}
+
+fn with_balance(value: &[u8], balance: u64) -> Vec<u8> {
+    let mut value = value.to_vec();
+    value[..8].copy_from_slice(&balance.to_be_bytes());
+    value
+}
+
+// ---- atlas
+
+struct AtlasSide {
+    runtime: tokio::runtime::Runtime,
+    atlas: Atlas,
+    table: TableRef,
+    accounts: u64,
+}
+
+impl AtlasSide {
+    fn open(dir: &Path, accounts: u64, sync: bool) -> Result<AtlasSide> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let table = TableRef::new("accounts")?;
+        let block_cache = ByteSize(BLOCK_CACHE_BYTES as u64);
+        let config = AtlasConfig {
+            key_value_service: KvsConfig::Rocksdb { data_dir: dir.join("atlas"), block_cache, sync },
+            ..AtlasConfig::default()
+        };
+        let atlas = runtime.block_on(async {
+            let atlas = Atlas::open_unserved(config, Duration::ZERO).await?;
+            atlas.create_table(&table, &TableSpec::default()).await?;
+            let mut random = StdRng::seed_from_u64(1);
+            for first in (0..accounts).step_by(LOAD_BATCH as usize) {
+                let rows: Vec<_> = (first..accounts.min(first + LOAD_BATCH))
+                    .map(|account| (AtlasSide::cell(account), opening_value(&mut random)))
+                    .collect();
+                atlas
+                    .run(async |tx| {
+                        for (cell, value) in &rows {
+                            tx.put(&table, cell.clone(), value.clone()).await?;
+                        }
+                        Ok::<_, atlas::Error>(())
+                    })
+                    .await?;
+            }
+            anyhow::Ok(atlas)
+        })?;
+        Ok(AtlasSide { runtime, atlas, table, accounts })
+    }
+
+    fn cell(account: u64) -> Cell {
+        Cell::copy_from(key(account), "b")
+    }
+
+    fn run(&self, until: Instant, seed: u64) -> Result<Work> {
+        self.runtime.block_on(async {
+            let clients: Vec<_> = (0..ATLAS_TASKS)
+                .map(|client| {
+                    let (atlas, table, accounts) = (self.atlas.clone(), self.table.clone(), self.accounts);
+                    let random = StdRng::seed_from_u64(seed + client as u64);
+                    tokio::spawn(AtlasSide::client(atlas, table, accounts, until, random))
+                })
+                .collect();
+            let mut work = Work::none();
+            for client in clients {
+                work = work.add(&client.await??);
+            }
+            Ok(work)
+        })
+    }
+
+    async fn client(atlas: Atlas, table: TableRef, accounts: u64, until: Instant, mut random: StdRng) -> Result<Work> {
+        let mut work = Work::none();
+        while Instant::now() < until {
+            let transfer = Transfer::draw(&mut random, accounts);
+            let begun = Instant::now();
+            // Owned by the closure: a spawned task can't hold one that borrows (rust-lang/rust#110338).
+            let table = table.clone();
+            let transferred = async move |tx| AtlasSide::transfer(&tx, &table, &transfer).await;
+            let outcome = atlas.run_with(RunOptions::default(), transferred).await?;
+            work.count(begun, u64::from(outcome.attempts - 1));
+        }
+        Ok(work)
+    }
+
+    async fn transfer(tx: &Transaction, table: &TableRef, transfer: &Transfer) -> Result<()> {
+        let (from, to) = (AtlasSide::cell(transfer.from), AtlasSide::cell(transfer.to));
+        let from_value = tx.get(table, &from).await?.context("an account is gone")?;
+        let to_value = tx.get(table, &to).await?.context("an account is gone")?;
+        let (from_value, to_value) = transfer.apply(&from_value, &to_value)?;
+        tx.put(table, from, from_value).await?;
+        tx.put(table, to, to_value).await?;
+        Ok(())
+    }
+
+    /// The sum over all accounts; closes the store.
+    fn close(self) -> Result<u64> {
+        use futures::TryStreamExt;
+        self.runtime.block_on(async {
+            let tx = self.atlas.begin().await?;
+            let mut cells = tx.scan(&self.table, atlas::ops::ScanOptions::default()).await?;
+            let (mut sum, mut found) = (0, 0);
+            while let Some((_, value)) = cells.try_next().await? {
+                sum += balance(&value)?;
+                found += 1;
+            }
+            drop(cells);
+            drop(tx);
+            ensure!(found == self.accounts, "atlas has {found} accounts, not {}", self.accounts);
+            let kind = self.atlas.transactions().kvs().table(&self.table).await?.map(|table| table.kind);
+            ensure!(kind == Some(TableKind::Versioned), "the table is not what it was made as");
+            self.atlas.close().await?;
+            Ok(sum)
+        })
+    }
+}
+
+// ---- RocksDB's own transactions
+
+struct RocksSide {
+    db: OptimisticTransactionDB,
+    accounts: u64,
+    sync: bool,
+}
+
+impl RocksSide {
+    fn open(dir: &Path, accounts: u64, sync: bool) -> Result<RocksSide> {
+        let mut blocks = BlockBasedOptions::default();
+        blocks.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+        blocks.set_bloom_filter(10.0, false);
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.set_block_based_table_factory(&blocks);
+        options.set_compression_type(DBCompressionType::Lz4);
+        options.set_bytes_per_sync(1 << 20);
+        options.set_max_background_jobs(2);
+        let db = OptimisticTransactionDB::open(&options, dir.join("rocksdb"))?;
+        let mut random = StdRng::seed_from_u64(1);
+        for first in (0..accounts).step_by(LOAD_BATCH as usize) {
+            let mut batch = WriteBatchWithTransaction::<true>::default();
+            for account in first..accounts.min(first + LOAD_BATCH) {
+                batch.put(key(account), opening_value(&mut random));
+            }
+            db.write(batch)?;
+        }
+        db.flush()?;
+        Ok(RocksSide { db, accounts, sync })
+    }
+
+    fn run(&self, threads: usize, until: Instant, seed: u64) -> Result<Work> {
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..threads)
+                .map(|client| {
+                    let random = StdRng::seed_from_u64(seed + client as u64);
+                    scope.spawn(move || self.client(until, random))
+                })
+                .collect();
+            clients.into_iter().try_fold(Work::none(), |work, client| {
+                let done = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+                Ok(work.add(&done))
+            })
+        })
+    }
+
+    fn client(&self, until: Instant, mut random: StdRng) -> Result<Work> {
+        let mut write_options = WriteOptions::default();
+        write_options.set_sync(self.sync);
+        let mut work = Work::none();
+        while Instant::now() < until {
+            let transfer = Transfer::draw(&mut random, self.accounts);
+            let begun = Instant::now();
+            let mut retries = 0;
+            while !self.transfer(&transfer, &write_options)? {
+                retries += 1;
+            }
+            work.count(begun, retries);
+        }
+        Ok(work)
+    }
+
+    /// False if another transaction was faster.
+    fn transfer(&self, transfer: &Transfer, write_options: &WriteOptions) -> Result<bool> {
+        let (from, to) = (key(transfer.from), key(transfer.to));
+        let transaction = self.db.transaction_opt(write_options, &OptimisticTransactionOptions::default());
+        let from_value = transaction.get_for_update(from, true)?.context("an account is gone")?;
+        let to_value = transaction.get_for_update(to, true)?.context("an account is gone")?;
+        let (from_value, to_value) = transfer.apply(&from_value, &to_value)?;
+        transaction.put(from, from_value)?;
+        transaction.put(to, to_value)?;
+        match transaction.commit() {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::Busy | ErrorKind::TryAgain) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The sum over all accounts.
+    fn close(self) -> Result<u64> {
+        let (mut sum, mut found) = (0, 0);
+        for account in self.db.iterator(IteratorMode::Start) {
+            sum += balance(&account?.1)?;
+            found += 1;
+        }
+        ensure!(found == self.accounts, "RocksDB has {found} accounts, not {}", self.accounts);
+        Ok(sum)
+    }
+}
+
+// ---- blocks
+
+/// One arm of the comparison over all rounds of a block.
+#[derive(Debug, serde::Serialize)]
+struct Arm {
+    name: String,
+    samples: Vec<Sample>,
+}
+
+impl Arm {
+    fn median(&self, number: impl Fn(&Sample) -> f64) -> f64 {
+        median(self.samples.iter().map(number).collect())
+    }
+
+    fn rate(&self) -> f64 {
+        self.median(|sample| sample.commits_per_s)
+    }
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Block {
+    fsync: bool,
+    fsync_probe_us: [f64; 2],
+    arms: Vec<Arm>,
+    yardstick: Option<String>,
+    ratios: Vec<f64>,
+    median_ratio: f64,
+}
+
+fn run_block(arguments: &Arguments, sync: bool) -> Result<Block> {
+    let dir = arguments.dir.join(if sync { "fsync-on" } else { "fsync-off" });
+    std::fs::create_dir_all(&dir)?;
+    SYNC_DELAY_US.store(0, Ordering::Relaxed);
+    eprintln!("fsync {}: loading {} accounts on each side", if sync { "on" } else { "off" }, arguments.accounts);
+    let atlas = AtlasSide::open(&dir, arguments.accounts, sync)?;
+    let rocks = RocksSide::open(&dir, arguments.accounts, sync)?;
+    SYNC_DELAY_US.store(arguments.fsync_delay_us, Ordering::Relaxed);
+
+    let mut arms = vec![Arm { name: format!("atlas, {ATLAS_TASKS} tasks"), samples: Vec::new() }];
+    if !arguments.only_atlas {
+        arms.extend(
+            ROCKS_THREADS.map(|threads| Arm {
+                name: format!("OptimisticTransactionDB, {threads} threads"),
+                samples: Vec::new(),
+            }),
+        );
+    }
+    let length = Duration::from_secs_f64(arguments.seconds);
+    let run = |arm: usize, length: Duration, seed: u64| {
+        measure(|| match arm {
+            0 => atlas.run(Instant::now() + length, seed),
+            _ => rocks.run(ROCKS_THREADS[arm - 1], Instant::now() + length, seed),
+        })
+    };
+    for arm in 0..arms.len() {
+        run(arm, length.min(Duration::from_secs(2)), 7)?; // Caches and memtables are warm on all sides then.
+    }
+    let before = probe_disk(&dir)?;
+    for round in 0..arguments.rounds {
+        let mut order: Vec<usize> = (0..arms.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for arm in order {
+            let sample = run(arm, length, u64::from(round + 1) << 32)?;
+            let (name, rate) = (&arms[arm].name, sample.commits_per_s);
+            eprintln!("  round {}: {name}: {rate:.0} commits/s", round + 1);
+            arms[arm].samples.push(sample);
+        }
+    }
+    let after = probe_disk(&dir)?;
+
+    let expected = arguments.accounts * OPENING_BALANCE;
+    let sums = [("atlas", atlas.close()?), ("RocksDB", rocks.close()?)];
+    for (name, sum) in sums {
+        ensure!(sum == expected, "{name} lost or made money: {sum} instead of {expected}");
+    }
+    std::fs::remove_dir_all(&dir)?;
+    let yardstick = arms[1..].iter().max_by(|a, b| a.rate().total_cmp(&b.rate()));
+    let ratios: Vec<f64> = yardstick.map_or_else(Vec::new, |yardstick| {
+        let pairs = arms[0].samples.iter().zip(&yardstick.samples);
+        pairs.map(|(ours, theirs)| ours.commits_per_s / theirs.commits_per_s).collect()
+    });
+    let (median_ratio, yardstick) = (median(ratios.clone()), yardstick.map(|arm| arm.name.clone()));
+    Ok(Block { fsync: sync, fsync_probe_us: [before, after], arms, yardstick, ratios, median_ratio })
+}
+
+fn print_block(block: &Block) {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
+    table.set_header([
+        "",
+        "commits/s",
+        "min",
+        "max",
+        "p50 µs",
+        "p99 µs",
+        "fsyncs/commit",
+        "CPU µs/commit",
+        "retries %",
+    ]);
+    for arm in &block.arms {
+        let rates = || arm.samples.iter().map(|sample| sample.commits_per_s);
+        table.add_row([
+            arm.name.clone(),
+            format!("{:.0}", arm.rate()),
+            format!("{:.0}", rates().fold(f64::INFINITY, f64::min)),
+            format!("{:.0}", rates().fold(0.0, f64::max)),
+            format!("{:.0}", arm.median(|sample| sample.p50_us as f64)),
+            format!("{:.0}", arm.median(|sample| sample.p99_us as f64)),
+            format!("{:.4}", arm.median(|sample| sample.fsyncs_per_commit)),
+            format!("{:.1}", arm.median(|sample| sample.cpu_us_per_commit)),
+            format!("{:.2}", arm.median(|sample| sample.retries_percent)),
+        ]);
+    }
+    let [before, after] = block.fsync_probe_us;
+    println!("\nfsync {}", if block.fsync { "on" } else { "off" });
+    println!("{table}");
+    println!("fsync of 4 KiB on this disk: {before:.0} µs before, {after:.0} µs after");
+    if let Some(yardstick) = &block.yardstick {
+        let ratios: Vec<String> = block.ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+        println!("atlas / {yardstick}: {} → median {:.2}", ratios.join(" "), block.median_ratio);
+    }
+}
+
+// ---- the report
+
+#[derive(Debug, serde::Serialize)]
+struct Report {
+    atlas: String,
+    rocksdb: String,
+    processor: String,
+    cores: usize,
+    kernel: String,
+    load: String,
+    seconds: f64,
+    accounts: u64,
+    value_bytes: usize,
+    fsync_delay_us: u64,
+    blocks: Vec<Block>,
+}
+
+fn report(arguments: &Arguments) -> Report {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let processor = text("/proc/cpuinfo").lines().find_map(|line| Some(line.strip_prefix("model name")?.to_owned()));
+    Report {
+        atlas: env!("CARGO_PKG_VERSION").to_owned(),
+        rocksdb: rocksdb_version().unwrap_or("unknown").to_owned(),
+        processor: processor.unwrap_or_default().trim_start_matches([' ', '\t', ':']).to_owned(),
+        cores: std::thread::available_parallelism().map_or(0, usize::from),
+        kernel: text("/proc/sys/kernel/osrelease"),
+        load: text("/proc/loadavg"),
+        seconds: arguments.seconds,
+        accounts: arguments.accounts,
+        value_bytes: VALUE_LEN,
+        fsync_delay_us: arguments.fsync_delay_us,
+        blocks: Vec::new(),
+    }
+}
+
+/// The version that is linked, as the lock file has it: crate version, a plus sign, RocksDB's version.
+fn rocksdb_version() -> Option<&'static str> {
+    let lock = include_str!("../Cargo.lock");
+    let package = lock.split("name = \"librocksdb-sys\"").nth(1)?;
+    package.split("version = \"").nth(1)?.split('"').next()
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let blocks: &[bool] = match arguments.fsync.as_deref() {
+        None => &[true, false],
+        Some("on") => &[true],
+        Some("off") => &[false],
+        Some(other) => anyhow::bail!("--fsync is on or off, not {other}"),
+    };
+    if arguments.dir.exists() {
+        std::fs::remove_dir_all(&arguments.dir)?;
+    }
+    let mut report = report(&arguments);
+    println!("atlas {}, librocksdb-sys {} (the same library on both sides)", report.atlas, report.rocksdb);
+    println!("{} × {}, Linux {}, load {}", report.cores, report.processor, report.kernel, report.load);
+    println!(
+        "{} accounts, {VALUE_LEN}-byte values, {} rounds of {} s a side, {} µs added to each fsync",
+        arguments.accounts, arguments.rounds, arguments.seconds, arguments.fsync_delay_us
+    );
+    for sync in blocks {
+        let block = run_block(&arguments, *sync)?;
+        print_block(&block);
+        report.blocks.push(block);
+    }
+    std::fs::write(&arguments.json, serde_json::to_string_pretty(&report)?)?;
+    std::fs::remove_dir_all(&arguments.dir)?;
+    println!("\nBoth sums are right. Numbers: {}", arguments.json.display());
+    if let Some(block) = report.blocks.iter().find(|block| block.fsync && block.yardstick.is_some()) {
+        let verdict = if block.median_ratio >= BAR { "reached" } else { "missed" };
+        println!("The bar of {BAR} with fsync on is {verdict}: {:.2}", block.median_ratio);
+    }
+    Ok(())
+}

@@ -1,0 +1,421 @@
+//! What the backup tests share: stores with a few transactions in them, and a source of backups over any store.
+
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
+use async_trait::async_trait;
+use atlas::backup::{BackupLock, BackupSource, DirectoryTarget, Repository, StoreOpener};
+use atlas::ops::{BackupInfo, BackupRequest, no_progress};
+use atlas::schema::{FORMAT_VERSION, MetaRecord, StoreRecord};
+use atlas::timestamp::TimestampOracle;
+use atlas::transaction::entry::{CleanedWindows, Entry, Fate, transactions_table};
+use atlas::{Cell, Error, Result, RowRange, TableRef, Timestamp};
+use atlas_kvs::{
+    AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, CellBound, CellTimestamps, CellVersionRange,
+    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, NativeSnapshot, Ownership, PutUnlessExists,
+    ResultStream, Scan, SnapshotSummary, TableDescription, TableKind, TableSize, Value, Version, VersionScan,
+};
+use atlas_kvs_memory::MemoryStore;
+use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+pub(crate) fn ts(number: u64) -> Timestamp {
+    Timestamp::new(number).expect("a small number")
+}
+
+pub(crate) fn data_table() -> TableRef {
+    TableRef::new("accounts").expect("a name")
+}
+
+/// A store as the layer leaves it: its tables and the record of what it is.
+pub(crate) async fn make_store(kvs: &Arc<dyn KeyValueService>) {
+    MetaRecord::<StoreRecord>::create_table(kvs.as_ref()).await.expect("it can be made");
+    kvs.create_table(&transactions_table(), TableKind::Atomic, Bytes::new()).await.expect("it can be made");
+    kvs.create_table(&data_table(), TableKind::Versioned, Bytes::new()).await.expect("it can be made");
+    let record = StoreRecord {
+        format_version: FORMAT_VERSION,
+        store_id: Uuid::from_u128(1),
+        namespace: "default".to_owned(),
+        commit_mode: "pipeline".to_owned(),
+        created: "2026-01-01T00:00:00Z".to_owned(),
+        restored_from: None,
+    };
+    store_record(kvs).replace(None, Some(&record)).await.expect("it can be written");
+}
+
+pub(crate) fn store_record(kvs: &Arc<dyn KeyValueService>) -> MetaRecord<StoreRecord> {
+    MetaRecord::new(Arc::clone(kvs), "store")
+}
+
+/// A transaction, whole, in one batch: data at `start_ts` and its entry.
+pub(crate) async fn write_transaction(kvs: &dyn KeyValueService, start: u64, entry: Entry, row: &str, value: &str) {
+    let put = BatchOp::Put {
+        table: data_table(),
+        cell: Cell::copy_from(row, "balance"),
+        ts: ts(start),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    let set = BatchOp::Set { table: transactions_table(), cell: Entry::cell(ts(start)), value: entry.encode() };
+    kvs.apply(AtomicBatch { ops: vec![put, set] }, Durability::Synced).await.expect("it is applied");
+}
+
+pub(crate) async fn entry_of(kvs: &dyn KeyValueService, start: u64) -> Option<Entry> {
+    let found = kvs.get_atomic(&transactions_table(), &[Entry::cell(ts(start))]).await.expect("it can be read");
+    found.into_iter().flatten().next().map(|bytes| Entry::decode(ts(start), &bytes).expect("it is an entry"))
+}
+
+/// What a reader of the latest state sees: of each cell the newest version whose writer's commit counts.
+pub(crate) async fn visible(kvs: &Arc<dyn KeyValueService>) -> BTreeMap<String, String> {
+    let windows = CleanedWindows::load(Arc::clone(kvs)).await.expect("they can be read");
+    let mut seen = BTreeMap::new();
+    for row in 0..ROWS {
+        let row = row_name(row);
+        let mut bound = CellBound::new(Cell::copy_from(&row, "balance"), Timestamp::MAX);
+        loop {
+            let found = kvs.get(&data_table(), std::slice::from_ref(&bound)).await.expect("it can be read");
+            let Some(value) = found.into_iter().flatten().next() else { break };
+            let entry = entry_of(kvs.as_ref(), value.ts.get()).await;
+            if let Fate::Committed(_) = windows.fate(entry) {
+                seen.insert(row, String::from_utf8(value.bytes.to_vec()).expect("it was text"));
+                break;
+            }
+            bound.read_before = value.ts;
+        }
+    }
+    seen
+}
+
+pub(crate) const ROWS: u64 = 20;
+
+pub(crate) fn row_name(row: u64) -> String {
+    format!("row{row:03}")
+}
+
+/// Commits of a store in the order of their timestamps, as their writers were told.
+pub(crate) type Log = Vec<(Timestamp, String, String)>;
+
+/// The state at `at` as the log tells it.
+pub(crate) fn state_at(log: &Log, at: Timestamp) -> BTreeMap<String, String> {
+    log.iter().filter(|(commit_ts, ..)| *commit_ts < at).map(|(_, row, value)| (row.clone(), value.clone())).collect()
+}
+
+type Hook = Box<dyn Fn(Arc<dyn KeyValueService>) -> futures::future::BoxFuture<'static, ()> + Send + Sync>;
+
+/// A store whose commits go through one gate, so that settling is waiting for the gate.
+pub(crate) struct Source {
+    pub(crate) kvs: Arc<dyn KeyValueService>,
+    pub(crate) oracle: TimestampOracle,
+    pub(crate) lock: BackupLock,
+    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) log: tokio::sync::Mutex<Log>,
+    pub(crate) in_settle: Option<Hook>,
+}
+
+impl Source {
+    pub(crate) async fn new(kvs: Arc<dyn KeyValueService>, data_dir: Option<PathBuf>) -> Source {
+        if store_record(&kvs).load().await.is_err() {
+            make_store(&kvs).await;
+        }
+        Source {
+            oracle: TimestampOracle::open(Arc::clone(&kvs)).await.expect("it opens"),
+            lock: BackupLock::new(Arc::clone(&kvs)),
+            kvs,
+            data_dir,
+            log: tokio::sync::Mutex::default(),
+            in_settle: None,
+        }
+    }
+
+    /// A transaction over one row. Both numbers are drawn and everything is written behind the gate.
+    pub(crate) async fn transact(&self, row: u64) -> Timestamp {
+        let mut log = self.log.lock().await;
+        let start_ts = self.oracle.fresh().await.expect("a timestamp");
+        let commit_ts = self.oracle.fresh().await.expect("a timestamp");
+        let (row, value) = (row_name(row), format!("value of {start_ts}"));
+        write_transaction(self.kvs.as_ref(), start_ts.get(), Entry::Committed(commit_ts), &row, &value).await;
+        log.push((commit_ts, row, value));
+        commit_ts
+    }
+
+    pub(crate) async fn transact_many(&self, count: u64) {
+        for number in 0..count {
+            self.transact(number * 7 % ROWS).await;
+        }
+    }
+}
+
+#[async_trait]
+impl BackupSource for Source {
+    fn kvs(&self) -> Arc<dyn KeyValueService> {
+        Arc::clone(&self.kvs)
+    }
+
+    fn namespace(&self) -> String {
+        "default".to_owned()
+    }
+
+    fn store_id(&self) -> Uuid {
+        Uuid::from_u128(1)
+    }
+
+    fn data_dir(&self) -> Option<PathBuf> {
+        self.data_dir.clone()
+    }
+
+    async fn fresh_timestamp(&self) -> Result<Timestamp> {
+        self.oracle.fresh().await
+    }
+
+    async fn settle(&self, _up_to: Timestamp) -> Result<()> {
+        drop(self.log.lock().await);
+        if let Some(hook) = &self.in_settle {
+            hook(Arc::clone(&self.kvs)).await;
+        }
+        Ok(())
+    }
+
+    fn backup_lock(&self) -> BackupLock {
+        self.lock.clone()
+    }
+
+    fn lock_lease(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+}
+
+pub(crate) fn request(repository: &Path, name: Option<&str>) -> BackupRequest {
+    BackupRequest { repository: repository.to_owned(), name: name.map(str::to_owned), reason: None }
+}
+
+pub(crate) async fn create(source: &Arc<Source>, repository: &Path, name: Option<&str>) -> Result<BackupInfo> {
+    let source: Arc<dyn BackupSource> = Arc::clone(source) as _;
+    atlas::backup::create::create(source, request(repository, name), no_progress()).await
+}
+
+pub(crate) fn open_repository(path: &Path) -> Repository {
+    Repository::open(path).expect("it exists")
+}
+
+pub(crate) async fn rocks(directory: &Path) -> Arc<dyn KeyValueService> {
+    Arc::new(RocksStore::open(RocksConfig::new(directory)).await.expect("it opens"))
+}
+
+pub(crate) fn rocks_opener() -> StoreOpener {
+    Arc::new(|directory| {
+        Box::pin(async move {
+            let store = RocksStore::open(RocksConfig::new(directory)).await.map_err(Error::from)?;
+            Ok(Arc::new(store) as Arc<dyn KeyValueService>)
+        })
+    })
+}
+
+pub(crate) fn rocks_target(directory: &Path) -> DirectoryTarget {
+    DirectoryTarget::new(directory, "rocksdb", vec!["owner".to_owned()], rocks_opener()).in_namespace("default")
+}
+
+/// A RocksDB store with some transactions, in `directory`.
+pub(crate) async fn rocks_source(directory: &Path) -> Arc<Source> {
+    let source = Source::new(rocks(directory).await, Some(directory.to_owned())).await;
+    source.transact_many(30).await;
+    Arc::new(source)
+}
+
+/// A store in memory that pretends to live in files: its snapshots are a few files of no meaning.
+#[derive(Debug)]
+pub(crate) struct Pretender {
+    inner: MemoryStore,
+    staging_root: PathBuf,
+    pub(crate) estimate: u64,
+    pub(crate) size: u32,
+    pub(crate) snapshot_fails: bool,
+    /// After so many more changes of entries, what happens to the next.
+    pub(crate) trouble: parking_lot::Mutex<Option<(u64, Trouble)>>,
+}
+
+/// What can happen to a compare-and-set of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The store does not answer, from now on.
+    Unavailable,
+    /// It is applied, and the answer is lost.
+    LostAnswer,
+    /// Somebody else was faster.
+    Changed,
+}
+
+impl Pretender {
+    pub(crate) fn new(directory: &Path) -> Pretender {
+        let staging_root = directory.join("staging");
+        Pretender {
+            inner: MemoryStore::new(),
+            staging_root,
+            estimate: 1 << 20,
+            size: 3_000_000,
+            snapshot_fails: false,
+            trouble: parking_lot::Mutex::default(),
+        }
+    }
+}
+
+impl Pretender {
+    fn next_trouble(&self) -> Option<Trouble> {
+        let mut trouble = self.trouble.lock();
+        let (left, kind) = trouble.as_mut()?;
+        if *left > 0 {
+            *left -= 1;
+            return None;
+        }
+        Some(*kind)
+    }
+}
+
+/// A source over a pretender in `directory/data`, with `directory/repo` for its repository.
+pub(crate) async fn pretended(directory: &Path) -> Source {
+    let data = directory.join("data");
+    std::fs::create_dir_all(&data).expect("it can be made");
+    let source = Source::new(Arc::new(Pretender::new(&data)), Some(data)).await;
+    source.transact_many(10).await;
+    source
+}
+
+#[async_trait]
+impl NativeSnapshot for Pretender {
+    fn staging_root(&self) -> &Path {
+        &self.staging_root
+    }
+
+    async fn estimated_bytes(&self) -> atlas_kvs::Result<u64> {
+        Ok(self.estimate)
+    }
+
+    async fn snapshot_into(&self, directory: &Path) -> atlas_kvs::Result<SnapshotSummary> {
+        std::fs::create_dir_all(directory.join("db/deep")).expect("it can be made");
+        let big: Vec<u8> = (0..self.size).map(|n| (n * 7 % 251) as u8).collect();
+        for (name, content) in [("CURRENT", &b"MANIFEST-1\n"[..]), ("000001.sst", &big), ("deep/empty", b"")] {
+            std::fs::write(directory.join("db").join(name), content).expect("it can be written");
+        }
+        if self.snapshot_fails {
+            return Err(KvsError::Unavailable { reason: "as the test wished".to_owned(), source: None });
+        }
+        Ok(SnapshotSummary { files: 3, bytes: big.len() as u64 + 11 })
+    }
+}
+
+#[async_trait]
+impl KeyValueService for Pretender {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { store: "rocksdb", ..self.inner.capabilities() }
+    }
+    fn ownership(&self) -> Ownership {
+        self.inner.ownership()
+    }
+    async fn create_table(&self, table: &TableRef, kind: TableKind, metadata: Bytes) -> atlas_kvs::Result<()> {
+        self.inner.create_table(table, kind, metadata).await
+    }
+    async fn drop_table(&self, table: &TableRef) -> atlas_kvs::Result<()> {
+        self.inner.drop_table(table).await
+    }
+    async fn truncate_table(&self, table: &TableRef) -> atlas_kvs::Result<()> {
+        self.inner.truncate_table(table).await
+    }
+    async fn tables(&self) -> atlas_kvs::Result<Vec<TableDescription>> {
+        self.inner.tables().await
+    }
+    async fn table(&self, table: &TableRef) -> atlas_kvs::Result<Option<TableDescription>> {
+        self.inner.table(table).await
+    }
+    async fn put_table_metadata(&self, table: &TableRef, metadata: Bytes) -> atlas_kvs::Result<()> {
+        self.inner.put_table_metadata(table, metadata).await
+    }
+    async fn table_size(&self, table: &TableRef) -> atlas_kvs::Result<TableSize> {
+        self.inner.table_size(table).await
+    }
+    async fn get(&self, table: &TableRef, cells: &[CellBound]) -> atlas_kvs::Result<Vec<Option<Value>>> {
+        self.inner.get(table, cells).await
+    }
+    fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
+        self.inner.scan(table, request)
+    }
+    async fn versions(&self, table: &TableRef, cells: &[CellBound]) -> atlas_kvs::Result<Vec<Vec<Version>>> {
+        self.inner.versions(table, cells).await
+    }
+    fn scan_versions(&self, table: &TableRef, request: VersionScan) -> ResultStream<CellVersions> {
+        self.inner.scan_versions(table, request)
+    }
+    async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, ts: Timestamp) -> atlas_kvs::Result<()> {
+        self.inner.put(puts, ts).await
+    }
+    async fn put_versions(&self, table: &TableRef, versions: Vec<(Cell, Value)>) -> atlas_kvs::Result<()> {
+        self.inner.put_versions(table, versions).await
+    }
+    async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> atlas_kvs::Result<()> {
+        self.inner.add_sentinels(table, cells).await
+    }
+    async fn delete_versions(&self, table: &TableRef, versions: &[CellTimestamps]) -> atlas_kvs::Result<()> {
+        self.inner.delete_versions(table, versions).await
+    }
+    async fn delete_version_ranges(&self, table: &TableRef, ranges: &[CellVersionRange]) -> atlas_kvs::Result<()> {
+        self.inner.delete_version_ranges(table, ranges).await
+    }
+    async fn delete_rows(&self, table: &TableRef, rows: &RowRange) -> atlas_kvs::Result<()> {
+        self.inner.delete_rows(table, rows).await
+    }
+    async fn get_atomic(&self, table: &TableRef, cells: &[Cell]) -> atlas_kvs::Result<Vec<Option<Bytes>>> {
+        self.inner.get_atomic(table, cells).await
+    }
+    fn scan_atomic(&self, table: &TableRef, request: AtomicScan) -> ResultStream<(Cell, Bytes)> {
+        self.inner.scan_atomic(table, request)
+    }
+    async fn put_unless_exists(
+        &self,
+        table: &TableRef,
+        cell: &Cell,
+        value: Bytes,
+    ) -> atlas_kvs::Result<PutUnlessExists> {
+        self.inner.put_unless_exists(table, cell, value).await
+    }
+    async fn check_and_set(
+        &self,
+        table: &TableRef,
+        cell: &Cell,
+        expected: Option<Bytes>,
+        new: Option<Bytes>,
+    ) -> atlas_kvs::Result<CheckAndSet> {
+        let trouble = if *table == transactions_table() { self.next_trouble() } else { None };
+        match trouble {
+            None => self.inner.check_and_set(table, cell, expected, new).await,
+            Some(Trouble::Unavailable) => {
+                Err(KvsError::Unavailable { reason: "as the test wished".to_owned(), source: None })
+            }
+            Some(Trouble::LostAnswer) => {
+                self.inner.check_and_set(table, cell, expected, new).await?;
+                Err(KvsError::Indeterminate { reason: "as the test wished".to_owned(), source: None })
+            }
+            Some(Trouble::Changed) => {
+                let other = Entry::Committed(ts(1 << 40)).encode();
+                self.inner.check_and_set(table, cell, expected.clone(), Some(other)).await?;
+                self.inner.check_and_set(table, cell, expected, new).await
+            }
+        }
+    }
+    async fn apply(&self, batch: AtomicBatch, durability: Durability) -> atlas_kvs::Result<()> {
+        self.inner.apply(batch, durability).await
+    }
+    async fn availability(&self) -> Availability {
+        self.inner.availability().await
+    }
+    fn native_snapshot(&self) -> Option<&dyn NativeSnapshot> {
+        Some(self)
+    }
+    async fn reopen(&self) -> atlas_kvs::Result<()> {
+        self.inner.reopen().await
+    }
+    async fn close(&self) -> atlas_kvs::Result<()> {
+        self.inner.close().await
+    }
+}

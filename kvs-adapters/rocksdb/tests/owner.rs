@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Runs one of the ignored tests of this file as a process of its own, and waits until it has said `ready`.
 fn start(part: &str, dir: &std::path::Path) -> (Child, BufReader<std::process::ChildStdout>) {
     let mut child = Command::new(std::env::current_exe().expect("the test knows itself"))
-        .args(["--ignored", "--exact", part, "--nocapture"])
+        .args(["--exact", part, "--nocapture"])
         .env("ATLAS_TEST_DIR", dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -35,7 +35,6 @@ fn dir_of_part() -> std::path::PathBuf {
 }
 
 #[tokio::test]
-#[ignore = "a part of other_process_is_named"]
 async fn part_holder() {
     let _store = open(&dir_of_part()).await;
     println!("ready");
@@ -115,7 +114,6 @@ async fn unusable_place_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "a part of killed_process_loses_nothing_it_acknowledged"]
 async fn part_writer() {
     let store = open(&dir_of_part()).await;
     let data = versioned(&store, "data").await;

@@ -577,6 +577,10 @@ fn print_block(block: &Block) {
     if let Some(yardstick) = &block.yardstick {
         let ratios: Vec<String> = block.ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
         println!("atlas / {yardstick}: {} → median {:.2}", ratios.join(" "), block.median_ratio);
+        let cpu = |arm: &Arm| arm.median(|sample| sample.cpu_us_per_commit);
+        if let Some(theirs) = block.arms.iter().find(|arm| arm.name == *yardstick) {
+            println!("the same for each second of processor time: {:.2}", cpu(theirs) / cpu(&block.arms[0]));
+        }
         if block.is_disturbed() {
             println!(
                 "Other programs were busy meanwhile. Of what is left, 64 threads get more than the few threads of"

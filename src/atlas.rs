@@ -478,7 +478,7 @@ impl Operations for Atlas {
             commit_mode: manager.commit_mode().to_owned(),
             epoch: manager.oracle().epoch(),
             last_timestamp: manager.oracle().last_issued(),
-            timestamp_bound: manager.oracle().bound(),
+            timestamp_bound: manager.oracle().bound().previous(),
             immutable_ts: manager.immutable_ts().await?,
             open_transactions: manager.open_transactions(),
             tables: self.tables(false).await?,

@@ -66,7 +66,7 @@ async fn store(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
 
 async fn timestamps(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
     let oracle = atlas.transactions().oracle();
-    let (issued, bound) = (oracle.last_issued(), oracle.bound());
+    let (issued, bound) = (oracle.last_issued(), oracle.bound().previous());
     let newest = AtomicScan { page_size: 1, ..AtomicScan::new(RowRange::all()).reversed() };
     if let Some(entry) = atlas.store_below().scan_atomic(&transactions_table(), newest).next().await {
         let start_ts = Entry::start_ts_of(&entry?.0)?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Files of a data directory that tell who owns it and nothing about its content.
-const OWNER_FILES: [&str; 3] = ["owner", "atlas.sock", "atlas.sock.path"];
+const OWNER_FILES: [&str; 4] = ["owner", "atlas.sock", "atlas.sock.path", "server.token"];
 
 /// An open store, with what is known about the place it lives in.
 #[derive(Debug)]

@@ -10,8 +10,9 @@ use atlas::transaction::entry::{CleanedWindow, CleanedWindows, Entry, transactio
 use atlas::{Cell, Result, exit};
 use atlas_kvs::KeyValueService;
 use atlas_kvs_memory::MemoryStore;
-use backup_support::{entry_of, make_store, ts, write_transaction};
+use backup_support::{Pretender, Trouble, entry_of, make_store, ts, write_transaction};
 use bytes::Bytes;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A store that has issued every number below `bound`.
@@ -81,6 +82,44 @@ async fn ten_thousand_entries_are_cleaned_and_the_second_time_there_is_nothing_t
     let again = clean(&kvs, 40_000).await.expect("it can be cleaned");
     assert_eq!((again.window, again.rolled_back, again.already), (WindowChange::Resumed, 0, 6_001));
     assert!(again.examples.is_empty());
+}
+
+/// Five hundred commits to clean, the store in trouble after 200 of them.
+async fn in_trouble(kind: Trouble) -> (Arc<Pretender>, Arc<dyn KeyValueService>) {
+    let pretender = Arc::new(Pretender::new(Path::new("/nowhere")));
+    let kvs: Arc<dyn KeyValueService> = pretender.clone();
+    make_store(&kvs).await;
+    fast_forward_stored(Arc::clone(&kvs), ts(99_999), true).await.expect("the bound moves");
+    for start in 1..=500u64 {
+        commit(&kvs, start * 10, start * 10 + 5).await;
+    }
+    *pretender.trouble.lock() = Some((200, kind));
+    (pretender, kvs)
+}
+
+#[tokio::test]
+async fn a_run_that_broke_off_is_taken_up_again() {
+    for kind in [Trouble::Unavailable, Trouble::LostAnswer] {
+        let (pretender, kvs) = in_trouble(kind).await;
+        clean(&kvs, 1).await.expect_err("the store does not answer");
+        assert_eq!(windows(&kvs).await, [window(1, None)], "{kind:?}: nothing counts any more, marked or not");
+        *pretender.trouble.lock() = None;
+        let report = clean(&kvs, 1).await.expect("it answers again");
+        assert_eq!((report.window, report.scanned), (WindowChange::Resumed, 500), "{kind:?}");
+        assert_eq!(report.rolled_back + report.already, 500, "{kind:?}");
+        assert!((1..=300).contains(&report.rolled_back), "{kind:?}: {}", report.rolled_back);
+        for start in 1..=500 {
+            assert_eq!(entry_of(kvs.as_ref(), start * 10).await, Some(Entry::RolledBack), "{kind:?} {start}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_somebody_changes_meanwhile_is_not_overwritten() {
+    let (_pretender, kvs) = in_trouble(Trouble::Changed).await;
+    let error = clean(&kvs, 1).await.expect_err("somebody else is here");
+    assert_eq!(error.exit_code(), exit::REFUSED);
+    assert!(error.hint().expect("there is a way on").contains("stop every process"), "{error}");
 }
 
 #[tokio::test]

@@ -29,10 +29,6 @@ use uuid::Uuid;
 /// Directories of this prefix in the store's staging root belong to backups.
 const STAGING_PREFIX: &str = "backup-staging-";
 
-/// Room left over on the repository's file system beyond the estimate: a tenth of it and this many bytes, for the
-/// files that grow between the estimate and the snapshot.
-const SPACE_MARGIN: u64 = 4 << 20;
-
 /// An open store, as far as a backup needs it.
 #[async_trait]
 pub trait BackupSource: Send + Sync + 'static {
@@ -339,7 +335,7 @@ impl Attempt {
         let id = request.name.unwrap_or_else(|| new_id(started));
         check_id(&id)?;
         let estimate = native.estimated_bytes().await?;
-        let needed = estimate.saturating_add(estimate / 10).saturating_add(SPACE_MARGIN);
+        let needed = files::with_margin(estimate);
         let (root, data_dir) = (request.repository, self.source.data_dir());
         let (used, repository) = self
             .jobs
@@ -347,7 +343,7 @@ impl Attempt {
                 let id = id.clone();
                 move || {
                     if let Some(data_dir) = data_dir {
-                        check_apart(&root, &data_dir)?;
+                        files::check_apart(&root, &data_dir)?;
                     }
                     files::check_space(&root, needed)?;
                     let repository = Repository::open_or_create(&root)?;
@@ -494,19 +490,6 @@ fn timestamp_entry(path: &str, ts: Timestamp) -> ManifestFile {
     let content = format_timestamp_line(ts);
     let checksum = blake3::hash(content.as_bytes()).to_hex().to_string();
     ManifestFile { path: path.to_owned(), size: content.len() as u64, blake3: checksum }
-}
-
-/// A repository inside the store would be lost with it, and might be taken for its data; a store inside the
-/// repository would be taken for a backup.
-fn check_apart(repository: &Path, data_dir: &Path) -> Result<()> {
-    let (repository, data_dir) = (files::real_path(repository)?, files::real_path(data_dir)?);
-    if repository.starts_with(&data_dir) || data_dir.starts_with(&repository) {
-        return Err(Error::refused(
-            format!("the repository {} and the store's directory {} overlap", repository.display(), data_dir.display()),
-            "put backups on another disk, or at least into a directory of their own",
-        ));
-    }
-    Ok(())
 }
 
 fn no_snapshots(kvs: &dyn KeyValueService) -> Error {

@@ -91,7 +91,7 @@ impl DirectoryTarget {
                 return Err(not_empty(&self.directory, &format!("it holds {}", name.to_string_lossy())));
             }
         }
-        files::check_space(&self.directory, bytes)
+        files::check_space(&self.directory, files::with_margin(bytes))
     }
 
     /// Removes what is not of the backup, and makes the directories its files lie in.
@@ -142,6 +142,10 @@ fn lay_down_file(from: &Path, to: &Path, file: &ManifestFile, meter: &Meter) -> 
 impl RestoreTarget for DirectoryTarget {
     fn location(&self) -> String {
         self.directory.display().to_string()
+    }
+
+    fn check_apart(&self, repository: &Path) -> Result<()> {
+        files::check_apart(repository, &self.directory)
     }
 
     fn store(&self) -> &str {

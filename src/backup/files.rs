@@ -226,6 +226,12 @@ pub(super) fn free_bytes(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// The space that a copy of a store of `bytes` takes: a tenth more and a few MiB, for the files that grow between the
+/// estimate and a snapshot, and for what a restored store writes when it is opened.
+pub(super) fn with_margin(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 10).saturating_add(4 << 20)
+}
+
 /// Refuses to begin what would not fit: `needed` bytes at `path`, which need not exist yet.
 pub(super) fn check_space(path: &Path, needed: u64) -> Result<()> {
     let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
@@ -237,6 +243,19 @@ pub(super) fn check_space(path: &Path, needed: u64) -> Result<()> {
         format!("{} has {free} bytes free, and {needed} are needed", path.display()),
         "free some space there, or choose another place; nothing was written",
     ))
+}
+
+/// A repository inside the store would be lost with it, and might be taken for its data; a store inside the
+/// repository would be taken for a backup.
+pub(super) fn check_apart(repository: &Path, data_dir: &Path) -> Result<()> {
+    let (repository, data_dir) = (real_path(repository)?, real_path(data_dir)?);
+    if repository.starts_with(&data_dir) || data_dir.starts_with(&repository) {
+        return Err(Error::refused(
+            format!("the repository {} and the store's directory {} overlap", repository.display(), data_dir.display()),
+            "put backups on another disk, or at least into a directory of their own",
+        ));
+    }
+    Ok(())
 }
 
 /// A path without symbolic links and `..`, whose last parts need not exist yet.

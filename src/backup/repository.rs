@@ -154,7 +154,12 @@ impl Repository {
                 .ok_or_else(|| Error::NotFound { what: format!("complete backup in {}", self.root.display()) });
         }
         check_id(id)?;
-        if self.directory(id).is_dir() { Ok(id.to_owned()) } else { Err(self.no_such(id)) }
+        match std::fs::metadata(self.directory(id)) {
+            Ok(found) if found.is_dir() => Ok(id.to_owned()),
+            Ok(_) => Err(self.no_such(id)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.no_such(id)),
+            Err(error) => Err(io("looking for", &self.directory(id))(error)),
+        }
     }
 
     pub(super) fn manifest_now(&self, id: &str) -> Result<Manifest> {

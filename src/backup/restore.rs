@@ -201,6 +201,10 @@ pub trait RestoreTarget: Send + Sync {
     /// Where it is, for people.
     fn location(&self) -> String;
 
+    /// Refuses a repository that overlaps with the place: one would be taken for a part of the other. Blocks the
+    /// thread for a moment.
+    fn check_apart(&self, repository: &Path) -> Result<()>;
+
     /// The adapter of the store to fill; it must be that of the backup.
     fn store(&self) -> &str;
 
@@ -310,6 +314,7 @@ pub async fn restore(
     let id = repository.resolve(id).await?;
     let manifest = repository.manifest(&id).await?;
     check_fits(&manifest, target)?;
+    target.check_apart(repository.root())?;
     verify::check_files(repository, &manifest, &jobs).await?;
 
     announce(&jobs, RestoreStep::CheckEmpty)?;

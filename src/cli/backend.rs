@@ -196,7 +196,11 @@ impl Backend for Stores {
         shutdown: CancellationToken,
     ) -> Result<()> {
         let atlas = Atlas::open_unserved(config.clone(), WAIT_FOR_OWNER).await?;
-        let served = match Server::bind(atlas.services(), &config.server, atlas.data_dir()).await {
+        let mut services = atlas.services();
+        if let Some(path) = std::env::var_os(server::TOKEN_FILE_VARIABLE).filter(|path| !path.is_empty()) {
+            services = services.token_file(path);
+        }
+        let served = match Server::bind(services, &config.server, atlas.data_dir()).await {
             Ok(server) => {
                 let addresses = server.addresses().clone();
                 ready(Serving {

@@ -39,6 +39,7 @@ use progress::Reporter;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -50,6 +51,7 @@ const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
+    arm_fail_points();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
@@ -74,6 +76,31 @@ pub fn main() -> ExitCode {
     // A thread may hang in a read of standard input for ever.
     runtime.shutdown_timeout(THREADS_END_WITHIN);
     ExitCode::from(code)
+}
+
+/// In a program built for tests: does at fail points what the environment says. `FAILPOINTS` is read as the crate `fail`
+/// does; `ATLAS_KILL_AT=POINT` or `POINT:N` kills this process when it gets there for the Nth time.
+fn arm_fail_points() {
+    if !fail::has_failpoints() {
+        return;
+    }
+    // Kept for the life of the process: its end would disarm them.
+    std::mem::forget(fail::FailScenario::setup());
+    let Ok(wanted) = std::env::var("ATLAS_KILL_AT") else { return };
+    let (point, hits) = match wanted.rsplit_once(':').and_then(|(point, n)| Some((point, n.parse().ok()?))) {
+        Some((point, hits)) => (point.to_owned(), hits),
+        None => (wanted, 1),
+    };
+    let left = AtomicUsize::new(hits);
+    let armed = fail::cfg_callback(point, move || {
+        if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            std::thread::park();
+        }
+    });
+    if let Err(reason) = armed {
+        say(&format!("warning: ATLAS_KILL_AT: {reason}"));
+    }
 }
 
 /// Answers what clap did not accept, and what it answers itself.

@@ -111,7 +111,14 @@ async fn fast_forward(ts: Timestamp, allow_large_jump: bool, context: &Context) 
         false => format!("Nothing to do: timestamps go on above {} already, and never back to {ts}", summary.before),
     };
     let data = json!({"before": summary.before, "after": summary.after, "changed": is_changed});
-    Ok(Reply::new(data, summary.after.to_string(), table))
+    let mut reply = Reply::new(data, summary.after.to_string(), table);
+    if !is_changed {
+        // In every form: a script that has the wrong file would never know.
+        reply
+            .warnings
+            .push(format!("nothing was changed: timestamp {ts} is at or below the bound, {}", summary.before));
+    }
+    Ok(reply)
 }
 
 /// These two change what a running process believes, so they never run beside one.

@@ -7,6 +7,7 @@
 use super::locks::{LockLease, LockOps};
 use super::proto as pb;
 use super::socket;
+use super::token::{self, Credentials};
 use super::wire::{self, Malformed};
 use super::{MESSAGE_LEN_MAX, PAGE_LEN, PING_INTERVAL, PROTOCOL};
 use crate::ops::{
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, ConnectError, Response, Status};
 use uuid::Uuid;
@@ -47,6 +49,7 @@ const CELL_OVERHEAD: usize = 32;
 pub struct RemoteAtlas {
     target: Target,
     channel: Channel,
+    credentials: Credentials,
     pid: u32,
     version: String,
     store_id: Option<Uuid>,
@@ -75,8 +78,8 @@ enum Effect {
 
 macro_rules! clients {
     ($($name:ident: $module:ident :: $client:ident),* $(,)?) => {
-        $(fn $name(&self) -> pb::$module::$client<Channel> {
-            pb::$module::$client::new(self.channel.clone())
+        $(fn $name(&self) -> pb::$module::$client<InterceptedService<Channel, Credentials>> {
+            pb::$module::$client::with_interceptor(self.channel.clone(), self.credentials.clone())
                 .max_decoding_message_size(MESSAGE_LEN_MAX)
                 .max_encoding_message_size(MESSAGE_LEN_MAX)
         })*
@@ -110,18 +113,22 @@ impl RemoteAtlas {
             }
             Ok(_) => {}
         }
-        RemoteAtlas::greet(Target::Socket(data_dir.to_owned())).await.map(Some)
+        RemoteAtlas::greet(Target::Socket(data_dir.to_owned()), Credentials::default()).await.map(Some)
     }
 
     /// Connects to `atlas serve` at an address of this machine, such as `http://127.0.0.1:8422` or `127.0.0.1:8422`.
+    /// `token_file` is the server's [`token_path`](super::token_path); `None`: what the environment variable
+    /// `ATLAS_SERVER_TOKEN_FILE` names.
     ///
     /// # Errors
     /// * [`Error::Usage`] for anything that is no loopback address: the connection is not protected.
+    /// * [`Error::NotFound`] and [`Error::Io`] for a token file that is missing or can't be used.
+    /// * `UNAUTHENTICATED` if the server wants another token, or one at all.
     /// * [`Error::Unavailable`] if nobody answers.
     /// * [`Error::Refused`] if the server speaks another version of the protocol.
     ///
     /// Cancel safe: nothing is changed anywhere.
-    pub async fn connect_address(address: &str) -> Result<RemoteAtlas> {
+    pub async fn connect_address(address: &str, token_file: Option<&Path>) -> Result<RemoteAtlas> {
         let text = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
         let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
         let parsed = numeric.as_deref().unwrap_or(text).parse::<SocketAddr>().ok();
@@ -130,12 +137,18 @@ impl RemoteAtlas {
                 "'{address}' is no address of this machine: write one such as http://127.0.0.1:8422"
             )));
         };
-        RemoteAtlas::greet(Target::Tcp(target)).await
+        let by_environment =
+            || std::env::var_os(token::FILE_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let credentials = match token_file.map(Path::to_owned).or_else(by_environment) {
+            Some(path) => Credentials::read(&path)?,
+            None => Credentials::default(),
+        };
+        RemoteAtlas::greet(Target::Tcp(target), credentials).await
     }
 
-    async fn greet(target: Target) -> Result<RemoteAtlas> {
-        let mut remote =
-            RemoteAtlas { channel: target.channel(), target, pid: 0, version: String::new(), store_id: None };
+    async fn greet(target: Target, credentials: Credentials) -> Result<RemoteAtlas> {
+        let channel = target.channel();
+        let mut remote = RemoteAtlas { target, channel, credentials, pid: 0, version: String::new(), store_id: None };
         let request = pb::HelloRequest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL,

@@ -1,7 +1,10 @@
 //! Health, status and metrics over HTTP, for people and for Prometheus.
+//!
+//! Every user of the machine reaches it, so it tells names and numbers only: nothing of the data, no paths, and nothing
+//! that people wrote for each other.
 
 use super::services::Api;
-use crate::ops::StoreStatus;
+use crate::ops::{BackupLockRecord, StoreStatus};
 use crate::{Error, Result};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -36,9 +39,24 @@ async fn ready(State(api): State<Api>) -> Response {
 
 async fn status(State(api): State<Api>) -> Response {
     match in_time(api.operations.status()).await {
-        Ok(status) => Json(status).into_response(),
+        Ok(status) => Json(public(&status)).into_response(),
         Err(error) => unavailable(&error),
     }
+}
+
+/// What everybody may know of a status.
+fn public(status: &StoreStatus) -> serde_json::Value {
+    let mut public = serde_json::json!(status);
+    if let Some(fields) = public.as_object_mut() {
+        fields.remove("location");
+        let held = status.backup_lock.as_ref();
+        fields.insert("backup_lock".to_owned(), serde_json::json!(held.map(json_of_lock)));
+    }
+    public
+}
+
+fn json_of_lock(lock: &BackupLockRecord) -> serde_json::Value {
+    serde_json::json!({"since": lock.since, "renewal": lock.renewal, "lease_ms": lock.lease_ms})
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
@@ -59,7 +77,9 @@ async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn unavailable(error: &Error) -> Response {
-    let body = serde_json::json!({ "code": error.code(), "message": error.to_string(), "hint": error.hint() });
+    // The sentence may name paths; it is in the server's log.
+    tracing::warn!(%error, "the store does not answer for HTTP");
+    let body = serde_json::json!({ "code": error.code() });
     (StatusCode::SERVICE_UNAVAILABLE, Json(body)).into_response()
 }
 

@@ -8,6 +8,7 @@ use super::PING_INTERVAL;
 use super::http;
 use super::services::{Api, Limits, Services};
 use super::socket::{self, OwnerSocket, SocketFile};
+use super::token::{self, Guard};
 use crate::config::ServerConfig;
 use crate::{Error, Result};
 use futures::Stream;
@@ -71,7 +72,7 @@ pub struct Server {
     api: Api,
     limits: Limits,
     socket: Option<OwnerSocket>,
-    grpc: Option<TcpListener>,
+    grpc: Option<(TcpListener, Guard)>,
     http: Option<TcpListener>,
     addresses: Addresses,
 }
@@ -109,21 +110,27 @@ impl Server {
     /// * [`Error::Config`], naming the key, for an address that is no address, is not a loopback address, or is taken.
     ///   Another port than the one configured is never chosen.
     /// * [`Error::StoreInUse`] if a living process serves the socket.
-    /// * [`Error::Io`] if the socket can't be made.
+    /// * [`Error::Io`] if the socket or the token of gRPC over TCP can't be made, or the token can't be used.
     pub async fn bind(services: impl Into<Services>, config: &ServerConfig, data_dir: Option<&Path>) -> Result<Server> {
         let services = services.into();
         let limits = services.limits.clone();
         let grpc = bind_tcp("atlasdb.server.grpc", &config.grpc).await?;
         let http = bind_tcp("atlasdb.server.http", &config.http).await?;
-        // Last, because it replaces what stands in the directory.
+        // Later, because it replaces what stands in the directory.
         let socket = match data_dir {
             Some(data_dir) => Some(socket::bind(data_dir).await?),
+            None => None,
+        };
+        let token_file = services.token_file.clone().or_else(|| data_dir.map(token::token_path));
+        // Last: with the socket the directory is ours, and nobody else writes a token.
+        let grpc = match grpc {
+            Some(listener) => Some((listener, guard(token_file).await?)),
             None => None,
         };
         let address = |listener: &TcpListener| listener.local_addr().ok();
         let addresses = Addresses {
             socket: socket.as_ref().map(|socket| socket.file.path().to_owned()),
-            grpc: grpc.as_ref().and_then(address),
+            grpc: grpc.as_ref().and_then(|(listener, _)| address(listener)),
             http: http.as_ref().and_then(address),
         };
         Ok(Server { api: Api::new(services), limits, socket, grpc, http, addresses })
@@ -144,10 +151,11 @@ impl Server {
         let mut listeners = JoinSet::new();
         let (listener, file) = socket.map(|socket| (socket.listener, socket.file)).unzip();
         if let Some(listener) = listener {
-            listeners.spawn(serve_grpc(api.clone(), limits.clone(), PrivateListener(listener), closing.clone()));
+            listeners.spawn(serve_grpc(api.router(), limits.clone(), PrivateListener(listener), closing.clone()));
         }
-        if let Some(listener) = grpc {
-            listeners.spawn(serve_grpc(api.clone(), limits.clone(), listener, closing.clone()));
+        if let Some((listener, guard)) = grpc {
+            let router = api.router().layer(axum::middleware::from_fn_with_state(guard, token::check));
+            listeners.spawn(serve_grpc(router, limits.clone(), listener, closing.clone()));
         }
         if let Some(listener) = http {
             listeners.spawn(serve_http(api.clone(), limits.clone(), listener, closing.clone()));
@@ -158,6 +166,23 @@ impl Server {
         }
         drain(&api, &limits, closing, listeners, file).await;
     }
+}
+
+/// The token that calls over TCP must carry.
+async fn guard(token_file: Option<PathBuf>) -> Result<Guard> {
+    let Some(path) = token_file else {
+        return Err(Error::Config {
+            place: "atlasdb.server.grpc".to_owned(),
+            reason: format!(
+                "a store without a directory has no place for the token of TCP: name a file for it in {}, or set \
+                 server.grpc to off",
+                token::FILE_VARIABLE
+            ),
+        });
+    };
+    tokio::task::spawn_blocking(move || Guard::load(&path))
+        .await
+        .map_err(|error| Error::io("reading the server's token", io::Error::other(error)))?
 }
 
 /// Aborts what is abandoned; never returns.
@@ -204,13 +229,13 @@ struct Closing {
     cut: CancellationToken,
 }
 
-async fn serve_grpc<L: Listen>(api: Api, limits: Limits, listener: L, closing: Closing) {
+async fn serve_grpc<L: Listen>(router: axum::Router, limits: Limits, listener: L, closing: Closing) {
     let connections = Connections::new(listener, &limits, closing.cut);
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_MAX)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_INTERVAL))
-        .serve_with_incoming_shutdown(api.router(), connections.stream(), closing.ending.cancelled_owned())
+        .serve_with_incoming_shutdown(router, connections.stream(), closing.ending.cancelled_owned())
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "a listener failed");

@@ -3,7 +3,8 @@
 //! The owner of a RocksDB directory offers a socket in it, `atlas.sock`, and whoever may read the directory finds it
 //! there: the command line asks first whether somebody answers, and opens the store itself only if nobody does. The
 //! same protocol (`proto/atlas/v1/atlas.proto`) is spoken over TCP on the loopback address by `atlas serve`, which
-//! also tells its health over HTTP.
+//! also tells its health over HTTP. The socket lets in its user; over TCP, which every user of the machine reaches, a
+//! call carries the token in a file of the data directory, `server.token`.
 //!
 //! ```text
 //!   atlas kv put ──┐                               ┌── Operations (Atlas, in this process)
@@ -29,6 +30,7 @@ mod listen;
 mod locks;
 mod services;
 mod socket;
+mod token;
 mod transactions;
 mod wire;
 
@@ -37,6 +39,7 @@ pub use listen::{Addresses, Server, serve, serve_socket};
 pub use locks::{LocalLocks, LockLease, LockOps};
 pub use services::{Limits, Services};
 pub use socket::socket_path;
+pub use token::{FILE_VARIABLE as TOKEN_FILE_VARIABLE, token_path};
 
 use crate::Result;
 use std::path::Path;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use pb::create_backup_response::Event;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OnceCell, mpsc};
@@ -69,12 +70,13 @@ pub struct Services {
     pub(super) operations: Arc<dyn Operations>,
     pub(super) locks: Option<Arc<dyn LockOps>>,
     pub(super) limits: Limits,
+    pub(super) token_file: Option<PathBuf>,
 }
 
 impl Services {
     /// Operations, without locks for others.
     pub fn new(operations: Arc<dyn Operations>) -> Services {
-        Services { operations, locks: None, limits: Limits::default() }
+        Services { operations, locks: None, limits: Limits::default(), token_file: None }
     }
 
     /// And a lock service.
@@ -85,6 +87,11 @@ impl Services {
     /// And other limits than the usual ones.
     pub fn limits(self, limits: Limits) -> Services {
         Services { limits, ..self }
+    }
+
+    /// And the token of calls over TCP in another file than `server.token` of the data directory.
+    pub fn token_file(self, path: impl Into<PathBuf>) -> Services {
+        Services { token_file: Some(path.into()), ..self }
     }
 }
 

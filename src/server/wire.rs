@@ -89,6 +89,7 @@ fn grpc_code(code: &str) -> Code {
         "CORRUPT" | "BACKUP_VOID" => Code::DataLoss,
         "UNKNOWN_OUTCOME" | "INDETERMINATE" => Code::Unknown,
         "PERMISSION" => Code::PermissionDenied,
+        "UNAUTHENTICATED" => Code::Unauthenticated,
         "INTERRUPTED" => Code::Cancelled,
         _ => Code::Internal,
     }

@@ -65,6 +65,9 @@ impl TimestampOracle {
             Some((record, bytes)) => (record, Some(bytes)),
             None => (OracleRecord::initial(), None),
         };
+        if found.bound < Timestamp::FIRST || found.bound.get() >= Timestamp::MAX.get() - BLOCK {
+            return Err(Error::corrupt("record 'oracle'", format!("{} can't be the timestamp bound", found.bound)));
+        }
         let incarnation = Uuid::new_v4();
         let record = OracleRecord {
             epoch: found.epoch + 1,
@@ -160,15 +163,15 @@ impl TimestampOracle {
     pub async fn fast_forward(&self, target: Timestamp, allow_large_jump: bool) -> Result<FastForward> {
         let mut extension = self.extension.lock().await;
         let before = self.last_issued().next();
-        if target <= before {
-            return Ok(FastForward { before, after: before });
+        if target < before {
+            return Ok(FastForward::inclusive(before, before));
         }
         check_jump(before, target, allow_large_jump)?;
         let after = target.next();
         self.move_bound(&mut extension, after.get() + BLOCK).await?;
         let mut numbers = self.numbers.lock();
         numbers.next = numbers.next.max(after.get());
-        Ok(FastForward { before, after })
+        Ok(FastForward::inclusive(before, after))
     }
 
     /// Gives the timestamps up, so that the next owner need not wait, and what is left of the block with them.
@@ -198,39 +201,40 @@ impl TimestampOracle {
         self.move_bound(&mut extension, wanted).await
     }
 
+    /// Moves the bound to `bound` or beyond. Never back: somebody may be about to use what it covers already.
     async fn move_bound(&self, extension: &mut (OracleRecord, Bytes), bound: u64) -> Result<()> {
-        let (record, bytes) = extension;
         if bound >= Timestamp::MAX.get() {
             return Err(Error::Unavailable {
                 what: "the timestamp oracle".to_owned(),
                 reason: "all timestamps are used up; the store can be read but not written".to_owned(),
             });
         }
-        let next = OracleRecord { bound: Timestamp::saturating(bound), ..record.clone() };
-        match self.stored.replace(Some(bytes), Some(&next)).await {
-            Ok(Replaced::Done(now)) => {
-                *extension = (next, now);
-                self.numbers.lock().bound = bound;
-                Ok(())
+        loop {
+            let (record, bytes) = &*extension;
+            if record.bound.get() >= bound {
+                self.numbers.lock().bound = record.bound.get();
+                return Ok(());
             }
-            // A lost answer of an earlier move that was applied after all: the record is ours and says more than we
-            // knew. Any other record means that somebody took over.
-            Ok(Replaced::Other(Some((found, now))))
-                if found.epoch == self.epoch && found.holder == Some(self.incarnation) =>
-            {
-                self.numbers.lock().bound = found.bound.get();
-                *extension = (found, now);
-                Ok(())
-            }
-            Ok(Replaced::Other(found)) => {
-                self.numbers.lock().lost = true;
-                Err(lost(&format!(
-                    "epoch {} stands in the store, ours is {}",
-                    found.map_or(0, |(record, _)| record.epoch),
-                    self.epoch
-                )))
-            }
-            Err(error) => Err(error),
+            let next = OracleRecord { bound: Timestamp::saturating(bound), ..record.clone() };
+            *extension = match self.stored.replace(Some(bytes), Some(&next)).await.map_err(not_issued)? {
+                Replaced::Done(now) => (next, now),
+                // A lost answer of an earlier move that was applied after all: the record is ours and says another
+                // bound than we knew, which need not reach as far as this move. Any other record means that somebody
+                // took over.
+                Replaced::Other(Some((found, now)))
+                    if found.epoch == self.epoch && found.holder == Some(self.incarnation) =>
+                {
+                    (found, now)
+                }
+                Replaced::Other(found) => {
+                    self.numbers.lock().lost = true;
+                    return Err(lost(&format!(
+                        "epoch {} stands in the store, ours is {}",
+                        found.map_or(0, |(record, _)| record.epoch),
+                        self.epoch
+                    )));
+                }
+            };
         }
     }
 
@@ -242,6 +246,17 @@ impl TimestampOracle {
             }
             Fence::InProcess(_) | Fence::Store => Ok(()),
         }
+    }
+}
+
+/// Whether a move of the bound was applied is nothing the caller need care about: no number was issued.
+fn not_issued(error: Error) -> Error {
+    match error {
+        Error::Kvs(error) if error.is_indeterminate() => Error::Unavailable {
+            what: "the timestamp oracle".to_owned(),
+            reason: format!("no timestamp was issued: {error}"),
+        },
+        error => error,
     }
 }
 

@@ -4,7 +4,8 @@ use super::constraint::Constraint;
 use super::core::{CommitPath, Core, SchemaCache};
 use super::entry::{CleanedWindows, Entry, transactions_table};
 use super::handle::{Attempt, Transaction};
-use super::pipeline::Pipeline;
+use super::mend::Mender;
+use super::pipeline::{Claim, Pipeline};
 use super::step_by_step::StepByStep;
 use super::sweep_queue::sweep_queue_table;
 use super::table::TransactionTable;
@@ -26,6 +27,9 @@ use std::time::Duration;
 
 /// How many of the newest entries are checked against the timestamp bound when a store is opened.
 const ENTRIES_CHECKED_AT_OPEN: usize = 1000;
+/// How long an earlier user of the store in this process may take to end.
+const CLAIM_ATTEMPTS: u32 = 100;
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 
 /// Begins transactions on one store; the only one to do so in this process.
 #[derive(Clone, Debug)]
@@ -62,13 +66,15 @@ impl TransactionManager {
         let windows = CleanedWindows::load(kvs.clone()).await?;
         refuse_open_window(&windows)?;
         check_bound(kvs.clone()).await?;
+        let claim = if pipeline { Some(claim(kvs.as_ref()).await?) } else { None };
         let oracle = Arc::new(TimestampOracle::open(kvs.clone()).await?);
         // Everything that was issued before lies below the bound we start at, and nothing of it is on its way.
         let tracker = SnapshotTracker::new(oracle.last_issued());
         let entries = Arc::new(TransactionTable::new(kvs.clone(), windows));
         let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
         let config = options.transactions;
-        let path = if pipeline {
+        let mender = Arc::new(Mender::new(kvs.clone()));
+        let path = if let Some(claim) = claim {
             CommitPath::Pipeline(Pipeline::start(
                 kvs.clone(),
                 oracle.clone(),
@@ -76,14 +82,15 @@ impl TransactionManager {
                 entries.clone(),
                 options.durability,
                 config.group_size_max.len(),
+                claim,
             ))
         } else {
-            let (entries, oracle) = (entries.clone(), oracle.clone());
-            CommitPath::StepByStep(StepByStep::new(locks.clone(), entries, oracle, config.lock_timeout))
+            let (entries, oracle, mender) = (entries.clone(), oracle.clone(), mender.clone());
+            CommitPath::StepByStep(StepByStep::new(locks.clone(), entries, oracle, mender, config.lock_timeout))
         };
         let schema = SchemaCache::new(kvs.clone());
         let constraints = RwLock::new(HashMap::new());
-        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, path };
+        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, path };
         let (core, store, work_ids) = (Arc::new(core), Arc::new(store), Arc::new(AtomicU64::new(1)));
         Ok(TransactionManager { core, locks, store, work_ids })
     }
@@ -133,9 +140,17 @@ impl TransactionManager {
     pub(crate) async fn begin_attempt(&self, options: BeginOptions, attempt: Attempt) -> Result<Transaction> {
         let core = &self.core;
         let begun = match (options.at, &core.path) {
-            (Some(at), _) => self.begin_in_the_past(at).await?,
-            (None, CommitPath::Pipeline(_)) => core.tracker.begin_at_watermark(&core.oracle).await?,
-            (None, CommitPath::StepByStep(_)) => core.tracker.begin_at_start(&core.oracle).await?,
+            (Some(at), _) => self.begin_in_the_past(at).await,
+            (None, CommitPath::Pipeline(_)) => core.tracker.begin_at_watermark(&core.oracle).await,
+            (None, CommitPath::StepByStep(_)) => core.tracker.begin_at_start(&core.oracle).await,
+        };
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                // The timestamp bound may be what could not be written.
+                core.mender.after(&error).await;
+                return Err(error);
+            }
         };
         let read_only = options.read_only || options.at.is_some();
         let timeout = options.timeout.unwrap_or(core.config.timeout);
@@ -184,6 +199,18 @@ impl TransactionManager {
         self.core.schema.forget(table);
     }
 
+    /// Has a store opened again that stopped taking writes because one of them was not answered.
+    pub(crate) async fn heal(&self) {
+        match &self.core.path {
+            CommitPath::Pipeline(pipeline) => pipeline.heal(),
+            CommitPath::StepByStep(_) => {
+                if let Err(error) = self.core.kvs.reopen().await {
+                    tracing::warn!(%error, "the store takes no writes and can't be opened again yet");
+                }
+            }
+        }
+    }
+
     pub(crate) fn abandon(&self, attempt: Attempt) {
         if let CommitPath::Pipeline(pipeline) = &self.core.path
             && attempt.losses > 0
@@ -211,6 +238,20 @@ impl TransactionManager {
 
 fn mode_name(pipeline: bool) -> &'static str {
     if pipeline { "pipeline" } else { "step_by_step" }
+}
+
+/// The right to commit on the store. An earlier user of it in this process may still be ending.
+async fn claim(kvs: &dyn KeyValueService) -> Result<Claim> {
+    for _ in 0..CLAIM_ATTEMPTS {
+        match Claim::try_new(kvs) {
+            Some(claim) => return Ok(claim),
+            None => tokio::time::sleep(CLAIM_PAUSE).await,
+        }
+    }
+    Err(Error::refused(
+        "the store is in use by this process already: it was opened for transactions and not closed",
+        "open a store once and clone the handle; close it before you open it again",
+    ))
 }
 
 /// The pipeline wants atomic batches and a store that no other process writes to.

@@ -19,6 +19,7 @@ mod core;
 pub mod entry;
 mod handle;
 mod manager;
+mod mend;
 mod pipeline;
 mod read;
 mod run;

@@ -8,6 +8,7 @@
 use super::commit::{CommitJob, Handlers, not_applied};
 use super::core::CommitPath;
 use super::entry::{Entry, Fate};
+use super::mend::Mender;
 use super::read::Rivals;
 use super::step::{CommitStep, reach};
 use super::table::TransactionTable;
@@ -34,6 +35,7 @@ pub(crate) struct StepByStep {
     locks: Arc<LockService>,
     entries: Arc<TransactionTable>,
     oracle: Arc<TimestampOracle>,
+    mender: Arc<Mender>,
     lock_timeout: Duration,
     // Commit timestamps that were drawn and whose transaction may still commit, with its start timestamp. A number is
     // drawn while the register is locked, so that `settle` can't miss one that is drawn but not yet registered.
@@ -46,9 +48,10 @@ impl StepByStep {
         locks: Arc<LockService>,
         entries: Arc<TransactionTable>,
         oracle: Arc<TimestampOracle>,
+        mender: Arc<Mender>,
         lock_timeout: Duration,
     ) -> StepByStep {
-        StepByStep { locks, entries, oracle, lock_timeout, drawn: Mutex::default(), concluded: Notify::new() }
+        StepByStep { locks, entries, oracle, mender, lock_timeout, drawn: Mutex::default(), concluded: Notify::new() }
     }
 
     /// Waits for a writer that a reader has met, and rolls it back if it is gone without an entry.
@@ -144,7 +147,10 @@ impl StepByStep {
                 }
                 // The first attempt failed for certain: nothing is there, and nothing will be.
                 Err(Error::Kvs(error)) if attempt == 0 && !error.is_indeterminate() => return Err(error.into()),
-                Err(error) => reason = error.to_string(),
+                Err(error) => {
+                    self.mender.after(&error).await;
+                    reason = error.to_string();
+                }
             }
         }
         Err(Error::UnknownOutcome { start_ts, reason })

@@ -233,12 +233,44 @@ pub(crate) struct Pretender {
     pub(crate) estimate: u64,
     pub(crate) size: u32,
     pub(crate) snapshot_fails: bool,
+    /// After so many more changes of entries, what happens to the next.
+    pub(crate) trouble: parking_lot::Mutex<Option<(u64, Trouble)>>,
+}
+
+/// What can happen to a compare-and-set of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The store does not answer, from now on.
+    Unavailable,
+    /// It is applied, and the answer is lost.
+    LostAnswer,
+    /// Somebody else was faster.
+    Changed,
 }
 
 impl Pretender {
     pub(crate) fn new(directory: &Path) -> Pretender {
         let staging_root = directory.join("staging");
-        Pretender { inner: MemoryStore::new(), staging_root, estimate: 1 << 20, size: 3_000_000, snapshot_fails: false }
+        Pretender {
+            inner: MemoryStore::new(),
+            staging_root,
+            estimate: 1 << 20,
+            size: 3_000_000,
+            snapshot_fails: false,
+            trouble: parking_lot::Mutex::default(),
+        }
+    }
+}
+
+impl Pretender {
+    fn next_trouble(&self) -> Option<Trouble> {
+        let mut trouble = self.trouble.lock();
+        let (left, kind) = trouble.as_mut()?;
+        if *left > 0 {
+            *left -= 1;
+            return None;
+        }
+        Some(*kind)
     }
 }
 
@@ -354,7 +386,22 @@ impl KeyValueService for Pretender {
         expected: Option<Bytes>,
         new: Option<Bytes>,
     ) -> atlas_kvs::Result<CheckAndSet> {
-        self.inner.check_and_set(table, cell, expected, new).await
+        let trouble = if *table == transactions_table() { self.next_trouble() } else { None };
+        match trouble {
+            None => self.inner.check_and_set(table, cell, expected, new).await,
+            Some(Trouble::Unavailable) => {
+                Err(KvsError::Unavailable { reason: "as the test wished".to_owned(), source: None })
+            }
+            Some(Trouble::LostAnswer) => {
+                self.inner.check_and_set(table, cell, expected, new).await?;
+                Err(KvsError::Indeterminate { reason: "as the test wished".to_owned(), source: None })
+            }
+            Some(Trouble::Changed) => {
+                let other = Entry::Committed(ts(1 << 40)).encode();
+                self.inner.check_and_set(table, cell, expected.clone(), Some(other)).await?;
+                self.inner.check_and_set(table, cell, expected, new).await
+            }
+        }
     }
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> atlas_kvs::Result<()> {
         self.inner.apply(batch, durability).await

@@ -904,7 +904,8 @@ async fn serve_answers_over_tcp_and_tells_its_health_over_http() {
     let task = tokio::spawn(server.run(async move { drop(stopped.await) }));
 
     server::connect(directory.path()).await.unwrap().unwrap().fresh_timestamp().await.unwrap();
-    let remote = RemoteAtlas::connect_address(&format!("http://{grpc}")).await.unwrap();
+    let token = server::token_path(directory.path());
+    let remote = RemoteAtlas::connect_address(&format!("http://{grpc}"), Some(&token)).await.unwrap();
     remote.fresh_timestamp().await.unwrap();
     let error = remote.lock(uuid::Uuid::nil(), vec![], Duration::ZERO).await.unwrap_err();
     assert_eq!(error.code(), "REFUSED", "no lock service was bound");
@@ -913,8 +914,9 @@ async fn serve_answers_over_tcp_and_tells_its_health_over_http() {
     assert_eq!(http_get(http, "/readyz").await.1, "ready\n");
     let (head, body) = http_get(http, "/status").await;
     assert!(head.starts_with("HTTP/1.1 200") && head.contains("application/json"), "{head}");
-    let status: atlas::ops::StoreStatus = serde_json::from_str(&body).unwrap();
-    assert_eq!(status.store, "fake");
+    let status: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status["store"], "fake");
+    assert!(status.get("location").is_none(), "everybody may ask, so no paths are told: {body}");
     let (head, body) = http_get(http, "/metrics").await;
     assert!(head.contains("text/plain; version=0.0.4"), "{head}");
     for line in [
@@ -930,13 +932,85 @@ async fn serve_answers_over_tcp_and_tells_its_health_over_http() {
 
     *fake.failure.lock() = Some(Error::Unavailable { what: "the disk".to_owned(), reason: "gone".to_owned() });
     let (head, body) = http_get(http, "/readyz").await;
-    assert!(head.starts_with("HTTP/1.1 503") && body.contains("the disk is unavailable"), "{head}\n{body}");
+    assert!(head.starts_with("HTTP/1.1 503") && body.contains("UNAVAILABLE"), "{head}\n{body}");
+    assert!(!body.contains("disk"), "sentences may name paths: {body}");
     drop(stop);
     task.await.unwrap();
     assert!(TcpStream::connect(http).await.is_err() && TcpStream::connect(grpc).await.is_err());
-    let error = RemoteAtlas::connect_address(&grpc.to_string()).await.unwrap_err();
+    let error = RemoteAtlas::connect_address(&grpc.to_string(), Some(&token)).await.unwrap_err();
     assert_eq!(error.code(), "UNAVAILABLE");
-    assert_eq!(RemoteAtlas::connect_address("http://example.com:1").await.unwrap_err().code(), "USAGE");
+    assert_eq!(RemoteAtlas::connect_address("http://example.com:1", None).await.unwrap_err().code(), "USAGE");
+}
+
+#[tokio::test]
+async fn a_call_over_tcp_carries_the_token_and_nothing_is_done_without() {
+    let directory = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    let config = ServerConfig { http: "off".to_owned(), grpc: "127.0.0.1:0".to_owned() };
+    let server = Server::bind(Services::new(fake.clone()), &config, Some(directory.path())).await.unwrap();
+    let grpc = server.addresses().grpc.unwrap().to_string();
+    let token = server::token_path(directory.path());
+    let metadata = std::fs::metadata(&token).unwrap();
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    let stop = tokio_util::sync::CancellationToken::new();
+    let task = tokio::spawn(server.run(stop.clone().cancelled_owned()));
+
+    let error = RemoteAtlas::connect_address(&grpc, None).await.unwrap_err();
+    assert_eq!((error.code(), error.exit_code()), ("UNAUTHENTICATED", exit::PERMISSION));
+    assert!(!error.is_retriable() && error.to_string().contains("server.token"), "{error}");
+    assert!(error.hint().unwrap().contains("ATLAS_SERVER_TOKEN_FILE"));
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let wrong = elsewhere.path().join("token");
+    let error = RemoteAtlas::connect_address(&grpc, Some(&wrong)).await.unwrap_err();
+    assert_eq!(error.exit_code(), exit::NOT_FOUND);
+    let write = |text: &str| {
+        std::fs::write(&wrong, text).unwrap();
+        std::fs::set_permissions(&wrong, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write(&"0".repeat(64));
+    let error = RemoteAtlas::connect_address(&grpc, Some(&wrong)).await.unwrap_err();
+    assert_eq!(error.code(), "UNAUTHENTICATED");
+    write("not a token");
+    assert_eq!(RemoteAtlas::connect_address(&grpc, Some(&wrong)).await.unwrap_err().code(), "IO");
+
+    // Every service, and what is no service at all, by a program that does not know of tokens.
+    let channel = Endpoint::from_shared(format!("http://{grpc}")).unwrap().connect().await.unwrap();
+    let mut timestamps = pb::timestamps_client::TimestampsClient::new(channel.clone());
+    let mut transactions = pb::transactions_client::TransactionsClient::new(channel.clone());
+    let mut tables = pb::tables_client::TablesClient::new(channel.clone());
+    let mut locks = pb::locks_client::LocksClient::new(channel.clone());
+    let mut backup_lock = pb::backup_lock_client::BackupLockClient::new(channel.clone());
+    let mut backup = pb::backup_client::BackupClient::new(channel.clone());
+    let mut admin = pb::admin_client::AdminClient::new(channel);
+    for status in [
+        timestamps.fresh(pb::FreshRequest::default()).await.unwrap_err(),
+        transactions.begin(pb::BeginRequest::default()).await.unwrap_err(),
+        tables.list(pb::ListTablesRequest::default()).await.unwrap_err(),
+        locks.lock(pb::LockRequest::default()).await.unwrap_err(),
+        backup_lock.acquire(pb::AcquireRequest::default()).await.unwrap_err(),
+        backup.create(pb::CreateBackupRequest::default()).await.unwrap_err(),
+        admin.hello(pb::HelloRequest::default()).await.unwrap_err(),
+    ] {
+        assert_eq!(status.code(), tonic::Code::Unauthenticated, "{status}");
+        assert!(status.message().contains("server.token"), "{status}");
+    }
+
+    RemoteAtlas::connect_address(&grpc, Some(&token)).await.unwrap().fresh_timestamp().await.unwrap();
+    server::connect(directory.path()).await.unwrap().expect("the socket asks for none");
+    stop.cancel();
+    task.await.unwrap();
+
+    // The next server takes the same token, and another file if it is told one.
+    let first = std::fs::read(&token).unwrap();
+    let server = Server::bind(Services::new(fake.clone()), &config, Some(directory.path())).await.unwrap();
+    assert_eq!(std::fs::read(&token).unwrap(), first);
+    drop(server);
+    let other = elsewhere.path().join("other");
+    Server::bind(Services::new(fake.clone()).token_file(&other), &config, None).await.unwrap();
+    assert_ne!(std::fs::read(&other).unwrap(), first);
+    let error = Server::bind(Services::new(fake), &config, None).await.unwrap_err();
+    assert_eq!(error.exit_code(), exit::CONFIG, "no place for a token");
 }
 
 #[tokio::test]

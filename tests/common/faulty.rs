@@ -1,0 +1,362 @@
+//! A store that fails as it is told: between the layer and a store that works.
+//!
+//! Each rule names an operation, a table and what happens to the next calls that match. A call that is *lost* reports
+//! `Indeterminate`: applied before the answer was lost, never applied, or applied later, when the test says so, as by
+//! a server that had the request in its queue all along.
+
+use async_trait::async_trait;
+use atlas::kvs_api::{
+    AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, CellBound, CellTimestamps, CellVersionRange,
+    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, NativeSnapshot, Ownership, PutUnlessExists,
+    Result, ResultStream, Scan, TableDescription, TableKind, TableSize, Value, Version, VersionScan,
+};
+use atlas::{Cell, RowRange, TableRef, Timestamp};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Get,
+    GetAtomic,
+    Put,
+    PutUnlessExists,
+    CheckAndSet,
+    Apply,
+    Reopen,
+}
+
+/// What happens to a call.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// `Unavailable`: nothing is applied.
+    Refuse,
+    /// Applied, and the answer is lost.
+    LostApplied,
+    /// Not applied, and the answer is lost.
+    LostNotApplied,
+    /// The answer is lost now, and the call is applied when the gate is opened.
+    LostAppliedLater(Gate),
+    /// The call waits at the gate and is then carried out.
+    Hold(Gate),
+    /// The call is carried out, and its answer waits at the gate.
+    HoldAnswer(Gate),
+}
+
+/// Where calls wait until the test lets them pass.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    arrived: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+}
+
+impl Gate {
+    pub fn new() -> Gate {
+        Gate { arrived: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
+    }
+
+    /// Waits until a call stands at the gate.
+    pub async fn arrived(&self) {
+        self.arrived.acquire().await.expect("gates are never closed for good").forget();
+    }
+
+    /// Lets one call pass, now or when it comes.
+    pub fn open(&self) {
+        self.open.add_permits(1);
+    }
+
+    async fn pass(&self) {
+        self.arrived.add_permits(1);
+        self.open.acquire().await.expect("gates are never closed for good").forget();
+    }
+}
+
+#[derive(Debug)]
+struct Rule {
+    op: Op,
+    table: Option<TableRef>,
+    cell: Option<Cell>,
+    skip: usize,
+    times: usize,
+    fault: Fault,
+}
+
+/// The wrapper.
+#[derive(Clone, Debug)]
+pub struct Faulty {
+    inner: Arc<dyn KeyValueService>,
+    rules: Arc<Mutex<Vec<Rule>>>,
+    calls: Arc<Mutex<Vec<(Op, Vec<TableRef>)>>>,
+}
+
+/// How to say which calls a fault is for.
+pub struct When<'a> {
+    faulty: &'a Faulty,
+    rule: Rule,
+}
+
+impl When<'_> {
+    pub fn on_table(mut self, table: &TableRef) -> Self {
+        self.rule.table = Some(table.clone());
+        self
+    }
+
+    pub fn on_cell(mut self, cell: &Cell) -> Self {
+        self.rule.cell = Some(cell.clone());
+        self
+    }
+
+    /// The first `calls` that match are let through.
+    pub fn after(mut self, calls: usize) -> Self {
+        self.rule.skip = calls;
+        self
+    }
+
+    pub fn times(mut self, times: usize) -> Self {
+        self.rule.times = times;
+        self
+    }
+
+    pub fn always(self) -> Self {
+        self.times(usize::MAX)
+    }
+
+    pub fn then(mut self, fault: Fault) {
+        self.rule.fault = fault;
+        self.faulty.rules.lock().push(self.rule);
+    }
+}
+
+impl Faulty {
+    pub fn new(inner: Arc<dyn KeyValueService>) -> Faulty {
+        Faulty { inner, rules: Arc::default(), calls: Arc::default() }
+    }
+
+    /// What happens to the next call of `op`, once unless said otherwise.
+    pub fn on(&self, op: Op) -> When<'_> {
+        When { faulty: self, rule: Rule { op, table: None, cell: None, skip: 0, times: 1, fault: Fault::Refuse } }
+    }
+
+    /// Every call is carried out from now on.
+    pub fn heal(&self) {
+        self.rules.lock().clear();
+    }
+
+    /// How many calls of `op` named `table`.
+    pub fn calls(&self, op: Op, table: &TableRef) -> usize {
+        self.calls.lock().iter().filter(|(called, tables)| *called == op && tables.contains(table)).count()
+    }
+
+    fn fault(&self, op: Op, tables: Vec<TableRef>, cells: &[&Cell]) -> Option<Fault> {
+        let mut rules = self.rules.lock();
+        let rule = rules.iter_mut().find(|rule| {
+            rule.op == op
+                && rule.times > 0
+                && rule.table.as_ref().is_none_or(|table| tables.contains(table))
+                && rule.cell.as_ref().is_none_or(|cell| cells.contains(&cell))
+        });
+        self.calls.lock().push((op, tables));
+        let rule = rule?;
+        if rule.skip > 0 {
+            rule.skip -= 1;
+            return None;
+        }
+        rule.times = rule.times.saturating_sub(1);
+        Some(rule.fault.clone())
+    }
+
+    /// Carries out `call`, or does to it what the rules say.
+    async fn through<T, F>(
+        &self,
+        op: Op,
+        tables: Vec<TableRef>,
+        cells: &[&Cell],
+        call: impl FnOnce(Arc<dyn KeyValueService>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+        T: Send,
+    {
+        let fault = self.fault(op, tables, cells);
+        let call = call(self.inner.clone());
+        match fault {
+            None => call.await,
+            Some(Fault::Refuse) => Err(KvsError::Unavailable { reason: format!("{op:?} was refused"), source: None }),
+            Some(Fault::LostApplied) => {
+                call.await?;
+                Err(lost(op))
+            }
+            Some(Fault::LostNotApplied) => Err(lost(op)),
+            Some(Fault::LostAppliedLater(gate)) => {
+                tokio::spawn(async move {
+                    gate.pass().await;
+                    let _ = call.await;
+                    gate.arrived.add_permits(1);
+                });
+                Err(lost(op))
+            }
+            Some(Fault::Hold(gate)) => {
+                gate.pass().await;
+                call.await
+            }
+            Some(Fault::HoldAnswer(gate)) => {
+                let answer = call.await;
+                gate.pass().await;
+                answer
+            }
+        }
+    }
+}
+
+fn lost(op: Op) -> KvsError {
+    KvsError::Indeterminate { reason: format!("the answer to {op:?} was lost"), source: None }
+}
+
+#[async_trait]
+impl KeyValueService for Faulty {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn ownership(&self) -> Ownership {
+        self.inner.ownership()
+    }
+
+    async fn create_table(&self, table: &TableRef, kind: TableKind, metadata: Bytes) -> Result<()> {
+        self.inner.create_table(table, kind, metadata).await
+    }
+
+    async fn drop_table(&self, table: &TableRef) -> Result<()> {
+        self.inner.drop_table(table).await
+    }
+
+    async fn truncate_table(&self, table: &TableRef) -> Result<()> {
+        self.inner.truncate_table(table).await
+    }
+
+    async fn tables(&self) -> Result<Vec<TableDescription>> {
+        self.inner.tables().await
+    }
+
+    async fn table(&self, table: &TableRef) -> Result<Option<TableDescription>> {
+        self.inner.table(table).await
+    }
+
+    async fn put_table_metadata(&self, table: &TableRef, metadata: Bytes) -> Result<()> {
+        self.inner.put_table_metadata(table, metadata).await
+    }
+
+    async fn table_size(&self, table: &TableRef) -> Result<TableSize> {
+        self.inner.table_size(table).await
+    }
+
+    async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Option<Value>>> {
+        let named: Vec<&Cell> = cells.iter().map(|bound| &bound.cell).collect();
+        let (table, cells) = (table.clone(), cells.to_vec());
+        self.through(Op::Get, vec![table.clone()], &named, |inner| async move { inner.get(&table, &cells).await }).await
+    }
+
+    fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
+        self.inner.scan(table, request)
+    }
+
+    async fn versions(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Vec<Version>>> {
+        self.inner.versions(table, cells).await
+    }
+
+    fn scan_versions(&self, table: &TableRef, request: VersionScan) -> ResultStream<CellVersions> {
+        self.inner.scan_versions(table, request)
+    }
+
+    async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, ts: Timestamp) -> Result<()> {
+        let tables = puts.iter().map(|(table, _)| table.clone()).collect();
+        self.through(Op::Put, tables, &[], |inner| async move { inner.put(puts, ts).await }).await
+    }
+
+    async fn put_versions(&self, table: &TableRef, versions: Vec<(Cell, Value)>) -> Result<()> {
+        self.inner.put_versions(table, versions).await
+    }
+
+    async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> Result<()> {
+        self.inner.add_sentinels(table, cells).await
+    }
+
+    async fn delete_versions(&self, table: &TableRef, versions: &[CellTimestamps]) -> Result<()> {
+        self.inner.delete_versions(table, versions).await
+    }
+
+    async fn delete_version_ranges(&self, table: &TableRef, ranges: &[CellVersionRange]) -> Result<()> {
+        self.inner.delete_version_ranges(table, ranges).await
+    }
+
+    async fn delete_rows(&self, table: &TableRef, rows: &RowRange) -> Result<()> {
+        self.inner.delete_rows(table, rows).await
+    }
+
+    async fn get_atomic(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {
+        let named: Vec<&Cell> = cells.iter().collect();
+        let (table, cells) = (table.clone(), cells.to_vec());
+        let call = |inner: Arc<dyn KeyValueService>| {
+            let table = table.clone();
+            async move { inner.get_atomic(&table, &cells).await }
+        };
+        self.through(Op::GetAtomic, vec![table.clone()], &named, call).await
+    }
+
+    fn scan_atomic(&self, table: &TableRef, request: AtomicScan) -> ResultStream<(Cell, Bytes)> {
+        self.inner.scan_atomic(table, request)
+    }
+
+    async fn put_unless_exists(&self, table: &TableRef, cell: &Cell, value: Bytes) -> Result<PutUnlessExists> {
+        let (table, owned) = (table.clone(), cell.clone());
+        let call = |inner: Arc<dyn KeyValueService>| {
+            let table = table.clone();
+            async move { inner.put_unless_exists(&table, &owned, value).await }
+        };
+        self.through(Op::PutUnlessExists, vec![table.clone()], &[cell], call).await
+    }
+
+    async fn check_and_set(
+        &self,
+        table: &TableRef,
+        cell: &Cell,
+        expected: Option<Bytes>,
+        new: Option<Bytes>,
+    ) -> Result<CheckAndSet> {
+        let (table, owned) = (table.clone(), cell.clone());
+        let call = |inner: Arc<dyn KeyValueService>| {
+            let table = table.clone();
+            async move { inner.check_and_set(&table, &owned, expected, new).await }
+        };
+        self.through(Op::CheckAndSet, vec![table.clone()], &[cell], call).await
+    }
+
+    async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
+        let mut tables: Vec<TableRef> = batch
+            .ops
+            .iter()
+            .map(|op| match op {
+                BatchOp::Put { table, .. } | BatchOp::Set { table, .. } => table.clone(),
+            })
+            .collect();
+        tables.dedup();
+        self.through(Op::Apply, tables, &[], |inner| async move { inner.apply(batch, durability).await }).await
+    }
+
+    async fn availability(&self) -> Availability {
+        self.inner.availability().await
+    }
+
+    fn native_snapshot(&self) -> Option<&dyn NativeSnapshot> {
+        self.inner.native_snapshot()
+    }
+
+    async fn reopen(&self) -> Result<()> {
+        self.through(Op::Reopen, Vec::new(), &[], |inner| async move { inner.reopen().await }).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+}

@@ -1,0 +1,15 @@
+//! The program from the outside: every command, on a store that is stopped and on one that is served, and what bad
+//! input and bad luck get. Each test has a directory of its own; nothing is measured, and processes are ended by their id.
+
+// What can't be unwrapped here has failed the test.
+#![allow(clippy::unwrap_used)]
+
+mod backups;
+mod by_hand;
+mod commands;
+mod configuration;
+mod crashes;
+mod importing;
+mod serving;
+mod stage;
+mod timestamp_files;

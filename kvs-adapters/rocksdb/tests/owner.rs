@@ -30,13 +30,15 @@ fn start(part: &str, dir: &std::path::Path) -> (Child, BufReader<std::process::C
     (child, lines)
 }
 
-fn dir_of_part() -> std::path::PathBuf {
-    std::env::var_os("ATLAS_TEST_DIR").expect("the parent names a directory").into()
+/// Where the part of a test plays that runs in a process of its own; `None` among the other tests.
+fn dir_of_part() -> Option<std::path::PathBuf> {
+    std::env::var_os("ATLAS_TEST_DIR").map(std::path::PathBuf::from)
 }
 
 #[tokio::test]
 async fn part_holder() {
-    let _store = open(&dir_of_part()).await;
+    let Some(dir) = dir_of_part() else { return };
+    let _store = open(&dir).await;
     println!("ready");
     let _ = std::io::stdin().read_line(&mut String::new());
 }
@@ -115,7 +117,8 @@ async fn unusable_place_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn part_writer() {
-    let store = open(&dir_of_part()).await;
+    let Some(dir) = dir_of_part() else { return };
+    let store = open(&dir).await;
     let data = versioned(&store, "data").await;
     println!("ready");
     for n in 1u64.. {

@@ -37,6 +37,14 @@ pub(crate) async fn connect(context: &Context, access: Access) -> Result<Arc<dyn
             break server;
         }
         match context.backend.open_store(config).await {
+            Err(error)
+                if is_in_use(&error)
+                    && context.globals.offline
+                    && context.backend.find_server(config).await?.is_some() =>
+            {
+                let what = format!("{error}, which serves it, and --offline opens the store in this process");
+                return Err(Error::refused(what, "leave out --offline"));
+            }
             Err(error) if is_in_use(&error) && Instant::now() < deadline => tokio::time::sleep(ASK_EVERY).await,
             result => break result?,
         }

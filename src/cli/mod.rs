@@ -51,6 +51,8 @@ const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
+    // Whatever the store writes, RocksDB's own files too, is for its user only.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     arm_fail_points();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
@@ -350,6 +352,9 @@ fn conclude(ending: Ending, context: &Context, output: &mut Output) -> u8 {
         Ending::Result(Ok(reply)) => {
             for warning in &reply.warnings {
                 context.note(&format!("warning: {warning}"));
+            }
+            if let Some(note) = reply.note.as_ref().filter(|_| output.format() == Format::Plain) {
+                context.note(note);
             }
             let printed = output.reply(&reply);
             let verdict = reply.verdict.filter(|_| printed.is_ok());

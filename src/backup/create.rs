@@ -190,7 +190,8 @@ pub async fn create_until(
     let cancel = cancel.child_token();
     // A task of its own, so that what must be undone is undone even if nobody waits for the answer any more.
     let _when_dropped = cancel.clone().drop_guard();
-    let attempt = Attempt { source, jobs: Jobs::new(&cancel, progress), lock: None, target: None, reserved: None, staging: None };
+    let attempt =
+        Attempt { source, jobs: Jobs::new(&cancel, progress), lock: None, target: None, reserved: None, staging: None };
     match tokio::spawn(attempt.run(request)).await {
         Ok(answer) => answer,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -573,7 +574,8 @@ fn reserve_directory(path: &Path) -> Result<Reserved> {
             || name == FILES_DIRECTORY
             || name == unnamed_manifest.as_os_str()
     };
-    let is_left_over = names.iter().all(is_ours) && (names.is_empty() || names.iter().any(|n| n == BACKUP_TIMESTAMP_FILE));
+    let is_left_over =
+        names.iter().all(is_ours) && (names.is_empty() || names.iter().any(|n| n == BACKUP_TIMESTAMP_FILE));
     Ok(if is_left_over { Reserved::LeftOver(file) } else { Reserved::Unclear })
 }
 

@@ -28,6 +28,9 @@ pub(crate) async fn connect(context: &Context, access: Access) -> Result<Arc<dyn
     if access == Access::Existing {
         check_exists(config)?;
     }
+    if matches!(config.key_value_service, KvsConfig::Memory {}) {
+        context.note("warning: this store is in memory: what is written into it is gone with this command");
+    }
     let deadline = Instant::now() + WAIT_FOR_OWNER;
     let operations = loop {
         // Anew in each round: the owner may have begun to serve, or gone.

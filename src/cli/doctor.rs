@@ -25,7 +25,11 @@ pub(crate) async fn run(args: DoctorArgs, context: &Context) -> Result<Reply> {
     let findings = match connect(context, Access::Existing).await {
         Ok(operations) => operations.doctor(&args.check).await?,
         // That it can't be opened is what was to be found out.
-        Err(error) => vec![why_it_stays_closed(error)?],
+        Err(error) => {
+            let mut finding = why_it_stays_closed(error)?;
+            finding.hint = finding.hint.map(|hint| context.named(hint));
+            vec![finding]
+        }
     };
     let mut plain = Vec::new();
     let mut table = Vec::new();

@@ -152,6 +152,7 @@ impl Atlas {
         let unserved = Atlas { store: self.store.clone(), server: None };
         Services::new(Arc::new(unserved.clone()))
             .locks(Arc::new(crate::server::LocalLocks::new(self.store.manager.locks().clone())))
+            .namespace(&self.store.manager.store().namespace)
     }
 
     /// The configuration it was opened with.
@@ -431,7 +432,11 @@ impl Operations for Atlas {
     }
 
     async fn backup_lock_release(&self) -> Result<Option<BackupLockRecord>> {
-        self.store.backup_lock.release().await
+        match self.data_dir() {
+            // Its owner is this process and none other.
+            Some(_) => self.store.backup_lock.release_as_owner().await,
+            None => self.store.backup_lock.release().await,
+        }
     }
 
     async fn backup_lock_status(&self) -> Result<Option<BackupLockRecord>> {
@@ -542,6 +547,12 @@ impl Operations for Atlas {
 }
 
 impl Atlas {
+    /// True for a lock that a backup renews, if that backup can't be running: this process owns the store and renews
+    /// no such lock.
+    pub(crate) fn is_abandoned(&self, lock: &BackupLockRecord) -> bool {
+        lock.renewal.is_some() && self.data_dir().is_some() && !self.store.backup_lock.is_renewed_here(lock)
+    }
+
     pub(crate) fn store_below(&self) -> &Arc<dyn KeyValueService> {
         self.kvs()
     }

@@ -102,6 +102,11 @@ async fn backup_lock(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
         let hint = Some("if no backup needs it any more: `atlas backup-lock --release`".to_owned());
         return Ok(vec![finding("backup-lock", FindingLevel::Warn, held, hint)]);
     }
+    if atlas.is_abandoned(&record) {
+        let message = format!("{held}; that backup runs no more, so nothing is removed until the lock is released");
+        let hint = Some("`atlas backup-lock --release`".to_owned());
+        return Ok(vec![finding("backup-lock", FindingLevel::Warn, message, hint)]);
+    }
     fine("backup-lock", held)
 }
 

@@ -295,10 +295,7 @@ async fn open_store_record(kvs: Arc<dyn KeyValueService>, namespace: &str, mode:
         ));
     }
     if found.namespace != namespace {
-        return Err(Error::refused(
-            format!("the store belongs to namespace '{}', the configuration says '{namespace}'", found.namespace),
-            "set `namespace` to that of the store, or name another store",
-        ));
+        return Err(other_namespace(&found.namespace, namespace));
     }
     if found.commit_mode != mode {
         return Err(Error::refused(
@@ -307,6 +304,14 @@ async fn open_store_record(kvs: Arc<dyn KeyValueService>, namespace: &str, mode:
         ));
     }
     Ok(found)
+}
+
+/// The store is not the one that is meant.
+pub(crate) fn other_namespace(found: &str, wanted: &str) -> Error {
+    Error::refused(
+        format!("the store belongs to namespace '{found}', the configuration says '{wanted}'"),
+        "set `namespace` to that of the store, or name another store",
+    )
 }
 
 /// While a restore is under way nobody may begin: what he reads and commits would be neither before nor after it.

@@ -108,7 +108,7 @@ impl Model {
             let writers = self.commits.iter().enumerate().filter(|(_, commit)| commit.writes.contains_key(place));
             let newest = match self.newest_by_start {
                 true => writers.max_by_key(|(_, commit)| commit.began),
-                false => writers.last(),
+                false => writers.next_back(),
             };
             let Some((_, newest)) = newest.filter(|(number, _)| *number >= open.sees) else { return false };
             let last = &newest.writes[place];

@@ -288,7 +288,8 @@ fn test_programs_have_names_of_their_own() -> Result<()> {
 fn scripts_stop_at_the_first_error() -> Result<()> {
     let mut wrong = Vec::new();
     for source in sources("scripts", "")?.into_iter().chain(sources(".ci", "")?) {
-        let is_script = source.text.starts_with("#!");
+        let first_line = source.text.lines().next().unwrap_or_default();
+        let is_script = first_line.starts_with("#!") && first_line.ends_with("sh");
         if is_script && !source.text.contains("\nset -euo pipefail\n") {
             wrong.push(source.path.display().to_string());
         }

@@ -177,7 +177,8 @@ async fn survive(mode: CommitModeChoice) {
         for task in tasks {
             task.await.expect("the task ends");
         }
-        check(&bank, &told.lock().clone(), "after the disk had room").await;
+        let so_far = told.lock().clone();
+        check(&bank, &so_far, "after the disk had room").await;
     }
     let told = std::mem::take(&mut *told.lock());
     let survived = check(&bank, &told, "after both").await;

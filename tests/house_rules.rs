@@ -288,7 +288,7 @@ fn test_programs_have_names_of_their_own() -> Result<()> {
 fn scripts_stop_at_the_first_error() -> Result<()> {
     let mut wrong = Vec::new();
     for source in sources("scripts", "")?.into_iter().chain(sources(".ci", "")?) {
-        let is_script = source.text.starts_with("#!");
+        let is_script = source.text.lines().next().is_some_and(|line| line.starts_with("#!") && line.ends_with("bash"));
         if is_script && !source.text.contains("\nset -euo pipefail\n") {
             wrong.push(source.path.display().to_string());
         }

@@ -230,20 +230,17 @@ impl Reservations {
         self.by_work.get(owner).is_some_and(|(until, _)| *until > Instant::now())
     }
 
+    /// Reserves all cells of a loser, or none: two that held a part each of what both need would refuse each other
+    /// for ever. For the same reason a loser gives up what was reserved for its last attempt before anything else.
     fn add(&mut self, loser: &Loser) {
         self.forget_expired();
         self.remove(loser.work_id);
-        if self.by_cell.len() + loser.keys.len() > RESERVED_MAX {
+        let full = self.by_cell.len() + loser.keys.len() > RESERVED_MAX;
+        if full || loser.keys.iter().any(|key| self.by_cell.contains_key(&key.hash)) {
             return;
         }
-        let mut cells = Vec::with_capacity(loser.keys.len());
-        for key in &loser.keys {
-            // Who came first keeps what is reserved for him.
-            if let std::collections::hash_map::Entry::Vacant(free) = self.by_cell.entry(key.hash) {
-                free.insert(loser.work_id);
-                cells.push(key.hash);
-            }
-        }
+        let cells: Vec<u64> = loser.keys.iter().map(|key| key.hash).collect();
+        self.by_cell.extend(cells.iter().map(|hash| (*hash, loser.work_id)));
         let span = loser.took.saturating_mul(2).clamp(RESERVED_FOR_MIN, RESERVED_FOR_MAX);
         self.by_work.insert(loser.work_id, (Instant::now() + span, cells));
     }

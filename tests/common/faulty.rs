@@ -82,12 +82,15 @@ struct Rule {
     fault: Fault,
 }
 
+/// What was called, and on which tables.
+type Call = (Op, Vec<TableRef>);
+
 /// The wrapper.
 #[derive(Clone, Debug)]
 pub struct Faulty {
     inner: Arc<dyn KeyValueService>,
     rules: Arc<Mutex<Vec<Rule>>>,
-    calls: Arc<Mutex<Vec<(Op, Vec<TableRef>)>>>,
+    calls: Arc<Mutex<Vec<Call>>>,
 }
 
 /// How to say which calls a fault is for.

@@ -204,11 +204,8 @@ impl Backend for Stores {
             && let Some(server) = server::connect(data_dir).await?
         {
             // At once: who serves does not hold the store for a moment only.
-            let pid = server.owner_pid();
-            return Err(Error::refused(
-                format!("{} is in use by process {pid}, which serves it already", data_dir.display()),
-                format!("use that one, or stop process {pid} first"),
-            ));
+            let place = data_dir.display().to_string();
+            return Err(Error::StoreInUse { place, pid: Some(server.owner_pid()) });
         }
         let atlas = Atlas::open_unserved(config.clone(), WAIT_FOR_OWNER).await?;
         let mut services = atlas.services();

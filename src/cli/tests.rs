@@ -237,10 +237,10 @@ async fn status_doctor_and_serve_answer() {
     let stand = Stand::new();
     stand.run("table create t").await;
     let status = stand.run("status").await;
-    assert!(status.stdout.contains("table\tt\t0\t0\n"), "{status:?}");
+    assert!(status.stdout.contains("table\tt\tcells=-\tversions=0\tbytes=0\n"), "{status:?}");
     assert!(stand.run("status -o table").await.stdout.contains("CONFLICT HANDLER"));
-    check(&stand, "doctor", 0, "ok\tclock\tit ticks\n").await;
-    check(&stand, "doctor --check all", exit::DOCTOR, "fail\tclock\tit ticks\n").await;
+    check(&stand, "doctor", 0, "ok\tclock\tit ticks\tlook\n").await;
+    check(&stand, "doctor --check all", exit::DOCTOR, "fail\tclock\tit ticks\tlook\n").await;
     let document = json(&stand.run("doctor --check all -o json").await);
     assert_eq!((&document["ok"], &document["error"]["code"]), (&Value::from(false), &Value::from("DOCTOR_FAILED")));
     check(&stand, "serve", 0, "ready\n").await;

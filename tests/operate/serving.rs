@@ -211,14 +211,14 @@ fn what_is_too_large_is_refused_before_anything_is_written() {
             format!("kv put t r {longer} v"),
             format!("kv put t r c {}", "v".repeat(1025)),
         ] {
-            stage.atlas(&line).fails(1).says("limit");
+            stage.atlas(&line).fails(2).says("limit");
             assert_eq!(stage.atlas(&format!("{line} -o json")).document()["error"]["code"], "TOO_LARGE");
         }
         stage.write("large.jsonl", &format!("{{\"k\":\"a\",\"v\":\"{}\"}}\n", "v".repeat(1000)));
         stage.atlas("import --table t large.jsonl").ok();
         let rows: String = (0..10).map(|row| format!("{{\"k\":\"{row}\",\"v\":\"{}\"}}\n", "v".repeat(1000))).collect();
         stage.write("large.jsonl", &rows);
-        stage.atlas("import --table t large.jsonl").fails(1).says("limit").says("0 rows");
+        stage.atlas("import --table t large.jsonl").fails(2).says("limit").says("0 rows");
         drop(server);
     }
     assert_eq!(stage.atlas("kv scan t").ok().lines().count(), 2);

@@ -146,13 +146,17 @@ struct Sample {
     retries_percent: f64,
     fsyncs_per_commit: f64,
     cpu_us_per_commit: f64,
+    cores_used: f64,
+    cores_of_others: f64,
     p50_us: u64,
     p99_us: u64,
 }
 
 fn measure(work: impl FnOnce() -> Result<Work>) -> Result<Sample> {
     let (syncs, cpu, begun) = (SYNCS.load(Ordering::Relaxed), cpu_seconds(), Instant::now());
+    let busy = busy_seconds();
     let work = work()?;
+    let busy = busy_seconds() - busy;
     let (seconds, cpu, syncs) =
         (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu, SYNCS.load(Ordering::Relaxed) - syncs);
     ensure!(work.commits > 0, "nothing was committed");
@@ -162,6 +166,8 @@ fn measure(work: impl FnOnce() -> Result<Work>) -> Result<Sample> {
         retries_percent: 100.0 * work.retries as f64 / commits,
         fsyncs_per_commit: syncs as f64 / commits,
         cpu_us_per_commit: cpu * 1e6 / commits,
+        cores_used: cpu / seconds,
+        cores_of_others: (busy - cpu).max(0.0) / seconds,
         p50_us: work.micros.value_at_quantile(0.5),
         p99_us: work.micros.value_at_quantile(0.99),
     })
@@ -171,6 +177,16 @@ fn measure(work: impl FnOnce() -> Result<Work>) -> Result<Sample> {
 fn cpu_seconds() -> f64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Processor time of all programs of this machine, as far as it is told; in hundredths of seconds, which every Linux
+/// counts in.
+fn busy_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let times: Vec<f64> = all.filter_map(|time| time.parse().ok()).collect();
+    // User, nice and system; idle and waiting for the disk do not count, nor does what interrupts take.
+    times.iter().take(3).sum::<f64>() / 100.0
 }
 
 fn median(mut numbers: Vec<f64>) -> f64 {
@@ -456,6 +472,14 @@ struct Block {
     median_ratio: f64,
 }
 
+impl Block {
+    /// True if other programs used more than a tenth of the machine.
+    fn is_disturbed(&self) -> bool {
+        let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
+        self.arms.iter().any(|arm| arm.median(|sample| sample.cores_of_others) > cores / 10.0)
+    }
+}
+
 fn run_block(arguments: &Arguments, sync: bool) -> Result<Block> {
     let dir = arguments.dir.join(if sync { "fsync-on" } else { "fsync-off" });
     std::fs::create_dir_all(&dir)?;
@@ -526,6 +550,8 @@ fn print_block(block: &Block) {
         "p99 µs",
         "fsyncs/commit",
         "CPU µs/commit",
+        "cores used",
+        "by others",
         "retries %",
     ]);
     for arm in &block.arms {
@@ -539,6 +565,8 @@ fn print_block(block: &Block) {
             format!("{:.0}", arm.median(|sample| sample.p99_us as f64)),
             format!("{:.4}", arm.median(|sample| sample.fsyncs_per_commit)),
             format!("{:.1}", arm.median(|sample| sample.cpu_us_per_commit)),
+            format!("{:.2}", arm.median(|sample| sample.cores_used)),
+            format!("{:.2}", arm.median(|sample| sample.cores_of_others)),
             format!("{:.2}", arm.median(|sample| sample.retries_percent)),
         ]);
     }
@@ -549,6 +577,16 @@ fn print_block(block: &Block) {
     if let Some(yardstick) = &block.yardstick {
         let ratios: Vec<String> = block.ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
         println!("atlas / {yardstick}: {} → median {:.2}", ratios.join(" "), block.median_ratio);
+        let cpu = |arm: &Arm| arm.median(|sample| sample.cpu_us_per_commit);
+        if let Some(theirs) = block.arms.iter().find(|arm| arm.name == *yardstick) {
+            println!("the same for each second of processor time: {:.2}", cpu(theirs) / cpu(&block.arms[0]));
+        }
+        if block.is_disturbed() {
+            println!(
+                "Other programs were busy meanwhile. Of what is left, 64 threads get more than the few threads of"
+            );
+            println!("atlas: measure again on a quiet machine.");
+        }
     }
 }
 

@@ -13,7 +13,9 @@ use crate::server::{Server, Services};
 use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
 use crate::{Error, Result, doctor, punch};
 use async_trait::async_trait;
-use atlas_kvs::{Cell, KeyValueService, RowRange, TableDescription, TableKind, TableRef, Timestamp, VersionScan};
+use atlas_kvs::{
+    Cell, KeyValueService, KvsError, RowRange, TableDescription, TableKind, TableRef, Timestamp, VersionScan,
+};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -21,11 +23,14 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+/// Tables with more versions than this are not counted by `status`.
+const COUNTED_VERSIONS_MAX: u64 = 200_000;
 
 /// How long an opener waits for a short command that holds the store.
 pub(crate) const WAIT_FOR_OWNER: Duration = Duration::from_secs(10);
@@ -46,11 +51,11 @@ struct Store {
     manager: TransactionManager,
     backup_lock: BackupLock,
     opened_at: Instant,
-    closed: AtomicBool,
+    closed: OnceCell<()>,
     backups: TaskTracker,
     closing: CancellationToken,
     // Ends with the store.
-    _puncher: AbortOnDropHandle<()>,
+    puncher: AbortOnDropHandle<()>,
 }
 
 /// The server of the socket; ends when it is dropped.
@@ -134,10 +139,10 @@ impl Atlas {
             manager,
             backup_lock,
             opened_at,
-            closed: AtomicBool::new(false),
+            closed: OnceCell::new(),
             backups: TaskTracker::new(),
             closing: CancellationToken::new(),
-            _puncher: puncher,
+            puncher,
         };
         Ok(Atlas { store: Arc::new(store), server: None })
     }
@@ -147,6 +152,7 @@ impl Atlas {
         let unserved = Atlas { store: self.store.clone(), server: None };
         Services::new(Arc::new(unserved.clone()))
             .locks(Arc::new(crate::server::LocalLocks::new(self.store.manager.locks().clone())))
+            .namespace(&self.store.manager.store().namespace)
     }
 
     /// The configuration it was opened with.
@@ -285,6 +291,19 @@ impl Atlas {
         Ok(())
     }
 
+    /// Tables of applications, with their cells counted where that takes a moment only.
+    async fn tables_with_cells(&self) -> Result<Vec<TableInfo>> {
+        let mut tables = Vec::new();
+        for description in self.kvs().tables().await? {
+            if !description.table.is_internal() {
+                let estimated = self.describe(&description, false).await?;
+                let small = estimated.versions <= COUNTED_VERSIONS_MAX;
+                tables.push(if small { self.describe(&description, true).await? } else { estimated });
+            }
+        }
+        Ok(tables)
+    }
+
     async fn existing(&self, table: &TableRef) -> Result<TableDescription> {
         let found = self.kvs().table(table).await?;
         found.ok_or_else(|| Error::NotFound { what: format!("table '{table}'") })
@@ -318,22 +337,35 @@ impl Atlas {
                 let _ = task.await;
             }
         }
-        if self.store.closed.swap(true, Ordering::SeqCst) {
-            return Ok(()); // Somebody else holds a clone and has done it.
-        }
-        self.store.closing.cancel();
-        self.store.backups.close();
-        self.store.backups.wait().await;
-        let released = self.store.manager.close().await;
-        self.kvs().close().await?;
-        released
+        // Whoever calls again, or at the same time, waits for the same end; whoever gave up waiting can call again.
+        let closing = self.store.closed.get_or_try_init(|| async {
+            self.store.closing.cancel();
+            self.store.backups.close();
+            self.store.backups.wait().await;
+            self.store.puncher.abort();
+            let released = self.store.manager.close().await;
+            match self.kvs().close().await {
+                Ok(()) | Err(KvsError::Closed) => released,
+                Err(error) => Err(error.into()),
+            }
+        });
+        closing.await.map(drop)
     }
+}
+
+/// Before anything is removed: whoever fetched a backup timestamp earlier and copies the store later has a copy without
+/// what was there at that timestamp, and must not take it for a backup.
+async fn raise_deletion_floor(manager: &TransactionManager) -> Result<()> {
+    backup::clean::DeletionFloor::raise(manager.kvs().clone(), manager.oracle().fresh().await?).await
 }
 
 async fn punch_regularly(manager: TransactionManager) {
     loop {
         let punched = async { punch::punch(manager.kvs().as_ref(), manager.oracle().fresh().await?).await };
         if let Err(error) = punched.await {
+            if manager.is_closed() {
+                return;
+            }
             tracing::warn!(%error, "the wall-clock time of timestamps could not be recorded");
         }
         tokio::time::sleep(punch::INTERVAL).await;
@@ -388,12 +420,23 @@ impl Operations for Atlas {
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
         let record = self.store.backup_lock.acquire_for_nobody(reason).await?;
         // A copy that is made from now on must hold every commit below the timestamp that was fetched before.
-        self.store.manager.settle(self.fresh_timestamp().await?).await?;
-        Ok(record)
+        let settled = async { self.store.manager.settle(self.fresh_timestamp().await?).await };
+        match settled.await {
+            Ok(()) => Ok(record),
+            Err(error) => {
+                // Who is told that he does not hold the lock must not hold it.
+                self.store.backup_lock.release().await?;
+                Err(error)
+            }
+        }
     }
 
     async fn backup_lock_release(&self) -> Result<Option<BackupLockRecord>> {
-        self.store.backup_lock.release().await
+        match self.data_dir() {
+            // Its owner is this process and none other.
+            Some(_) => self.store.backup_lock.release_as_owner().await,
+            None => self.store.backup_lock.release().await,
+        }
     }
 
     async fn backup_lock_status(&self) -> Result<Option<BackupLockRecord>> {
@@ -436,6 +479,7 @@ impl Operations for Atlas {
         self.existing(table).await?;
         let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
         let dropped = async move {
+            raise_deletion_floor(&manager).await?;
             let dropped = kvs.drop_table(&table).await;
             manager.forget_table(&table);
             Ok(dropped?)
@@ -446,8 +490,12 @@ impl Operations for Atlas {
     async fn truncate_table(&self, table: &TableRef) -> Result<()> {
         TableSpec::check_name(table)?;
         self.existing(table).await?;
-        let (kvs, table) = (self.kvs().clone(), table.clone());
-        self.store.backup_lock.gate().run(async move { Ok(kvs.truncate_table(&table).await?) }).await
+        let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
+        let truncated = async move {
+            raise_deletion_floor(&manager).await?;
+            Ok(kvs.truncate_table(&table).await?)
+        };
+        self.store.backup_lock.gate().run(truncated).await
     }
 
     async fn begin_transaction(&self, options: BeginOptions) -> Result<Box<dyn TransactionOps>> {
@@ -478,10 +526,10 @@ impl Operations for Atlas {
             commit_mode: manager.commit_mode().to_owned(),
             epoch: manager.oracle().epoch(),
             last_timestamp: manager.oracle().last_issued(),
-            timestamp_bound: manager.oracle().bound(),
+            timestamp_bound: manager.oracle().bound().previous(),
             immutable_ts: manager.immutable_ts().await?,
             open_transactions: manager.open_transactions(),
-            tables: self.tables(false).await?,
+            tables: self.tables_with_cells().await?,
             backup_lock: self.backup_lock_status().await?,
             last_backup: backup::create::last_backup(self.kvs().clone()).load().await?.map(|(info, _)| info),
             uptime_ms: u64::try_from(self.store.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -499,6 +547,12 @@ impl Operations for Atlas {
 }
 
 impl Atlas {
+    /// True for a lock that a backup renews, if that backup can't be running: this process owns the store and renews
+    /// no such lock.
+    pub(crate) fn is_abandoned(&self, lock: &BackupLockRecord) -> bool {
+        lock.renewal.is_some() && self.data_dir().is_some() && !self.store.backup_lock.is_renewed_here(lock)
+    }
+
     pub(crate) fn store_below(&self) -> &Arc<dyn KeyValueService> {
         self.kvs()
     }

@@ -66,7 +66,7 @@ async fn store(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
 
 async fn timestamps(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
     let oracle = atlas.transactions().oracle();
-    let (issued, bound) = (oracle.last_issued(), oracle.bound());
+    let (issued, bound) = (oracle.last_issued(), oracle.bound().previous());
     let newest = AtomicScan { page_size: 1, ..AtomicScan::new(RowRange::all()).reversed() };
     if let Some(entry) = atlas.store_below().scan_atomic(&transactions_table(), newest).next().await {
         let start_ts = Entry::start_ts_of(&entry?.0)?;
@@ -101,6 +101,11 @@ async fn backup_lock(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
     if record.renewal.is_none() && age.is_some_and(|age| age > LOCK_HELD_LONG_SECS) {
         let hint = Some("if no backup needs it any more: `atlas backup-lock --release`".to_owned());
         return Ok(vec![finding("backup-lock", FindingLevel::Warn, held, hint)]);
+    }
+    if atlas.is_abandoned(&record) {
+        let message = format!("{held}; that backup runs no more, so nothing is removed until the lock is released");
+        let hint = Some("`atlas backup-lock --release`".to_owned());
+        return Ok(vec![finding("backup-lock", FindingLevel::Warn, message, hint)]);
     }
     fine("backup-lock", held)
 }

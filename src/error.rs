@@ -314,6 +314,11 @@ impl Error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => "PERMISSION",
             Error::Io { .. } => "IO",
             Error::Remote { code, .. } => code,
+            Error::Kvs(KvsError::Backend { source: Some(source), .. })
+                if io_kind(source.as_ref()) == Some(std::io::ErrorKind::PermissionDenied) =>
+            {
+                "PERMISSION"
+            }
             Error::Kvs(KvsError::Indeterminate { .. }) => "INDETERMINATE",
             Error::Kvs(KvsError::WrongTableKind { .. }) => "WRONG_TABLE_KIND",
             Error::Kvs(_) => "STORE",
@@ -323,7 +328,7 @@ impl Error {
     /// The exit code of a program that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self.code() {
-            "USAGE" => exit::USAGE,
+            "USAGE" | "TOO_LARGE" => exit::USAGE,
             "NOT_FOUND" => exit::NOT_FOUND,
             "CONFLICT" | "READ_CONFLICT" | "LOCK_HELD" | "ALREADY_EXISTS" => exit::CONFLICT,
             "UNAVAILABLE" | "LOCK_TIMEOUT" => exit::UNAVAILABLE,
@@ -367,10 +372,51 @@ impl Error {
                 Some(format!("wait for process {pid}, stop it, or let it serve: `atlas serve`"))
             }
             Error::Kvs(KvsError::NoSuchTable(_)) => Some("`atlas table list` shows the tables".to_owned()),
+            Error::AlreadyExists { what } if what.starts_with("backup '") => {
+                Some("choose another --name; `atlas backup list` shows the ones there are".to_owned())
+            }
+            Error::TooLarge { what, .. } => limit_hint(what),
+            Error::Io { what, source } if is_full(source.kind()) => Some(free_space(what)),
+            Error::Kvs(
+                error @ (KvsError::Unavailable { reason, source } | KvsError::Indeterminate { reason, source }),
+            ) => {
+                let full = source.as_deref().and_then(|source| io_kind(source)).is_some_and(is_full)
+                    || error.to_string().contains("No space left on device");
+                full.then(|| free_space(reason))
+            }
             Error::UnknownOutcome { .. } => {
                 Some("read what the transaction would have written before doing it again".to_owned())
             }
             _ => None,
         }
     }
+}
+
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {
+    error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+}
+
+fn is_full(kind: std::io::ErrorKind) -> bool {
+    matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+/// Which directory is full, as far as the sentence names a path.
+fn free_space(sentence: &str) -> String {
+    let path = sentence.split_whitespace().find(|word| word.starts_with('/'));
+    match path.map(|path| std::path::Path::new(path.trim_end_matches([':', ',', ';']))) {
+        Some(path) => format!("free space in {}", path.parent().unwrap_or(path).display()),
+        None => "free space on the disk of the store".to_owned(),
+    }
+}
+
+/// Which key of the configuration sets a limit.
+fn limit_hint(what: &str) -> Option<String> {
+    let key = if what.starts_with("what transaction") {
+        "transactions.writeSizeMax"
+    } else if what.contains("value") {
+        "transactions.valueSizeMax"
+    } else {
+        return None;
+    };
+    Some(format!("the limit is `{key}` of the configuration; divide what is written, or raise it"))
 }

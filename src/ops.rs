@@ -263,7 +263,7 @@ pub struct StoreStatus {
     pub epoch: u64,
     /// Last timestamp issued.
     pub last_timestamp: Timestamp,
-    /// Persisted upper bound of timestamps.
+    /// The greatest timestamp that may be issued before the persisted bound has to move.
     pub timestamp_bound: Timestamp,
     /// No transaction below this is open.
     pub immutable_ts: Timestamp,

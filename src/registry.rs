@@ -7,12 +7,18 @@ use atlas_kvs::{Durability, KeyValueService};
 use atlas_kvs_memory::MemoryStore;
 use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use futures::FutureExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Files of a data directory that tell who owns it and nothing about its content.
 const OWNER_FILES: [&str; 4] = ["owner", "atlas.sock", "atlas.sock.path", "server.token"];
+
+/// What else may lie in a directory that holds no store yet: work of ours, and what file systems put at their root.
+const HARMLESS: [&str; 2] = ["staging", "lost+found"];
+/// The directory in which the database itself lies.
+const DATABASE: &str = "db";
 
 /// An open store, with what is known about the place it lives in.
 #[derive(Debug)]
@@ -42,6 +48,7 @@ pub(crate) async fn open(config: &KvsConfig, wait_for_owner: Duration) -> Result
     match config {
         KvsConfig::Rocksdb { data_dir, sync, .. } => {
             refuse_if_restoring(data_dir)?;
+            refuse_other_use(data_dir)?;
             let store = RocksStore::open(rocks_config(config, data_dir, wait_for_owner)).await?;
             // Once more as its owner: a restore may have begun before we had the lock.
             refuse_if_restoring(data_dir)?;
@@ -58,6 +65,41 @@ pub(crate) async fn open(config: &KvsConfig, wait_for_owner: Duration) -> Result
             data_dir: None,
             durability: Durability::Synced,
         }),
+    }
+}
+
+/// Refuses a place that is something else: a store that is made in it would mix with what is there.
+fn refuse_other_use(data_dir: &Path) -> Result<()> {
+    let shown = data_dir.display();
+    let entries = match std::fs::read_dir(data_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            return Err(Error::refused(
+                format!("{shown} (keyValueService.dataDir) can't be a data directory: it is a file, or lies below one"),
+                "name a directory of its own in keyValueService.dataDir",
+            ));
+        }
+        // It is made when it is missing; whatever else is wrong is told by who uses it.
+        Err(_) => return Ok(()),
+    };
+    let mut foreign = None;
+    for entry in entries {
+        let name = entry.map_err(|error| Error::io(format!("reading {shown}"), error))?.file_name();
+        let name = name.to_string_lossy();
+        if name == DATABASE {
+            return Ok(());
+        }
+        let is_ours = OWNER_FILES.contains(&name.as_ref()) || HARMLESS.contains(&name.as_ref());
+        if !is_ours && !name.starts_with(".atlas-") {
+            foreign = Some(name.into_owned());
+        }
+    }
+    match foreign {
+        None => Ok(()),
+        Some(name) => Err(Error::refused(
+            format!("{shown} (keyValueService.dataDir) holds no store but other things, such as '{name}'"),
+            "name an empty directory, or one that does not exist yet",
+        )),
     }
 }
 

@@ -111,7 +111,7 @@ const KILL_IN: &str = "ATLAS_TEST_KILL_IN";
 /// Runs one of the tests below in a process of its own, which kills itself at a fail point.
 fn run_and_be_killed(test: &str, fail_point: &str, directory: &Path) {
     let output = Command::new(std::env::current_exe().expect("it runs"))
-        .args(["--exact", test, "--ignored", "--nocapture"])
+        .args(["--exact", test, "--nocapture"])
         .env(KILL_AT, fail_point)
         .env(KILL_IN, directory)
         .output()
@@ -120,7 +120,7 @@ fn run_and_be_killed(test: &str, fail_point: &str, directory: &Path) {
     assert_eq!(output.status.signal(), Some(9), "{fail_point} was not reached: {:?}\n{said}", output.status);
 }
 
-/// In the process that is to be killed: its fail point is armed. `None` if somebody runs all ignored tests.
+/// In the process that is to be killed: its fail point is armed. `None` among the other tests.
 fn armed() -> Option<std::path::PathBuf> {
     let (fail_point, directory) = (std::env::var(KILL_AT).ok()?, std::env::var_os(KILL_IN)?);
     fail::cfg_callback(fail_point, || {
@@ -132,7 +132,6 @@ fn armed() -> Option<std::path::PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by the test below, in a process of its own"]
 async fn take_a_backup_and_be_killed() {
     let Some(directory) = armed() else { return };
     let source = Arc::new(Source::new(rocks(&directory.join("data")).await, Some(directory.join("data"))).await);
@@ -192,7 +191,6 @@ async fn a_killed_backup_is_never_taken_for_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by the test below, in a process of its own"]
 async fn restore_a_backup_and_be_killed() {
     let Some(directory) = armed() else { return };
     let (repository, target) = (open_repository(&directory.join("repo")), rocks_target(&directory.join("target")));

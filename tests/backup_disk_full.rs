@@ -25,7 +25,7 @@ fn run_with_own_mounts(test: &str) {
     let output = Command::new("unshare")
         .arg(namespaces)
         .arg(std::env::current_exe().expect("it runs"))
-        .args(["--exact", test, "--ignored", "--nocapture"])
+        .args(["--exact", test, "--nocapture"])
         .env(RUN_IN, directory.path())
         .output()
         .expect("unshare, of util-linux, can be started");
@@ -54,7 +54,6 @@ fn a_backup_onto_a_full_disk_is_undone_and_with_space_it_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by the test above, with mounts of its own"]
 async fn back_up_onto_a_full_disk() {
     let Some(directory) = own_directory() else { return };
     let (data, disk) = (directory.join("data"), directory.join("disk"));
@@ -87,7 +86,6 @@ fn a_restore_onto_a_full_disk_goes_on_when_there_is_space() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by the test above, with mounts of its own"]
 async fn restore_onto_a_full_disk() {
     let Some(directory) = own_directory() else { return };
     let source = rocks_source(&directory.join("data")).await;

@@ -603,7 +603,8 @@ async fn writers_of_different_columns_of_a_row_do_not_conflict(store: TestStore)
 async fn touches_do_not_conflict_and_changes_do(store: TestStore) {
     let t = store.table(ConflictHandler::RetryOnValueChanged).await;
     // What both read, what the first and the second to commit write (`None` deletes), and whether the second may.
-    let outcomes: [(Option<&str>, Option<&str>, Option<&str>, bool); 12] = [
+    type Text = Option<&'static str>;
+    let outcomes: [(Text, Text, Text, bool); 12] = [
         (Some("x"), Some("x"), Some("x"), true),
         (Some("x"), Some("y"), Some("x"), false),
         (Some("x"), Some("x"), Some("y"), false),

@@ -105,10 +105,10 @@ impl Model {
     /// First committer wins; where values are compared, a touch is no conflict if what stands is what it wrote.
     fn conflicts(&self, open: &Open) -> bool {
         open.writes.iter().any(|(place, written)| {
-            let writers = self.commits.iter().enumerate().filter(|(_, commit)| commit.writes.contains_key(place));
+            let mut writers = self.commits.iter().enumerate().filter(|(_, commit)| commit.writes.contains_key(place));
             let newest = match self.newest_by_start {
                 true => writers.max_by_key(|(_, commit)| commit.began),
-                false => writers.last(),
+                false => writers.next_back(),
             };
             let Some((_, newest)) = newest.filter(|(number, _)| *number >= open.sees) else { return false };
             let last = &newest.writes[place];

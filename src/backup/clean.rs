@@ -48,6 +48,28 @@ impl DeletionFloor {
     pub fn in_store(kvs: Arc<dyn KeyValueService>) -> MetaRecord<DeletionFloor> {
         MetaRecord::new(kvs, "sweep-floor")
     }
+
+    /// Records that something is about to be removed because of `ts`; never goes back.
+    ///
+    /// # Errors
+    /// Those of the store: nothing may be removed then.
+    pub async fn raise(kvs: Arc<dyn KeyValueService>, ts: Timestamp) -> Result<()> {
+        let stored = DeletionFloor::in_store(kvs);
+        let mut loaded = stored.load().await?;
+        loop {
+            let bytes = match &loaded {
+                Some((floor, _)) if floor.highest_justifying_commit >= ts => return Ok(()),
+                Some((_, bytes)) => Some(bytes),
+                None => None,
+            };
+            let floor = DeletionFloor { highest_justifying_commit: ts };
+            match stored.replace(bytes, Some(&floor)).await? {
+                Replaced::Done(_) => return Ok(()),
+                // Each round means that another one made progress.
+                Replaced::Other(found) => loaded = found,
+            }
+        }
+    }
 }
 
 /// What [`clean_transactions`] did, or would do.
@@ -99,9 +121,9 @@ pub struct CleanedEntry {
 /// What [`fast_forward`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FastForwardReport {
-    /// The oracle's bound before: nothing at or above it was ever issued.
+    /// The greatest number that may have been issued before.
     pub before: Timestamp,
-    /// The bound after; the same if the timestamp was at or below it.
+    /// Nothing at or below this is issued from now on; the same as `before` if the timestamp was not above it.
     pub after: Timestamp,
     /// The cleaned window that was open, as it was closed.
     pub window_closed: Option<CleanedWindow>,
@@ -320,7 +342,8 @@ pub async fn fast_forward(
     // The bound first: after a crash here no transaction starts, because the window is open. The other way round the
     // store would look whole and issue numbers that are in the copy already.
     let jump = fast_forward_stored(Arc::clone(&kvs), fast_forward_ts, allow_large_jump).await?;
-    let window_closed = close_window(kvs, fast_forward_ts.max(jump.before)).await?;
+    // Everything in the copy lies at or below its bound, even if the timestamp given is that of an older backup.
+    let window_closed = close_window(kvs, fast_forward_ts.max(jump.before.next())).await?;
     Ok(FastForwardReport { before: jump.before, after: jump.after, window_closed })
 }
 

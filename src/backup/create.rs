@@ -19,6 +19,9 @@ use crate::{Error, Result};
 use async_trait::async_trait;
 use atlas_kvs::{KeyValueService, NativeSnapshot, Timestamp};
 use futures::FutureExt;
+use std::ffi::OsString;
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::MetadataExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -187,7 +190,8 @@ pub async fn create_until(
     let cancel = cancel.child_token();
     // A task of its own, so that what must be undone is undone even if nobody waits for the answer any more.
     let _when_dropped = cancel.clone().drop_guard();
-    let attempt = Attempt { source, jobs: Jobs::new(&cancel, progress), lock: None, target: None, staging: None };
+    let attempt =
+        Attempt { source, jobs: Jobs::new(&cancel, progress), lock: None, target: None, reserved: None, staging: None };
     match tokio::spawn(attempt.run(request)).await {
         Ok(answer) => answer,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -204,6 +208,8 @@ struct Attempt {
     jobs: Jobs,
     staging: Option<PartialDir>,
     target: Option<PartialDir>,
+    /// The backup's directory, locked for as long as it is written into.
+    reserved: Option<File>,
     lock: Option<BackupLockGuard>,
 }
 
@@ -232,13 +238,16 @@ impl Attempt {
         self.begin(BackupStep::Preflight)?;
         let plan = self.preflight(native, request).await?;
         self.begin(BackupStep::Reserve)?;
-        self.reserve(&plan).await?;
+        let left_over = self.reserve(&plan).await?;
 
         // Before the timestamp: from the moment there is a state to restore, nothing of it may be removed.
         self.begin(BackupStep::Lock)?;
         let clock = Instant::now();
         let lock_id = self.acquire(&plan.reason).await?;
         timings.lock_ms = millis(clock);
+        if let Some(directory) = left_over {
+            self.adopt(directory).await?;
+        }
         self.remove_left_over_staging(native.staging_root()).await?;
 
         self.begin(BackupStep::BackupTimestamp)?;
@@ -347,7 +356,10 @@ impl Attempt {
                     }
                     files::check_space(&root, needed)?;
                     let repository = Repository::open_or_create(&root)?;
-                    Ok((repository.directory(&id).exists(), repository))
+                    let directory = repository.directory(&id);
+                    // One without a manifest may be a left-over, which is looked at when it is its turn.
+                    let used = directory.exists() && (!directory.is_dir() || directory.join(MANIFEST_FILE).exists());
+                    Ok((used, repository))
                 }
             })
             .await?;
@@ -359,19 +371,56 @@ impl Attempt {
     }
 
     /// Makes the backup's directory. The system lets one caller win, so a name is never used twice.
-    async fn reserve(&mut self, plan: &Plan) -> Result<()> {
+    /// It is locked too, for as long as it is written: so what a killed backup left is told apart from what another
+    /// one, perhaps of another store, is writing now. Answers the directory if it holds such left-overs.
+    async fn reserve(&mut self, plan: &Plan) -> Result<Option<PathBuf>> {
         let directory = plan.repository.directory(&plan.id);
-        let made = directory.clone();
-        match self.jobs.run(move || files::make_dir(&made)).await {
-            Ok(()) => {
+        let path = directory.clone();
+        let reserved = self.jobs.run(move || reserve_directory(&path)).await?;
+        match reserved {
+            Reserved::New(file) => {
+                self.reserved = file;
                 self.target = Some(PartialDir::new(directory));
-                Ok(())
+                Ok(None)
             }
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
-                Err(name_used(&plan.id, &plan.repository))
+            Reserved::LeftOver(file) => {
+                self.reserved = Some(file);
+                Ok(Some(directory))
             }
-            Err(error) => Err(error),
+            Reserved::Used => Err(name_used(&plan.id, &plan.repository)),
+            Reserved::Written => Err(Error::AlreadyExists {
+                what: format!(
+                    "backup '{}' in {}, which another backup is writing now,",
+                    plan.id,
+                    plan.repository.root().display()
+                ),
+            }),
+            Reserved::Unclear => Err(Error::refused(
+                format!(
+                    "{} is incomplete: it has no {MANIFEST_FILE}, and it can't be told to be the left-over of an \
+                     interrupted backup",
+                    directory.display()
+                ),
+                "remove that directory if nobody needs it, or choose another --name",
+            )),
         }
+    }
+
+    /// Clears what a killed backup left under our name. Only now: we hold the backup lock and that of the directory.
+    async fn adopt(&mut self, directory: PathBuf) -> Result<()> {
+        tracing::info!(path = %directory.display(), "clearing what an interrupted backup left");
+        self.target = Some(PartialDir::new(directory.clone()));
+        self.jobs
+            .run(move || {
+                for entry in files::read_dir(&directory)? {
+                    let path = entry.path();
+                    let is_dir = entry.file_type().map_err(io("reading the type of", &path))?.is_dir();
+                    let removed = if is_dir { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+                    removed.map_err(io("removing", &path))?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     async fn acquire(&mut self, reason: &str) -> Result<Uuid> {
@@ -394,7 +443,11 @@ impl Attempt {
                 for entry in files::read_dir(&root)? {
                     if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
                         tracing::info!(path = %entry.path().display(), "removing the snapshot of a killed backup");
-                        std::fs::remove_dir_all(entry.path()).map_err(io("removing", &entry.path()))?;
+                        match std::fs::remove_dir_all(entry.path()) {
+                            // The backup before this one has released its lock and is removing its own.
+                            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+                            removed => removed.map_err(io("removing", &entry.path()))?,
+                        }
                     }
                 }
                 Ok(())
@@ -472,6 +525,58 @@ impl Attempt {
     fn target_dir(&self) -> &Path {
         self.target.as_ref().expect("it was reserved").path()
     }
+}
+
+/// What became of reserving a name.
+enum Reserved {
+    /// The directory was made; locked where the file system can.
+    New(Option<File>),
+    /// It was left by a backup that did not get to its manifest, and nobody writes it.
+    LeftOver(File),
+    /// There is a backup of this name.
+    Used,
+    /// Somebody is writing it.
+    Written,
+    /// There is something else, or nobody can tell.
+    Unclear,
+}
+
+fn reserve_directory(path: &Path) -> Result<Reserved> {
+    let made = match files::make_dir(path) {
+        Ok(()) => true,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error),
+    };
+    let file = File::open(path).map_err(io("opening", path))?;
+    match file.try_lock() {
+        Ok(()) if made => return Ok(Reserved::New(Some(file))),
+        Ok(()) => {}
+        // Between making and locking, another one took it for a left-over.
+        Err(TryLockError::WouldBlock) => return Ok(Reserved::Written),
+        // A file system without locks: a name that is new is ours all the same.
+        Err(TryLockError::Error(_)) if made => return Ok(Reserved::New(None)),
+        Err(TryLockError::Error(_)) => return Ok(Reserved::Unclear),
+    }
+    if path.join(MANIFEST_FILE).exists() || !path.is_dir() {
+        return Ok(Reserved::Used);
+    }
+    // Removed or replaced while we looked.
+    let (ours, there) = (file.metadata().map_err(io("looking at", path))?, std::fs::metadata(path));
+    if !there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+        return Ok(Reserved::Written);
+    }
+    // Nothing is removed that a backup can't have written.
+    let unnamed_manifest = files::temporary_name(Path::new(MANIFEST_FILE));
+    let names: Vec<OsString> = files::read_dir(path)?.into_iter().map(|entry| entry.file_name()).collect();
+    let is_ours = |name: &OsString| {
+        name == BACKUP_TIMESTAMP_FILE
+            || name == FAST_FORWARD_TIMESTAMP_FILE
+            || name == FILES_DIRECTORY
+            || name == unnamed_manifest.as_os_str()
+    };
+    let is_left_over =
+        names.iter().all(is_ours) && (names.is_empty() || names.iter().any(|n| n == BACKUP_TIMESTAMP_FILE));
+    Ok(if is_left_over { Reserved::LeftOver(file) } else { Reserved::Unclear })
 }
 
 /// Writes the record of the last backup. One that another backup wrote meanwhile is replaced: it was earlier.

@@ -170,6 +170,30 @@ impl BackupLock {
         }
     }
 
+    /// As [`release`](Self::release) by a process that owns the store alone: a lock that this process does not renew
+    /// is renewed by nobody, so it is cleared at once.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    pub async fn release_as_owner(&self) -> Result<Option<BackupLockRecord>> {
+        // An acquisition under way may have written a lock that it does not count as its own yet.
+        let Ok(_no_acquisition) = self.shared.acquiring.try_lock() else { return self.release().await };
+        let Some((record, bytes)) = self.shared.record.load().await? else { return Ok(None) };
+        if self.is_renewed_here(&record) {
+            return Err(held(&record));
+        }
+        match self.shared.record.replace(Some(&bytes), None).await? {
+            Replaced::Done(_) => Ok(Some(record)),
+            Replaced::Other(None) => Ok(None),
+            Replaced::Other(Some((other, _))) => Err(held(&other)),
+        }
+    }
+
+    /// True for the lock of a backup that runs in this process.
+    pub(crate) fn is_renewed_here(&self, record: &BackupLockRecord) -> bool {
+        self.shared.renewed_here.lock().contains(&record.lock_id)
+    }
+
     /// Clears the lock, whoever holds it, and answers what was cleared: for a restore, which finds in the copy the
     /// lock of the backup that made it. Nobody else may use the store.
     ///

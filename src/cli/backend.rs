@@ -5,6 +5,7 @@ use crate::backup::{self, Repository, RestoreReport};
 use crate::config::AtlasConfig;
 use crate::ops::{BackupInfo, Operations, ProgressSink};
 use crate::server::{self, Server};
+use crate::transaction::other_namespace;
 use crate::{Atlas, Error, Result, registry};
 use async_trait::async_trait;
 use atlas_kvs::{KeyValueService, KvsError, Timestamp};
@@ -181,7 +182,11 @@ fn restored(report: RestoreReport) -> RestoreSummary {
 impl Backend for Stores {
     async fn find_server(&self, config: &AtlasConfig) -> Result<Option<Arc<dyn Operations>>> {
         let Some(data_dir) = registry::data_dir(&config.key_value_service) else { return Ok(None) };
-        Ok(server::connect(data_dir).await?.map(|server| Arc::new(server) as Arc<dyn Operations>))
+        let Some(server) = server::connect(data_dir).await? else { return Ok(None) };
+        match server.namespace() {
+            Some(found) if found != config.namespace => Err(other_namespace(found, &config.namespace)),
+            _ => Ok(Some(Arc::new(server))),
+        }
     }
 
     async fn open_store(&self, config: &AtlasConfig) -> Result<Arc<dyn Operations>> {
@@ -195,6 +200,16 @@ impl Backend for Stores {
         ready: Box<dyn FnOnce(Serving) + Send>,
         shutdown: CancellationToken,
     ) -> Result<()> {
+        if let Some(data_dir) = registry::data_dir(&config.key_value_service)
+            && let Some(server) = server::connect(data_dir).await?
+        {
+            // At once: who serves does not hold the store for a moment only.
+            let pid = server.owner_pid();
+            return Err(Error::refused(
+                format!("{} is in use by process {pid}, which serves it already", data_dir.display()),
+                format!("use that one, or stop process {pid} first"),
+            ));
+        }
         let atlas = Atlas::open_unserved(config.clone(), WAIT_FOR_OWNER).await?;
         let mut services = atlas.services();
         if let Some(path) = std::env::var_os(server::TOKEN_FILE_VARIABLE).filter(|path| !path.is_empty()) {

@@ -4,11 +4,16 @@ use super::Context;
 use super::args::BackupCommand;
 use super::connect::{Access, connect};
 use super::output::{Reply, columns, count, millis, pairs, size};
+use crate::backup::{COMPLETE, refuse_if_restoring};
+use crate::config::AtlasConfig;
 use crate::config::{Sources, load};
 use crate::ops::{BackupInfo, BackupRequest};
+use crate::registry;
 use crate::{Error, Result};
+use atlas_kvs::KvsError;
 use serde_json::json;
-use std::path::PathBuf;
+use std::cmp::Reverse;
+use std::path::{Path, PathBuf};
 
 pub(crate) async fn run(command: BackupCommand, context: &Context) -> Result<Reply> {
     match command {
@@ -16,8 +21,8 @@ pub(crate) async fn run(command: BackupCommand, context: &Context) -> Result<Rep
         BackupCommand::List(args) => {
             let repository = repository(args.repo, context)?;
             let mut backups = context.backend.backup_list(&repository).await?;
-            // RFC 3339 in UTC sorts as text; ids settle those of one moment.
-            backups.sort_by(|a, b| (&b.started, &b.id).cmp(&(&a.started, &a.id)));
+            // Stable: of one moment, they stay in the order of the repository.
+            backups.sort_by_key(|backup| Reverse(backup.started.parse::<jiff::Timestamp>().ok()));
             Ok(list(&backups))
         }
         BackupCommand::Show { id, repo } => {
@@ -27,7 +32,8 @@ pub(crate) async fn run(command: BackupCommand, context: &Context) -> Result<Rep
         BackupCommand::Verify { id, repo } => {
             let repository = repository(repo.repo, context)?;
             let reporter = context.reporter();
-            let summary = context.backend.backup_verify(&repository, &id, reporter.sink()).await?;
+            let summary = context.backend.backup_verify(&repository, &id, reporter.sink()).await;
+            let summary = summary.map_err(|error| damaged(error, &repository, None))?;
             let table = format!(
                 "Backup {} is whole: {} files, {}, every checksum is right",
                 summary.id,
@@ -55,7 +61,9 @@ async fn create(to: Option<PathBuf>, name: Option<String>, context: &Context) ->
     let operations = connect(context, Access::Existing).await?;
     let reporter = context.reporter();
     let request = BackupRequest { repository: repository.clone(), name, reason: None };
-    let backup = operations.backup_create(request, reporter.sink()).await?;
+    let undone = context.undone_on_signal(operations.clone());
+    let backup = operations.backup_create(request, reporter.sink()).await.map_err(lost)?;
+    undone.forget();
     drop(reporter);
     let table = format!("Backup {} is complete in {}\n{}", backup.id, repository.display(), pairs(rows(&backup)));
     let mut data = json!(backup);
@@ -64,28 +72,88 @@ async fn create(to: Option<PathBuf>, name: Option<String>, context: &Context) ->
 }
 
 fn list(backups: &[BackupInfo]) -> Reply {
-    let ids: Vec<&str> = backups.iter().map(|backup| backup.id.as_str()).collect();
+    let (complete, others): (Vec<_>, Vec<_>) = backups.iter().partition(|backup| backup.state == COMPLETE);
+    let ids: Vec<&str> = complete.iter().map(|backup| backup.id.as_str()).collect();
     let rows = backups.iter().map(|backup| {
         [
             backup.id.clone(),
             backup.state.clone(),
             backup.backup_ts.map_or_else(|| "-".to_owned(), |ts| ts.to_string()),
             backup.started.clone(),
-            millis(backup.took_ms),
-            size(backup.bytes),
+            known(backup, millis(backup.took_ms)),
+            known(backup, size(backup.bytes)),
         ]
     });
     let table = match backups {
         [] => "(no backups)".to_owned(),
         _ => columns(["ID", "STATE", "BACKUP TS", "STARTED", "TOOK", "SIZE"], rows),
     };
-    Reply::new(json!({"backups": backups}), ids.join("\n"), table)
+    let documents: Vec<_> = backups.iter().map(document).collect();
+    let mut reply = Reply::new(json!({"backups": documents}), ids.join("\n"), table);
+    let notes: Vec<_> = others.iter().map(|backup| format!("backup {} is {}", backup.id, backup.state)).collect();
+    reply.note = (!notes.is_empty()).then(|| format!("not listed: {}", notes.join(", ")));
+    reply
+}
+
+/// What is only known of a complete backup.
+fn known(backup: &BackupInfo, text: String) -> String {
+    if backup.state == COMPLETE { text } else { "-".to_owned() }
+}
+
+/// A backup for programs: what is not known is null.
+fn document(backup: &BackupInfo) -> serde_json::Value {
+    let mut document = json!(backup);
+    if backup.state != COMPLETE {
+        for name in ["took_ms", "snapshot_ms", "bytes", "files", "store", "namespace"] {
+            document[name] = serde_json::Value::Null;
+        }
+    }
+    document
+}
+
+/// The server went away in the middle.
+fn lost(error: Error) -> Error {
+    match error {
+        Error::Kvs(KvsError::Indeterminate { .. }) => {
+            with_hint(error, "see `atlas backup list`; the lock may need `atlas backup-lock --release`".to_owned())
+        }
+        error => error,
+    }
+}
+
+/// Says what to do about damage in a backup. `target` is where it was to be restored into.
+fn damaged(error: Error, repository: &Path, target: Option<&AtlasConfig>) -> Error {
+    if !matches!(error, Error::Corrupt { .. }) {
+        return error;
+    }
+    let mut hint = match error.to_string().contains("it was never completed") {
+        true => "it was never completed; take it anew: `atlas backup create`".to_owned(),
+        false => format!("do not use this backup; `atlas backup list --repo {}` shows others", repository.display()),
+    };
+    if let Some(target) = target {
+        let directory = registry::data_dir(&target.key_value_service);
+        hint.push_str(match directory.map(refuse_if_restoring) {
+            Some(Ok(())) => "; nothing was written to the target",
+            _ => "; the target holds a part of it and is no store",
+        });
+    }
+    with_hint(error, hint)
+}
+
+fn with_hint(error: Error, hint: String) -> Error {
+    Error::Remote {
+        code: error.code().to_owned(),
+        message: error.to_string(),
+        hint: Some(hint),
+        retriable: error.is_retriable(),
+        exit_code: error.exit_code(),
+    }
 }
 
 fn show(backup: &BackupInfo) -> Reply {
     let rows = rows(backup);
     let plain = rows.iter().map(|(name, value)| format!("{name}\t{value}")).collect::<Vec<_>>().join("\n");
-    Reply::new(json!(backup), plain, pairs(rows))
+    Reply::new(document(backup), plain, pairs(rows))
 }
 
 fn rows(backup: &BackupInfo) -> Vec<(&'static str, String)> {
@@ -96,12 +164,12 @@ fn rows(backup: &BackupInfo) -> Vec<(&'static str, String)> {
         ("backup timestamp", ts(backup.backup_ts)),
         ("fast-forward timestamp", ts(backup.fast_forward_ts)),
         ("started", backup.started.clone()),
-        ("took", millis(backup.took_ms)),
-        ("snapshot took", millis(backup.snapshot_ms)),
-        ("files", count(backup.files)),
-        ("size", size(backup.bytes)),
-        ("store", backup.store.clone()),
-        ("namespace", backup.namespace.clone()),
+        ("took", known(backup, millis(backup.took_ms))),
+        ("snapshot took", known(backup, millis(backup.snapshot_ms))),
+        ("files", known(backup, count(backup.files))),
+        ("size", known(backup, size(backup.bytes))),
+        ("store", known(backup, backup.store.clone())),
+        ("namespace", known(backup, backup.namespace.clone())),
     ]
 }
 
@@ -114,14 +182,17 @@ async fn restore(
 ) -> Result<Reply> {
     // What `ATLAS__…` or --set say about the store at hand must not redirect the restore into it.
     let target = match &into {
-        Some(file) => load(&Sources::only_file(file, context.globals.config_root.clone()))?.config,
+        Some(file) => {
+            context.target(file, load(&Sources::only_file(file, context.globals.config_root.clone())))?.config
+        }
         None => context.config()?.config.clone(),
     };
     let reporter = context.reporter();
     let summary = match id {
         Some(id) if !resume => {
             let repository = repository(repo, context)?;
-            context.backend.backup_restore(&repository, &id, &target, reporter.sink()).await?
+            let restored = context.backend.backup_restore(&repository, &id, &target, reporter.sink()).await;
+            restored.map_err(|error| damaged(error, &repository, Some(&target)))?
         }
         _ => {
             let repository = repo.map(|repo| repository(Some(repo), context)).transpose()?;

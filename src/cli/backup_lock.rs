@@ -7,6 +7,10 @@ use super::output::{Reply, pairs};
 use crate::Result;
 use crate::ops::BackupLockRecord;
 use serde_json::json;
+use std::time::Duration;
+
+/// After so long somebody wants to know what is waited for.
+const SAY_AFTER: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(args: BackupLockArgs, context: &Context) -> Result<Reply> {
     if args.acquire {
@@ -18,7 +22,18 @@ pub(crate) async fn run(args: BackupLockArgs, context: &Context) -> Result<Reply
     }
     let operations = connect(context, Access::Existing).await?;
     if args.release {
-        let released = operations.backup_lock_release().await?;
+        let releasing = operations.backup_lock_release();
+        tokio::pin!(releasing);
+        let released = tokio::select! {
+            released = &mut releasing => released?,
+            () = tokio::time::sleep(SAY_AFTER) => {
+                context.note(
+                    "The lock was taken by a backup. It is watched for a whole lease (backup.lockLease), and released if \
+                     nobody renews it meanwhile ...",
+                );
+                releasing.await?
+            }
+        };
         let (plain, table) = match &released {
             Some(record) => ("released", format!("The backup lock is released; it was\n{}", show(record))),
             None => ("free", "The backup lock was not held".to_owned()),

@@ -14,7 +14,12 @@ pub(crate) fn run(command: ConfigCommand, context: &Context) -> Result<Reply> {
     match command {
         ConfigCommand::Show { origin: true } => Ok(show_origins(context.config()?)),
         ConfigCommand::Show { origin: false } => Ok(show(context.config()?)),
-        ConfigCommand::Check => Ok(check(context.config()?)),
+        ConfigCommand::Check => {
+            let loaded = context.config()?;
+            // As `serve` does.
+            crate::server::check_addresses(&loaded.config.server)?;
+            Ok(check(loaded))
+        }
         ConfigCommand::Init { path } => init(&path),
     }
 }

@@ -28,6 +28,9 @@ pub(crate) async fn connect(context: &Context, access: Access) -> Result<Arc<dyn
     if access == Access::Existing {
         check_exists(config)?;
     }
+    if matches!(config.key_value_service, KvsConfig::Memory {}) {
+        context.note("warning: this store is in memory: what is written into it is gone with this command");
+    }
     let deadline = Instant::now() + WAIT_FOR_OWNER;
     let operations = loop {
         // Anew in each round: the owner may have begun to serve, or gone.
@@ -37,6 +40,14 @@ pub(crate) async fn connect(context: &Context, access: Access) -> Result<Arc<dyn
             break server;
         }
         match context.backend.open_store(config).await {
+            Err(error)
+                if is_in_use(&error)
+                    && context.globals.offline
+                    && context.backend.find_server(config).await?.is_some() =>
+            {
+                let what = format!("{error}, which serves it, and --offline opens the store in this process");
+                return Err(Error::refused(what, "leave out --offline"));
+            }
             Err(error) if is_in_use(&error) && Instant::now() < deadline => tokio::time::sleep(ASK_EVERY).await,
             result => break result?,
         }

@@ -4,13 +4,33 @@ use super::Context;
 use super::args::DoctorArgs;
 use super::connect::{Access, connect};
 use super::output::{Reply, Verdict, visible};
-use crate::ops::FindingLevel;
-use crate::{Result, exit};
+use crate::ops::{DoctorFinding, FindingLevel};
+use crate::{Error, Result, exit};
 use serde_json::json;
 
+/// The finding about a store that is half restored or damaged; other errors are no findings.
+fn why_it_stays_closed(error: Error) -> Result<DoctorFinding> {
+    let message = error.to_string();
+    let check = match error.code() {
+        "CORRUPT" => "store",
+        // Nothing else is refused in these words.
+        "REFUSED" if message.contains("restore that was not finished") || message.contains("is under way") => "restore",
+        _ => return Err(error),
+    };
+    let hint = error.hint().or_else(|| Some("restore the latest backup: `atlas backup list`".to_owned()));
+    Ok(DoctorFinding { check: check.to_owned(), level: FindingLevel::Fail, message, hint })
+}
+
 pub(crate) async fn run(args: DoctorArgs, context: &Context) -> Result<Reply> {
-    let operations = connect(context, Access::Existing).await?;
-    let findings = operations.doctor(&args.check).await?;
+    let findings = match connect(context, Access::Existing).await {
+        Ok(operations) => operations.doctor(&args.check).await?,
+        // That it can't be opened is what was to be found out.
+        Err(error) => {
+            let mut finding = why_it_stays_closed(error)?;
+            finding.hint = finding.hint.map(|hint| context.named(hint));
+            vec![finding]
+        }
+    };
     let mut plain = Vec::new();
     let mut table = Vec::new();
     for finding in &findings {
@@ -20,7 +40,8 @@ pub(crate) async fn run(args: DoctorArgs, context: &Context) -> Result<Reply> {
             FindingLevel::Fail => "fail",
         };
         let message = visible(finding.message.as_bytes());
-        plain.push(format!("{level}\t{}\t{message}", finding.check));
+        let hint = finding.hint.as_ref().map_or_else(String::new, |hint| format!("\t{hint}"));
+        plain.push(format!("{level}\t{}\t{message}{hint}", finding.check));
         table.push(format!("{level:4}  {}: {message}", finding.check));
         table.extend(finding.hint.iter().map(|hint| format!("      what to do: {hint}")));
     }

@@ -26,7 +26,7 @@ mod timestamp;
 mod timestamp_file;
 
 use crate::config::{Environment, Loaded, LogLevel, Sources};
-use crate::ops::Operations;
+use crate::ops::{Connection, Operations};
 use crate::{Error, Result, exit};
 use args::{Cli, Color, Command, Format, Globals, LogFormat};
 use atlas_kvs::KvsError;
@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use progress::Reporter;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -47,10 +48,15 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a store may take to close, and threads that are stuck to end.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a server may take to undo what was interrupted, and how often it is asked.
+const UNDONE_WITHIN: Duration = Duration::from_secs(10);
+const ASK_EVERY: Duration = Duration::from_millis(100);
 const THREADS_END_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
+    // Whatever the store writes, RocksDB's own files too, is for its user only.
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     arm_fail_points();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&arguments) {
@@ -146,6 +152,10 @@ pub(crate) struct Context {
     sources: Sources,
     loaded: OnceLock<Loaded>,
     opened: Mutex<Vec<Arc<dyn Operations>>>,
+    /// Where a backup is under way, which a server undoes when we are interrupted.
+    undoing: Mutex<Option<Arc<dyn Operations>>>,
+    /// The configuration that --into names.
+    target: OnceLock<PathBuf>,
     /// Cancelled when the program was asked to end and the command ends by itself.
     shutdown: CancellationToken,
     /// Whether somebody can answer a question.
@@ -178,6 +188,8 @@ impl Context {
             sources,
             loaded: OnceLock::new(),
             opened: Mutex::default(),
+            undoing: Mutex::default(),
+            target: OnceLock::new(),
             shutdown: CancellationToken::new(),
             is_interactive: std::io::stdin().is_terminal() && std::io::stderr().is_terminal(),
         }
@@ -205,6 +217,51 @@ impl Context {
 
     fn keep_until_the_end(&self, operations: Arc<dyn Operations>) {
         self.opened.lock().push(operations);
+    }
+
+    /// Remembers the configuration file that --into names, for messages.
+    fn target<T>(&self, file: &Path, loaded: T) -> T {
+        let _ = self.target.set(file.to_owned());
+        loaded
+    }
+
+    /// While the answer is not told to forget it, an interrupted program waits until the backup is undone.
+    fn undone_on_signal(&self, operations: Arc<dyn Operations>) -> Undoing<'_> {
+        *self.undoing.lock() = Some(operations);
+        Undoing(self)
+    }
+
+    /// Waits until no backup holds the lock any more: the server gives it back when it has removed everything else.
+    async fn until_undone(&self) {
+        let Some(operations) = self.undoing.lock().take() else { return };
+        if !matches!(operations.connection(), Connection::Remote { .. }) {
+            // Closing the store waits for it.
+            return;
+        }
+        let waiting = async {
+            // The server hears of our end after a moment only, and may be about to take the lock.
+            let mut free = 0;
+            while free < 2 {
+                tokio::time::sleep(ASK_EVERY).await;
+                match operations.backup_lock_status().await {
+                    Ok(Some(record)) if record.renewal.is_some() => free = 0,
+                    Ok(_) => free += 1,
+                    Err(_) => return,
+                }
+            }
+        };
+        if tokio::time::timeout(UNDONE_WITHIN, waiting).await.is_err() {
+            say("warning: the server has not ended the backup yet; see `atlas backup-lock --status`");
+        }
+    }
+
+    /// The file that a hint means by CONFIG.
+    fn named(&self, hint: String) -> String {
+        let file = self.target.get().or_else(|| self.loaded.get().and_then(|loaded| loaded.file.as_ref()));
+        match file {
+            Some(file) => hint.replace("--into CONFIG", &format!("--into {}", file.display())),
+            None => hint,
+        }
     }
 
     async fn close(&self) {
@@ -250,6 +307,16 @@ impl Context {
             LogFormat::Text => builder.try_init(),
             LogFormat::Json => builder.json().try_init(),
         };
+    }
+}
+
+/// A backup under way that has to be undone if the program is interrupted.
+struct Undoing<'a>(&'a Context);
+
+impl Undoing<'_> {
+    /// It is over.
+    fn forget(self) {
+        *self.0.undoing.lock() = None;
     }
 }
 
@@ -318,6 +385,12 @@ async fn execute(command: Command, context: &Context, output: &mut Output) -> u8
             }
         }
     };
+    if matches!(ending, Ending::Signal(_)) {
+        tokio::select! {
+            () = context.until_undone() => {}
+            code = signals.next() => return code,
+        }
+    }
     tokio::select! {
         () = context.close() => {}
         code = signals.next() => return code,
@@ -351,6 +424,9 @@ fn conclude(ending: Ending, context: &Context, output: &mut Output) -> u8 {
             for warning in &reply.warnings {
                 context.note(&format!("warning: {warning}"));
             }
+            if let Some(note) = reply.note.as_ref().filter(|_| output.format() == Format::Plain) {
+                context.note(note);
+            }
             let printed = output.reply(&reply);
             let verdict = reply.verdict.filter(|_| printed.is_ok());
             if let Some(verdict) = verdict.as_ref().filter(|_| output.format() != Format::Json) {
@@ -358,7 +434,12 @@ fn conclude(ending: Ending, context: &Context, output: &mut Output) -> u8 {
             }
             (printed, verdict.map_or(exit::OK, |verdict| verdict.exit_code))
         }
-        Ending::Result(Err(failure)) => conclude_failure(&failure, failure.error.exit_code(), context, output),
+        Ending::Result(Err(mut failure)) => {
+            if let Error::Refused { hint, .. } = &mut failure.error {
+                *hint = context.named(std::mem::take(hint));
+            }
+            conclude_failure(&failure, failure.error.exit_code(), context, output)
+        }
         Ending::Signal(code) => conclude_failure(&Error::Interrupted.into(), code, context, output),
     };
     match printed {

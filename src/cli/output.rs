@@ -24,6 +24,8 @@ pub(crate) struct Reply {
     pub(crate) plain: String,
     /// For people: the same.
     pub(crate) table: String,
+    /// What people are told on standard error where standard output is for scripts.
+    pub(crate) note: Option<String>,
     /// What somebody should know though the command did its work.
     pub(crate) warnings: Vec<String>,
     /// Set if the command did its work and the answer is bad news.
@@ -41,6 +43,11 @@ pub(crate) struct Verdict {
 impl Reply {
     pub(crate) fn new(data: Value, plain: impl Into<String>, table: impl Into<String>) -> Reply {
         Reply { data, plain: plain.into(), table: table.into(), ..Reply::default() }
+    }
+
+    /// With its sentence for people also on standard error, in plain form.
+    pub(crate) fn noted(self) -> Reply {
+        Reply { note: Some(self.table.clone()), ..self }
     }
 
     /// A reply that is complete as it was streamed.
@@ -317,7 +324,20 @@ fn one_line(text: &str) -> std::borrow::Cow<'_, str> {
     if !text.contains(['\t', '\n', '\r', '\\']) {
         return text.into();
     }
-    text.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r").into()
+    let mut line = String::with_capacity(text.len() + text.len() / 8);
+    let mut rest = text;
+    while let Some(at) = rest.find(['\t', '\n', '\r', '\\']) {
+        line.push_str(&rest[..at]);
+        line.push_str(match rest.as_bytes()[at] {
+            b'\t' => "\\t",
+            b'\n' => "\\n",
+            b'\r' => "\\r",
+            _ => "\\\\",
+        });
+        rest = &rest[at + 1..];
+    }
+    line.push_str(rest);
+    line.into()
 }
 
 /// A number as people read it.

@@ -92,7 +92,12 @@ fn line(command: &str, progress: &Progress) -> String {
         unit => format!("{} {unit}", super::output::count(number)),
     };
     let total = progress.total.map_or_else(String::new, |total| format!(" of {}", amount(total)));
-    format!("{command}: {}: {}{total}", progress.step, amount(progress.done))
+    let step = if progress.step == command { String::new() } else { format!("{}: ", progress.step) };
+    // A step that counts nothing is told by its name.
+    if progress.unit == "steps" && progress.done == 0 {
+        return format!("{command}: {}", progress.step);
+    }
+    format!("{command}: {step}{}{total}", amount(progress.done))
 }
 
 #[cfg(test)]
@@ -105,5 +110,8 @@ mod tests {
         assert_eq!(line("backup create", &progress), "backup create: copy: 1.00 MiB of 3.00 MiB");
         progress = Progress { step: "clean".into(), done: 12_345, total: None, unit: "entries".into() };
         assert_eq!(line("x", &progress), "x: clean: 12,345 entries");
+        assert_eq!(line("clean", &progress), "clean: 12,345 entries");
+        progress = Progress { step: "verify".into(), done: 0, total: None, unit: "steps".into() };
+        assert_eq!(line("demo", &progress), "demo: verify");
     }
 }

@@ -14,7 +14,10 @@ pub(crate) async fn run(context: &Context) -> Result<Reply> {
     let status = operations.status().await?;
     let rows = rows(&status, &connection);
     let plain = rows.iter().map(|(name, value)| format!("{name}\t{value}")).collect::<Vec<_>>();
-    let tables = status.tables.iter().map(|info| format!("table\t{}\t{}\t{}", info.table, info.versions, info.bytes));
+    let tables = status.tables.iter().map(|info| {
+        let cells = info.cells.map_or_else(|| "-".to_owned(), |cells| cells.to_string());
+        format!("table\t{}\tcells={cells}\tversions={}\tbytes={}", info.table, info.versions, info.bytes)
+    });
     let plain = plain.into_iter().chain(tables).collect::<Vec<_>>().join("\n");
     let mut text = pairs(rows);
     if let Some(record) = &status.backup_lock {

@@ -19,7 +19,12 @@ pub(crate) async fn run(command: TableCommand, context: &Context) -> Result<Repl
                 conflict_handler: conflict_handler.unwrap_or_default(),
                 sweep_strategy: sweep_strategy.unwrap_or_default(),
             };
-            connect(context, Access::Create).await?.create_table(&name, &spec).await?;
+            let operations = connect(context, Access::Create).await?;
+            let existed = operations.describe_table(&name, false).await.is_ok();
+            operations.create_table(&name, &spec).await?;
+            if existed {
+                context.note(&format!("Table {name} exists already, unchanged"));
+            }
             let table = format!("Table {name} is there: {}, {}", spec.conflict_handler, spec.sweep_strategy);
             Ok(Reply::new(json!({"table": name, "spec": spec}), name.name(), table))
         }

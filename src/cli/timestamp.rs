@@ -97,7 +97,7 @@ async fn clean_transactions(ts: Timestamp, dry_run: bool, context: &Context) -> 
     let mut data = json!(summary);
     data["timestamp"] = json!(ts);
     data["dry_run"] = json!(dry_run);
-    Ok(Reply::new(data, summary.rolled_back.to_string(), table))
+    Ok(Reply::new(data, summary.rolled_back.to_string(), table).noted())
 }
 
 async fn fast_forward(ts: Timestamp, allow_large_jump: bool, context: &Context) -> Result<Reply> {
@@ -112,7 +112,9 @@ async fn fast_forward(ts: Timestamp, allow_large_jump: bool, context: &Context) 
     };
     let data = json!({"before": summary.before, "after": summary.after, "changed": is_changed});
     let mut reply = Reply::new(data, summary.after.to_string(), table);
-    if !is_changed {
+    if is_changed {
+        reply = reply.noted();
+    } else {
         // In every form: a script that has the wrong file would never know.
         reply
             .warnings

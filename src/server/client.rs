@@ -53,6 +53,7 @@ pub struct RemoteAtlas {
     pid: u32,
     version: String,
     store_id: Option<Uuid>,
+    namespace: Option<String>,
 }
 
 /// Where the server is.
@@ -148,7 +149,8 @@ impl RemoteAtlas {
 
     async fn greet(target: Target, credentials: Credentials) -> Result<RemoteAtlas> {
         let channel = target.channel();
-        let mut remote = RemoteAtlas { target, channel, credentials, pid: 0, version: String::new(), store_id: None };
+        let (version, store_id, namespace) = (String::new(), None, None);
+        let mut remote = RemoteAtlas { target, channel, credentials, pid: 0, version, store_id, namespace };
         let request = pb::HelloRequest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL,
@@ -175,6 +177,7 @@ impl RemoteAtlas {
         }
         remote.pid = hello.pid;
         remote.version = hello.version;
+        remote.namespace = hello.namespace;
         remote.store_id = hello.store_id.and_then(|id| Uuid::parse_str(&id).ok());
         Ok(remote)
     }
@@ -192,6 +195,11 @@ impl RemoteAtlas {
     /// Identity of the store, if the owner told it.
     pub fn store_id(&self) -> Option<Uuid> {
         self.store_id
+    }
+
+    /// Namespace of the store, if the owner told it.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
     }
 
     /// The same server over a connection of its own.

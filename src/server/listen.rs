@@ -271,6 +271,16 @@ fn parse_address(key: &str, text: &str) -> Result<Option<SocketAddr>> {
     Ok(Some(address))
 }
 
+/// Whether these addresses may be served.
+///
+/// # Errors
+/// [`Error::Config`] as for [`Server::bind`], as far as it can be told without binding.
+pub(crate) fn check_addresses(config: &ServerConfig) -> Result<()> {
+    parse_address("atlasdb.server.grpc", &config.grpc)?;
+    parse_address("atlasdb.server.http", &config.http)?;
+    Ok(())
+}
+
 async fn bind_tcp(key: &str, text: &str) -> Result<Option<TcpListener>> {
     let Some(address) = parse_address(key, text)? else { return Ok(None) };
     let listener = TcpListener::bind(address).await.map_err(|error| Error::Config {

@@ -35,6 +35,7 @@ mod transactions;
 mod wire;
 
 pub use client::RemoteAtlas;
+pub(crate) use listen::check_addresses;
 pub use listen::{Addresses, Server, serve, serve_socket};
 pub use locks::{LocalLocks, LockLease, LockOps};
 pub use services::{Limits, Services};

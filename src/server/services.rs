@@ -71,17 +71,23 @@ pub struct Services {
     pub(super) locks: Option<Arc<dyn LockOps>>,
     pub(super) limits: Limits,
     pub(super) token_file: Option<PathBuf>,
+    pub(super) namespace: Option<String>,
 }
 
 impl Services {
     /// Operations, without locks for others.
     pub fn new(operations: Arc<dyn Operations>) -> Services {
-        Services { operations, locks: None, limits: Limits::default(), token_file: None }
+        Services { operations, locks: None, limits: Limits::default(), token_file: None, namespace: None }
     }
 
     /// And a lock service.
     pub fn locks(self, locks: Arc<dyn LockOps>) -> Services {
         Services { locks: Some(locks), ..self }
+    }
+
+    /// And the namespace of the store, so that a client that means another one is refused.
+    pub fn namespace(self, namespace: impl Into<String>) -> Services {
+        Services { namespace: Some(namespace.into()), ..self }
     }
 
     /// And other limits than the usual ones.
@@ -118,6 +124,7 @@ pub(super) struct Shared {
     /// Ends answers of unlimited length.
     pub(super) stop: CancellationToken,
     store_id: OnceCell<String>,
+    namespace: Option<String>,
 }
 
 impl std::ops::Deref for Api {
@@ -151,6 +158,7 @@ impl Api {
             transactions: Transactions::new(services.limits),
             stop: CancellationToken::new(),
             store_id: OnceCell::new(),
+            namespace: services.namespace,
         }))
     }
 
@@ -550,6 +558,7 @@ impl pb::admin_server::Admin for Api {
             store_id,
             protocol: PROTOCOL,
             store_token: Bytes::new(),
+            namespace: self.namespace.clone(),
         })
     }
 

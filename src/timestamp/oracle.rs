@@ -65,6 +65,9 @@ impl TimestampOracle {
             Some((record, bytes)) => (record, Some(bytes)),
             None => (OracleRecord::initial(), None),
         };
+        if found.bound < Timestamp::FIRST || found.bound.get() >= Timestamp::MAX.get() - BLOCK {
+            return Err(Error::corrupt("record 'oracle'", format!("{} can't be the timestamp bound", found.bound)));
+        }
         let incarnation = Uuid::new_v4();
         let record = OracleRecord {
             epoch: found.epoch + 1,
@@ -108,6 +111,11 @@ impl TimestampOracle {
     /// The last number issued, or the one before the first this instance can issue.
     pub fn last_issued(&self) -> Timestamp {
         Timestamp::saturating(self.numbers.lock().next - 1)
+    }
+
+    /// True once this instance issues nothing any more: it was released, or another one took over.
+    pub fn is_lost(&self) -> bool {
+        self.numbers.lock().lost
     }
 
     /// One number above all whose request was answered before this call.
@@ -160,15 +168,15 @@ impl TimestampOracle {
     pub async fn fast_forward(&self, target: Timestamp, allow_large_jump: bool) -> Result<FastForward> {
         let mut extension = self.extension.lock().await;
         let before = self.last_issued().next();
-        if target <= before {
-            return Ok(FastForward { before, after: before });
+        if target < before {
+            return Ok(FastForward::inclusive(before, before));
         }
         check_jump(before, target, allow_large_jump)?;
         let after = target.next();
         self.move_bound(&mut extension, after.get() + BLOCK).await?;
         let mut numbers = self.numbers.lock();
         numbers.next = numbers.next.max(after.get());
-        Ok(FastForward { before, after })
+        Ok(FastForward::inclusive(before, after))
     }
 
     /// Gives the timestamps up, so that the next owner need not wait, and what is left of the block with them.

@@ -37,10 +37,17 @@ impl OracleRecord {
 /// What a fast-forward did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FastForward {
-    /// The bound before.
+    /// The greatest number that may have been issued before.
     pub before: Timestamp,
-    /// The bound after; the same if there was nothing to do.
+    /// Nothing at or below this is issued from now on; the same as `before` if there was nothing to do.
     pub after: Timestamp,
+}
+
+impl FastForward {
+    /// People count the last number, the record the first that is free.
+    pub(super) fn inclusive(before: Timestamp, after: Timestamp) -> FastForward {
+        FastForward { before: before.previous(), after: after.previous() }
+    }
 }
 
 /// The record of a store, as it stands.
@@ -69,14 +76,14 @@ pub async fn fast_forward_stored(
             None => (OracleRecord::initial(), None),
         };
         let before = record.bound;
-        if target <= before {
-            return Ok(FastForward { before, after: before });
+        if target < before {
+            return Ok(FastForward::inclusive(before, before));
         }
         check_jump(before, target, allow_large_jump)?;
         let after = target.next();
         let next = OracleRecord { bound: after, ..record };
         match stored.replace(bytes.as_ref(), Some(&next)).await? {
-            Replaced::Done(_) => return Ok(FastForward { before, after }),
+            Replaced::Done(_) => return Ok(FastForward::inclusive(before, after)),
             // Somebody else moved it: look again. Each round means that another one made progress.
             Replaced::Other(found) => loaded = found,
         }

@@ -3,7 +3,7 @@
 use super::buffer::LocalWriteBuffer;
 use super::core::CommitPath;
 use super::handle::{Inner, PreCommitCondition};
-use super::pipeline::{self, Member, Payload, Pipeline, Verdict};
+use super::pipeline::{self, Loser, Member, Payload, Pipeline, Verdict};
 use super::read::Rivals;
 use super::step::{CommitStep, reach};
 use super::sweep_queue;
@@ -50,13 +50,14 @@ impl CommitJob {
             transaction.core.check_constraints(table, writes)?;
         }
         reach(CommitStep::CheckConstraints);
+        let start_ts = transaction.start_ts;
         match &transaction.core.path {
             CommitPath::Pipeline(pipeline) if self.buffer.size() <= transaction.core.config.pipeline_size_max.len() => {
                 self.through_pipeline(pipeline, &handlers).await
             }
             // Several writes one after the other: a task of its own takes them to their end.
-            CommitPath::Pipeline(_) => detach(async move { self.put_ahead(&handlers).await }).await,
-            CommitPath::StepByStep(_) => detach(async move { self.step_by_step(handlers).await }).await,
+            CommitPath::Pipeline(_) => detach(start_ts, async move { self.put_ahead(&handlers).await }).await,
+            CommitPath::StepByStep(_) => detach(start_ts, async move { self.step_by_step(handlers).await }).await,
         }
     }
 
@@ -90,14 +91,15 @@ impl CommitJob {
         reach(CommitStep::Lock);
         self.check_conditions()?;
         let keys = self.conflict_keys(handlers).await?;
-        let mut checked_from = transaction.read_ts;
+        // Before the data too: what has lost already need not be written.
+        let mut checked_from = self.check_large(pipeline, &keys, transaction.read_ts).await?;
         if let Err(error) = self.put_queue_and_data(None).await {
             // Some of it may be there. It must never be followed by a commit, and nobody need wonder about it later.
             let _ = pipeline.roll_back(transaction.start_ts).await;
             return Err(not_applied(error));
         }
         for _ in 0..RECHECKS_MAX {
-            checked_from = match self.check_against_store(pipeline, &keys, checked_from).await {
+            checked_from = match self.check_large(pipeline, &keys, checked_from).await {
                 Ok(checked_from) => checked_from,
                 Err(error) => {
                     let _ = pipeline.roll_back(transaction.start_ts).await;
@@ -158,6 +160,7 @@ impl CommitJob {
             checked_from,
             work_id: attempt.work_id,
             losses: attempt.losses,
+            began: transaction.began,
             keys,
             payload,
             _registration: transaction.registration.clone(),
@@ -173,6 +176,22 @@ impl CommitJob {
             Verdict::Failed(error) => Err(error),
             Verdict::Unknown(reason) => Err(Error::UnknownOutcome { start_ts, reason }),
         })
+    }
+
+    /// As [`check_against_store`](Self::check_against_store), telling the leader of a loss.
+    async fn check_large(
+        &self,
+        pipeline: &Pipeline,
+        keys: &[ConflictKey],
+        checked_from: Timestamp,
+    ) -> Result<Timestamp> {
+        let checked = self.check_against_store(pipeline, keys, checked_from).await;
+        if matches!(checked, Err(Error::Conflict { .. })) {
+            let attempt = self.transaction.attempt();
+            let (work_id, losses) = (attempt.work_id, attempt.losses);
+            pipeline.lost(Loser { work_id, losses, keys: keys.to_vec(), took: self.transaction.began.elapsed() }).await;
+        }
+        checked
     }
 
     /// Checks commits that the leader's window has forgotten. Answers from where on the leader has to check.
@@ -266,9 +285,16 @@ pub(super) fn not_applied(error: Error) -> Error {
 }
 
 /// Runs a future to its end even if the caller stops waiting for it.
-async fn detach(work: impl Future<Output = Result<Timestamp>> + Send + 'static) -> Result<Timestamp> {
+async fn detach(
+    start_ts: Timestamp,
+    work: impl Future<Output = Result<Timestamp>> + Send + 'static,
+) -> Result<Timestamp> {
     match tokio::spawn(work).await {
         Ok(outcome) => outcome,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime shuts down in the middle of it.
+            Err(_) => Err(Error::UnknownOutcome { start_ts, reason: "the runtime was shut down".to_owned() }),
+        },
     }
 }

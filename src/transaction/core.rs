@@ -52,7 +52,14 @@ impl CommitPath {
 #[derive(Debug)]
 pub(crate) struct SchemaCache {
     kvs: Arc<dyn KeyValueService>,
-    specs: RwLock<HashMap<TableRef, TableSpec>>,
+    specs: RwLock<Specs>,
+}
+
+#[derive(Debug, Default)]
+struct Specs {
+    by_table: HashMap<TableRef, TableSpec>,
+    /// Raised whenever something is forgotten: what was looked up before that may be outdated.
+    generation: u64,
 }
 
 impl SchemaCache {
@@ -65,9 +72,13 @@ impl SchemaCache {
     /// # Errors
     /// [`Error::NotFound`] if there is no such table.
     pub(crate) async fn spec(&self, table: &TableRef) -> Result<TableSpec> {
-        if let Some(spec) = self.specs.read().get(table) {
-            return Ok(*spec);
-        }
+        let generation = {
+            let specs = self.specs.read();
+            if let Some(spec) = specs.by_table.get(table) {
+                return Ok(*spec);
+            }
+            specs.generation
+        };
         TableSpec::check_name(table)?;
         let description = self
             .kvs
@@ -76,13 +87,18 @@ impl SchemaCache {
             .filter(|found| found.kind == TableKind::Versioned)
             .ok_or_else(|| Error::NotFound { what: format!("table '{table}'") })?;
         let spec = TableSpec::from_description(&description)?;
-        self.specs.write().insert(table.clone(), spec);
+        let mut specs = self.specs.write();
+        if specs.generation == generation {
+            specs.by_table.insert(table.clone(), spec);
+        }
         Ok(spec)
     }
 
     /// Forgets what was known of a table, because it was changed or removed.
     pub(crate) fn forget(&self, table: &TableRef) {
-        self.specs.write().remove(table);
+        let mut specs = self.specs.write();
+        specs.by_table.remove(table);
+        specs.generation += 1;
     }
 }
 

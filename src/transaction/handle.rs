@@ -36,7 +36,7 @@ pub(crate) struct Inner {
     pub(crate) read_ts: Timestamp,
     pub(crate) registration: Arc<Registration>,
     pub(crate) read_only: bool,
-    began: Instant,
+    pub(crate) began: Instant,
     timeout: Duration,
     attempt: Attempt,
     // Phase and buffer share a lock, so that a write either is part of the commit or is refused: none is lost between.

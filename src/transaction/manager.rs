@@ -5,7 +5,7 @@ use super::core::{CommitPath, Core, SchemaCache};
 use super::entry::{CleanedWindows, Entry, transactions_table};
 use super::handle::{Attempt, Transaction};
 use super::mend::Mender;
-use super::pipeline::Pipeline;
+use super::pipeline::{Claim, Pipeline};
 use super::step_by_step::StepByStep;
 use super::sweep_queue::sweep_queue_table;
 use super::table::TransactionTable;
@@ -27,6 +27,9 @@ use std::time::Duration;
 
 /// How many of the newest entries are checked against the timestamp bound when a store is opened.
 const ENTRIES_CHECKED_AT_OPEN: usize = 1000;
+/// How long an earlier user of the store in this process may take to end.
+const CLAIM_ATTEMPTS: u32 = 100;
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 
 /// Begins transactions on one store; the only one to do so in this process.
 #[derive(Clone, Debug)]
@@ -63,6 +66,7 @@ impl TransactionManager {
         let windows = CleanedWindows::load(kvs.clone()).await?;
         refuse_open_window(&windows)?;
         check_bound(kvs.clone()).await?;
+        let claim = if pipeline { Some(claim(kvs.as_ref()).await?) } else { None };
         let oracle = Arc::new(TimestampOracle::open(kvs.clone()).await?);
         // Everything that was issued before lies below the bound we start at, and nothing of it is on its way.
         let tracker = SnapshotTracker::new(oracle.last_issued());
@@ -70,7 +74,7 @@ impl TransactionManager {
         let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
         let config = options.transactions;
         let mender = Arc::new(Mender::new(kvs.clone()));
-        let path = if pipeline {
+        let path = if let Some(claim) = claim {
             CommitPath::Pipeline(Pipeline::start(
                 kvs.clone(),
                 oracle.clone(),
@@ -78,6 +82,7 @@ impl TransactionManager {
                 entries.clone(),
                 options.durability,
                 config.group_size_max.len(),
+                claim,
             ))
         } else {
             let (entries, oracle, mender) = (entries.clone(), oracle.clone(), mender.clone());
@@ -194,6 +199,11 @@ impl TransactionManager {
         self.core.schema.forget(table);
     }
 
+    /// True once the timestamps were given up.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.core.oracle.is_lost()
+    }
+
     pub(crate) fn abandon(&self, attempt: Attempt) {
         if let CommitPath::Pipeline(pipeline) = &self.core.path
             && attempt.losses > 0
@@ -221,6 +231,20 @@ impl TransactionManager {
 
 fn mode_name(pipeline: bool) -> &'static str {
     if pipeline { "pipeline" } else { "step_by_step" }
+}
+
+/// The right to commit on the store. An earlier user of it in this process may still be ending.
+async fn claim(kvs: &dyn KeyValueService) -> Result<Claim> {
+    for _ in 0..CLAIM_ATTEMPTS {
+        match Claim::try_new(kvs) {
+            Some(claim) => return Ok(claim),
+            None => tokio::time::sleep(CLAIM_PAUSE).await,
+        }
+    }
+    Err(Error::refused(
+        "the store is in use by this process already: it was opened for transactions and not closed",
+        "open a store once and clone the handle; close it before you open it again",
+    ))
 }
 
 /// The pipeline wants atomic batches and a store that no other process writes to.
@@ -271,10 +295,7 @@ async fn open_store_record(kvs: Arc<dyn KeyValueService>, namespace: &str, mode:
         ));
     }
     if found.namespace != namespace {
-        return Err(Error::refused(
-            format!("the store belongs to namespace '{}', the configuration says '{namespace}'", found.namespace),
-            "set `namespace` to that of the store, or name another store",
-        ));
+        return Err(other_namespace(&found.namespace, namespace));
     }
     if found.commit_mode != mode {
         return Err(Error::refused(
@@ -283,6 +304,14 @@ async fn open_store_record(kvs: Arc<dyn KeyValueService>, namespace: &str, mode:
         ));
     }
     Ok(found)
+}
+
+/// The store is not the one that is meant.
+pub(crate) fn other_namespace(found: &str, wanted: &str) -> Error {
+    Error::refused(
+        format!("the store belongs to namespace '{found}', the configuration says '{wanted}'"),
+        "set `namespace` to that of the store, or name another store",
+    )
 }
 
 /// While a restore is under way nobody may begin: what he reads and commits would be neither before nor after it.

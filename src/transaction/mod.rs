@@ -34,6 +34,7 @@ mod window;
 
 pub use constraint::Constraint;
 pub use handle::{NAME_LEN_MAX, Transaction};
+pub(crate) use manager::other_namespace;
 pub use manager::{OpenOptions, TransactionManager};
 pub use run::{Outcome, Retriable, RunOptions};
 pub use step::CommitStep;

@@ -29,7 +29,7 @@ use super::value;
 use super::window::{ConflictKey, ConflictWindow};
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
-use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, TableRef, Timestamp};
+use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, TableRef, Timestamp};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -47,8 +47,9 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 /// After this many losses the cells of a large transaction are reserved for its next attempt.
 const LOSSES_BEFORE_RESERVATION: u32 = 2;
-/// How long a reservation lasts if its owner does not come back.
-const RESERVED_FOR: Duration = Duration::from_secs(10);
+/// A reservation lasts twice as long as the attempt that lost, within these bounds, if its owner does not come back.
+const RESERVED_FOR_MIN: Duration = Duration::from_secs(5);
+const RESERVED_FOR_MAX: Duration = Duration::from_secs(120);
 /// How many cells are reserved at most, over all transactions.
 const RESERVED_MAX: usize = 1 << 20;
 
@@ -62,6 +63,8 @@ pub(crate) struct Member {
     pub(crate) work_id: u64,
     /// How often this piece of work has lost a conflict.
     pub(crate) losses: u32,
+    /// When the transaction began.
+    pub(crate) began: Instant,
     pub(crate) keys: Vec<ConflictKey>,
     pub(crate) payload: Payload,
     /// Keeps the snapshot registered until the outcome is known, even if the caller has gone.
@@ -106,8 +109,19 @@ enum Request {
     Commit(Box<Member>, oneshot::Sender<Verdict>),
     RollBack(Timestamp, oneshot::Sender<Result<()>>),
     Marker(oneshot::Sender<()>),
+    Lost(Box<Loser>),
     Release(u64),
     Stop(oneshot::Sender<()>),
+}
+
+/// A large transaction that lost a conflict before it entered.
+#[derive(Debug)]
+pub(crate) struct Loser {
+    pub(crate) work_id: u64,
+    pub(crate) losses: u32,
+    pub(crate) keys: Vec<ConflictKey>,
+    /// How long its attempt took; the next one takes about as long.
+    pub(crate) took: Duration,
 }
 
 /// The way into the pipeline.
@@ -126,6 +140,7 @@ impl Pipeline {
         entries: Arc<TransactionTable>,
         durability: Durability,
         group_size_max: usize,
+        claim: Claim,
     ) -> Pipeline {
         let (requests, queue) = mpsc::channel(QUEUE);
         let first_ts = tracker.watermark().next();
@@ -141,7 +156,8 @@ impl Pipeline {
             window: ConflictWindow::new(first_ts),
             window_floor: window_floor.clone(),
             rolled_back: BTreeSet::new(),
-            reserved: HashMap::new(),
+            reserved: Reservations::default(),
+            _claim: claim,
         };
         tokio::spawn(leader.run(queue));
         Pipeline { requests, window_floor }
@@ -177,6 +193,11 @@ impl Pipeline {
         answer.await.map_err(|_| stopped())
     }
 
+    /// Tells the leader of a large transaction that lost: after a few losses its cells are reserved for its next attempt.
+    pub(crate) async fn lost(&self, loser: Loser) {
+        let _ = self.requests.send(Request::Lost(Box::new(loser))).await;
+    }
+
     /// Gives up the reservations of a piece of work that will not come again.
     pub(crate) fn release(&self, work_id: u64) {
         // A full queue is no reason to wait: the reservation runs out by itself.
@@ -196,10 +217,50 @@ fn stopped() -> Error {
     Error::Unavailable { what: "the commit pipeline".to_owned(), reason: "it was stopped".to_owned() }
 }
 
-#[derive(Debug)]
-struct Reservation {
-    work_id: u64,
-    until: Instant,
+/// Cells that only one piece of work may write for a while.
+#[derive(Debug, Default)]
+struct Reservations {
+    by_cell: HashMap<u64, u64>,
+    by_work: HashMap<u64, (Instant, Vec<u64>)>,
+}
+
+impl Reservations {
+    fn is_for_another(&self, hash: u64, work_id: u64) -> bool {
+        let Some(owner) = self.by_cell.get(&hash).filter(|owner| **owner != work_id) else { return false };
+        self.by_work.get(owner).is_some_and(|(until, _)| *until > Instant::now())
+    }
+
+    /// Reserves all cells of a loser, or none: two that held a part each of what both need would refuse each other
+    /// for ever. For the same reason a loser gives up what was reserved for its last attempt before anything else.
+    fn add(&mut self, loser: &Loser) {
+        self.forget_expired();
+        self.remove(loser.work_id);
+        let full = self.by_cell.len() + loser.keys.len() > RESERVED_MAX;
+        if full || loser.keys.iter().any(|key| self.by_cell.contains_key(&key.hash)) {
+            return;
+        }
+        let cells: Vec<u64> = loser.keys.iter().map(|key| key.hash).collect();
+        self.by_cell.extend(cells.iter().map(|hash| (*hash, loser.work_id)));
+        let span = loser.took.saturating_mul(2).clamp(RESERVED_FOR_MIN, RESERVED_FOR_MAX);
+        self.by_work.insert(loser.work_id, (Instant::now() + span, cells));
+    }
+
+    fn remove(&mut self, work_id: u64) {
+        if let Some((_, cells)) = self.by_work.remove(&work_id) {
+            for hash in cells {
+                self.by_cell.remove(&hash);
+            }
+        }
+    }
+
+    fn forget_expired(&mut self) {
+        let now = Instant::now();
+        let expired: Vec<u64> =
+            self.by_work.iter().filter(|(_, (until, _))| *until <= now).map(|(work_id, _)| *work_id).collect();
+        for work_id in expired {
+            self.remove(work_id);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -217,7 +278,9 @@ struct Leader {
     /// Start timestamps of this epoch with the entry *rolled back*; the leader alone writes entries, so it need not
     /// ask the store.
     rolled_back: BTreeSet<Timestamp>,
-    reserved: HashMap<u64, Reservation>,
+    reserved: Reservations,
+    /// Nobody else may open this store for commits in this process before the leader has ended.
+    _claim: Claim,
 }
 
 /// A member that is part of the batch.
@@ -225,6 +288,55 @@ struct Accepted {
     member: Box<Member>,
     commit_ts: Timestamp,
     reply: oneshot::Sender<Verdict>,
+}
+
+/// A member whose outcome is not known yet.
+struct Waiting {
+    start_ts: Timestamp,
+    /// Taken when it was told that nobody knows.
+    reply: Option<oneshot::Sender<Verdict>>,
+    /// Its snapshot stays registered until it is settled.
+    _registration: Arc<Registration>,
+}
+
+impl From<Accepted> for Waiting {
+    fn from(accepted: Accepted) -> Waiting {
+        let Member { start_ts, _registration, .. } = *accepted.member;
+        Waiting { start_ts, reply: Some(accepted.reply), _registration }
+    }
+}
+
+/// The leader has to end in the middle of its work.
+struct Ended {
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// The right to commit on a store with one owner, of one leader in the process.
+///
+/// A second leader would begin transactions while a batch of the first is on its way: their snapshots would miss
+/// commits below them, and their windows conflicts. Timestamps alone can't fence a write that is under way.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    store: usize,
+}
+
+static CLAIMED: parking_lot::Mutex<BTreeSet<usize>> = parking_lot::Mutex::new(BTreeSet::new());
+
+impl Claim {
+    /// Claims a store, unless another leader has it.
+    pub(crate) fn try_new(kvs: &dyn KeyValueService) -> Option<Claim> {
+        let store = match kvs.ownership() {
+            Ownership::Exclusive(shared) => Arc::as_ptr(&shared).addr(),
+            Ownership::Shared => return None,
+        };
+        CLAIMED.lock().insert(store).then_some(Claim { store })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.lock().remove(&self.store);
+    }
 }
 
 /// What shares one batch.
@@ -242,7 +354,13 @@ impl Leader {
             let mut group = self.gather(first, &mut queue).await;
             let stop = group.stop.take();
             let markers = std::mem::take(&mut group.markers);
-            self.commit_group(group, &mut queue).await;
+            if let Err(Ended { stop }) = self.commit_group(group, &mut queue).await {
+                // Markers and whoever waits behind them see their answers vanish, which says that nothing is settled.
+                if let Some(stop) = stop {
+                    let _ = stop.send(());
+                }
+                return;
+            }
             if !markers.is_empty() || queue.is_empty() {
                 // Between groups no commit is on its way, and later ones are numbered above what was issued so far:
                 // everything at or below the last number issued is decided.
@@ -254,6 +372,8 @@ impl Leader {
             self.forget();
             if let Some(stop) = stop {
                 queue.close();
+                // Who came behind the end is told that nothing was applied, instead of being left without an answer.
+                refuse_waiting(&mut queue, "it was closed");
                 let _ = stop.send(());
                 return;
             }
@@ -264,6 +384,7 @@ impl Leader {
     async fn gather(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>) -> Group {
         let mut group = Group::default();
         let mut size = 0;
+        let mut taken = 0;
         let mut next = Some(first);
         while let Some(request) = next {
             match request {
@@ -276,13 +397,15 @@ impl Leader {
                 }
                 Request::RollBack(start_ts, reply) => group.roll_backs.push((start_ts, reply)),
                 Request::Marker(reply) => group.markers.push(reply),
-                Request::Release(work_id) => self.reserved.retain(|_, reservation| reservation.work_id != work_id),
+                Request::Lost(loser) => self.reserve_for_loser(&loser),
+                Request::Release(work_id) => self.reserved.remove(work_id),
                 Request::Stop(reply) => {
                     group.stop = Some(reply);
                     break;
                 }
             }
-            let full = size >= self.group_size_max || group.commits.len() >= GROUP_MAX;
+            taken += 1;
+            let full = size >= self.group_size_max || taken >= GROUP_MAX;
             next = if full { None } else { queue.try_recv().ok() };
         }
         group
@@ -291,8 +414,13 @@ impl Leader {
     /// Decides whether a member may commit, and numbers it. Steps 3, 6, 7 and 9.
     async fn admit(&mut self, member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
         if let Some(verdict) = self.refusal(&member) {
-            if matches!(verdict, Verdict::Conflict { .. }) {
-                self.reserve_for_loser(&member);
+            if matches!((&verdict, &member.payload), (Verdict::Conflict { .. }, Payload::PutAhead)) {
+                self.reserve_for_loser(&Loser {
+                    work_id: member.work_id,
+                    losses: member.losses,
+                    keys: member.keys.clone(),
+                    took: member.began.elapsed(),
+                });
             }
             let _ = reply.send(verdict);
             return;
@@ -311,9 +439,7 @@ impl Leader {
         // are too many, never too few.
         self.window.insert(commit_ts, &member.keys);
         reach(CommitStep::RecheckReads);
-        if !self.reserved.is_empty() {
-            self.reserved.retain(|_, reservation| reservation.work_id != member.work_id);
-        }
+        self.reserved.remove(member.work_id);
         reach(CommitStep::CheckLocks);
         group.commits.push(Accepted { member, commit_ts, reply });
     }
@@ -327,7 +453,9 @@ impl Leader {
         }
         let conflict = member.keys.iter().find_map(|key| {
             let conflict = self.window.conflict(key, member.checked_from).map(Some);
-            conflict.or_else(|| self.is_reserved_for_another(key, member.work_id).then_some(None)).map(|at| (key, at))
+            conflict
+                .or_else(|| self.reserved.is_for_another(key.hash, member.work_id).then_some(None))
+                .map(|at| (key, at))
         });
         reach(CommitStep::CheckWriteConflicts);
         conflict.map(|(key, committed_at)| Verdict::Conflict {
@@ -337,48 +465,43 @@ impl Leader {
         })
     }
 
-    fn is_reserved_for_another(&self, key: &ConflictKey, work_id: u64) -> bool {
-        self.reserved
-            .get(&key.hash)
-            .is_some_and(|reservation| reservation.work_id != work_id && reservation.until > Instant::now())
-    }
-
     /// A large transaction takes long from snapshot to commit and could lose to small ones for ever. After a few
     /// losses the others have to wait for its next attempt.
-    fn reserve_for_loser(&mut self, member: &Member) {
-        let large = matches!(member.payload, Payload::PutAhead);
-        if !large || member.losses < LOSSES_BEFORE_RESERVATION {
-            return;
-        }
-        let now = Instant::now();
-        self.reserved.retain(|_, reservation| reservation.until > now);
-        if self.reserved.len() + member.keys.len() > RESERVED_MAX {
-            return;
-        }
-        for key in &member.keys {
-            self.reserved.entry(key.hash).or_insert(Reservation { work_id: member.work_id, until: now + RESERVED_FOR });
+    fn reserve_for_loser(&mut self, loser: &Loser) {
+        if loser.losses >= LOSSES_BEFORE_RESERVATION {
+            self.reserved.add(loser);
         }
     }
 
     /// Steps 4, 5 and 10 for all members at once.
-    async fn commit_group(&mut self, mut group: Group, queue: &mut mpsc::Receiver<Request>) {
+    async fn commit_group(
+        &mut self,
+        mut group: Group,
+        queue: &mut mpsc::Receiver<Request>,
+    ) -> std::result::Result<(), Ended> {
         if group.commits.is_empty() && group.roll_backs.is_empty() {
-            return;
+            return Ok(());
         }
         let mut batch = build_batch(&mut group);
         loop {
             reach(CommitStep::RecordCommit);
             match self.kvs.apply(batch.clone(), self.durability).await {
-                Ok(()) => return self.acknowledge(group),
+                Ok(()) => {
+                    self.acknowledge(group);
+                    return Ok(());
+                }
                 Err(error) if error.is_indeterminate() => return self.settle_unknown(group, error, queue).await,
                 // Nothing was applied. A table that is gone concerns its own writers, not the others of the group.
                 Err(KvsError::NoSuchTable(table)) => {
                     drop_writers_of(&table, &mut group, &mut batch);
                     if group.commits.is_empty() && group.roll_backs.is_empty() {
-                        return;
+                        return Ok(());
                     }
                 }
-                Err(error) => return refuse_all(group, &error),
+                Err(error) => {
+                    refuse_all(group, &error);
+                    return Ok(());
+                }
             }
         }
     }
@@ -404,13 +527,17 @@ impl Leader {
     }
 
     /// The way out of a group whose batch may or may not have been applied.
-    async fn settle_unknown(&mut self, group: Group, error: KvsError, queue: &mut mpsc::Receiver<Request>) {
+    async fn settle_unknown(
+        &mut self,
+        group: Group,
+        error: KvsError,
+        queue: &mut mpsc::Receiver<Request>,
+    ) -> std::result::Result<(), Ended> {
         tracing::error!(%error, members = group.commits.len(), "a group of commits was not answered; opening the store again");
         let deadline = Instant::now() + SETTLE_WITHIN;
         let last_commit = group.commits.last().map(|accepted| accepted.commit_ts);
         let reason = error.to_string();
-        let mut waiting: Vec<_> =
-            group.commits.into_iter().map(|accepted| (accepted.member.start_ts, Some(accepted.reply))).collect();
+        let mut waiting: Vec<Waiting> = group.commits.into_iter().map(Waiting::from).collect();
         let mut roll_backs = group.roll_backs;
         loop {
             match self.try_settle(&waiting, &roll_backs).await {
@@ -418,8 +545,8 @@ impl Leader {
                     if let Some(last_commit) = last_commit {
                         self.tracker.publish(last_commit);
                     }
-                    for ((_, reply), fate) in waiting.into_iter().zip(fates) {
-                        if let Some(reply) = reply {
+                    for (member, fate) in waiting.into_iter().zip(fates) {
+                        if let Some(reply) = member.reply {
                             let _ = reply.send(match fate {
                                 Fate::Committed(commit_ts) => Verdict::Committed(commit_ts),
                                 Fate::RolledBack | Fate::Undecided => Verdict::Failed(Error::Unavailable {
@@ -434,19 +561,26 @@ impl Leader {
                         let _ = reply.send(Ok(()));
                     }
                     tracing::warn!("the store is open again and every member of the group is settled");
-                    return;
+                    return Ok(());
                 }
                 Err(error @ Error::Kvs(KvsError::Closed)) => {
                     // For good: whoever opens it next settles what is left.
                     tracing::warn!(%error, "the store was closed before a group of commits was settled");
                     tell_unknown(&mut waiting, &reason);
-                    return;
+                    return Err(Ended { stop: None });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the store can't be opened again yet");
                     if Instant::now() >= deadline {
                         tell_unknown(&mut waiting, &reason);
-                        refuse_waiting(queue, &reason);
+                        if let Some(stop) = refuse_waiting(queue, &reason) {
+                            return Err(Ended { stop: Some(stop) });
+                        }
+                    }
+                    if queue.is_closed() && queue.is_empty() {
+                        // Nobody is left who could ask; holding on to the store would keep it from its next opener.
+                        tell_unknown(&mut waiting, &reason);
+                        return Err(Ended { stop: None });
                     }
                     tokio::time::sleep(REOPEN_PAUSE).await;
                 }
@@ -459,12 +593,12 @@ impl Leader {
     /// can arrive any more: it is in the log that was just replayed, or it is gone.
     async fn try_settle(
         &mut self,
-        members: &[(Timestamp, Option<oneshot::Sender<Verdict>>)],
+        members: &[Waiting],
         roll_backs: &[(Timestamp, oneshot::Sender<Result<()>>)],
     ) -> Result<Vec<Fate>> {
         self.kvs.reopen().await?;
         let starts: Vec<Timestamp> =
-            members.iter().map(|(start_ts, _)| *start_ts).chain(roll_backs.iter().map(|(start, _)| *start)).collect();
+            members.iter().map(|member| member.start_ts).chain(roll_backs.iter().map(|(start, _)| *start)).collect();
         let fates = self.entries.fates(&starts).await?;
         let fate_of = |start_ts: &Timestamp| fates.get(start_ts).copied().unwrap_or(Fate::Undecided);
         let undecided: Vec<Timestamp> =
@@ -477,7 +611,7 @@ impl Leader {
             self.rolled_back.insert(*start_ts);
             self.entries.remember(*start_ts, Fate::RolledBack);
         }
-        Ok(members.iter().map(|(start_ts, _)| fate_of(start_ts)).collect())
+        Ok(members.iter().map(|member| fate_of(&member.start_ts)).collect())
     }
 
     /// Forgets what no open snapshot needs.
@@ -561,21 +695,25 @@ fn refuse_all(group: Group, error: &KvsError) {
 }
 
 /// Sends away who queued up while the store is closed: nothing of theirs was applied.
-fn refuse_waiting(queue: &mut mpsc::Receiver<Request>, reason: &str) {
+/// A request to stop is handed back.
+fn refuse_waiting(queue: &mut mpsc::Receiver<Request>, reason: &str) -> Option<oneshot::Sender<()>> {
+    let mut stop = None;
     let refusal = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
     while let Ok(request) = queue.try_recv() {
         match request {
             Request::Commit(_, reply) => drop(reply.send(Verdict::Failed(refusal()))),
             Request::RollBack(_, reply) => drop(reply.send(Err(refusal()))),
             // Their senders see the closed channel.
-            Request::Marker(_) | Request::Release(_) | Request::Stop(_) => (),
+            Request::Stop(reply) => stop = Some(reply),
+            Request::Marker(_) | Request::Lost(_) | Request::Release(_) => (),
         }
     }
+    stop
 }
 
-fn tell_unknown(waiting: &mut [(Timestamp, Option<oneshot::Sender<Verdict>>)], reason: &str) {
-    for (_, reply) in waiting {
-        if let Some(reply) = reply.take() {
+fn tell_unknown(waiting: &mut [Waiting], reason: &str) {
+    for member in waiting {
+        if let Some(reply) = member.reply.take() {
             let _ = reply.send(Verdict::Unknown(reason.to_owned()));
         }
     }

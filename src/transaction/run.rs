@@ -1,6 +1,6 @@
 //! Doing work in a transaction, again and again until it commits.
 
-use super::handle::Transaction;
+use super::handle::{Attempt, Transaction};
 use super::manager::TransactionManager;
 use crate::ops::BeginOptions;
 use crate::{Error, Result};
@@ -73,11 +73,13 @@ impl TransactionManager {
         F: AsyncFn(Transaction) -> std::result::Result<T, E>,
     {
         let attempts_max = options.attempts_max.unwrap_or(self.attempts_max()).max(1);
-        let deadline = Instant::now() + options.timeout.unwrap_or(self.timeout());
-        let mut attempt = self.new_work();
+        // A time too far away to be told is no deadline.
+        let deadline = Instant::now().checked_add(options.timeout.unwrap_or(self.timeout()));
+        let mut attempt = Abandon { manager: self, attempt: self.new_work() };
+        let mut counted = 0;
         for number in 1.. {
             let begin = BeginOptions { read_only: options.read_only, at: options.at, timeout: options.timeout };
-            let outcome = match self.begin_attempt(begin, attempt).await {
+            let outcome = match self.begin_attempt(begin, attempt.attempt).await {
                 Ok(transaction) => attempt_once(transaction, &work).await,
                 Err(error) => Err(error.into()),
             };
@@ -89,17 +91,32 @@ impl TransactionManager {
             };
             let pause = pause_after(number);
             let again = error.as_atlas().is_some_and(|error| may_repeat(error, options.idempotent));
-            if !again || number >= attempts_max || Instant::now() + pause >= deadline {
-                self.abandon(attempt);
+            // Cells reserved for a large transaction are free again within a bounded time: waiting for it is no loss.
+            let reserved = matches!(error.as_atlas(), Some(Error::Conflict { committed_at: None, .. }));
+            counted += u32::from(!reserved);
+            let late = deadline.is_some_and(|deadline| Instant::now() + pause >= deadline);
+            if !again || counted >= attempts_max || late {
                 return Err(error);
             }
             if matches!(error.as_atlas(), Some(Error::Conflict { .. } | Error::ReadConflict { .. })) {
-                attempt.losses += 1;
+                attempt.attempt.losses += 1;
             }
             tracing::debug!(attempt = number, error = error.as_atlas().map(tracing::field::display), "trying again");
             tokio::time::sleep(pause).await;
         }
         unreachable!("attempts are bounded")
+    }
+}
+
+/// Gives up what is reserved for a piece of work when it ends, however it ends.
+struct Abandon<'a> {
+    manager: &'a TransactionManager,
+    attempt: Attempt,
+}
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        self.manager.abandon(self.attempt);
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 const PAGE_SIZE: usize = 256;
+const PAGE_SIZE_MAX: usize = 10_000;
 
 /// What to scan, and for whom.
 pub(crate) struct ScanJob {
@@ -27,7 +28,7 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
     let limit = job.options.limit;
     let merged = async_stream::try_stream! {
         let ScanJob { transaction, table, options, own } = job;
-        let page_size = if options.page_size == 0 { PAGE_SIZE } else { options.page_size };
+        let page_size = if options.page_size == 0 { PAGE_SIZE } else { options.page_size.min(PAGE_SIZE_MAX) };
         let reverse = options.reverse;
         let mut own: VecDeque<_> = if reverse { own.into_iter().rev().collect() } else { own.into() };
         let request = Scan {

@@ -157,6 +157,21 @@ impl StepByStep {
     }
 }
 
+/// A commit timestamp that others may be waiting for.
+struct Drawn<'a> {
+    steps: &'a StepByStep,
+    commit_ts: Timestamp,
+    concludes: bool,
+}
+
+impl Drop for Drawn<'_> {
+    fn drop(&mut self) {
+        if self.concludes {
+            self.steps.conclude(self.commit_ts);
+        }
+    }
+}
+
 impl CommitJob {
     /// The ten steps.
     pub(super) async fn step_by_step(self, handlers: Handlers) -> Result<Timestamp> {
@@ -176,9 +191,15 @@ impl CommitJob {
         }
         let commit_ts = steps.draw_commit_ts(start_ts).await?;
         reach(CommitStep::TakeCommitTs);
+        // Concludes also when a condition of the application panics: before step 10 nothing can commit.
+        let mut drawn = Drawn { steps, commit_ts, concludes: true };
         let outcome = self.check_and_record(steps, commit_ts, &locks).await;
-        if !matches!(outcome, Err(Error::UnknownOutcome { .. })) {
-            steps.conclude(commit_ts);
+        match &outcome {
+            Ok(_) => (),
+            // May still commit: whoever settles waits for it, and rolls it back in the end.
+            Err(Error::UnknownOutcome { .. }) => drawn.concludes = false,
+            // Its data must never count, and readers need not find that out one by one.
+            Err(_) => drop(steps.roll_back(start_ts).await),
         }
         // Dropping the locks gives them up without waiting: they have done their work.
         outcome

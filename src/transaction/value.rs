@@ -67,7 +67,8 @@ pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
     }
     let (commit_ts, len) = if flags & INLINED != 0 {
         let number = u64::from_be_bytes(bytes.get(1..9)?.try_into().ok()?);
-        (Some(Timestamp::new(number)?), 9)
+        // Zero stands where a commit timestamp was to be filled in.
+        (Some(Timestamp::new(number).filter(|commit_ts| commit_ts.is_data())?), 9)
     } else {
         (None, 1)
     };

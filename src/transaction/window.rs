@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
-/// How many cells are remembered at most, about 100 bytes each. Transactions older than what is remembered are
-/// checked against the store.
+/// How many writes are remembered at most, about 100 bytes each; of a cell written again and again every one counts.
+/// Transactions older than what is remembered are checked against the store.
 const CELLS_MAX: usize = 1 << 20;
 
 /// Tests make it smaller by a fail point, so that not only transactions over a million cells get behind the window.
@@ -75,12 +75,14 @@ pub(crate) struct ConflictWindow {
     floor: Timestamp,
     last_writes: HashMap<u64, LastWrite>,
     commits: VecDeque<(Timestamp, Vec<u64>)>,
+    // Invariant: the number of hashes in `commits`.
+    remembered: usize,
 }
 
 impl ConflictWindow {
     /// A window that knows of no commit below `floor`.
     pub(crate) fn new(floor: Timestamp) -> ConflictWindow {
-        ConflictWindow { floor, last_writes: HashMap::new(), commits: VecDeque::new() }
+        ConflictWindow { floor, last_writes: HashMap::new(), commits: VecDeque::new(), remembered: 0 }
     }
 
     /// Commits below this were forgotten.
@@ -103,6 +105,7 @@ impl ConflictWindow {
         for key in keys {
             self.last_writes.insert(key.hash, LastWrite { commit_ts, written: key.written });
         }
+        self.remembered += keys.len();
         self.commits.push_back((commit_ts, keys.iter().map(|key| key.hash).collect()));
     }
 
@@ -110,10 +113,11 @@ impl ConflictWindow {
     pub(crate) fn forget_below(&mut self, oldest_read_ts: Timestamp) {
         let cells_max = cells_max();
         while let Some((commit_ts, _)) = self.commits.front() {
-            if *commit_ts >= oldest_read_ts && self.last_writes.len() <= cells_max {
+            if *commit_ts >= oldest_read_ts && self.remembered <= cells_max {
                 break;
             }
             let (commit_ts, hashes) = self.commits.pop_front().expect("there is a front");
+            self.remembered -= hashes.len();
             for hash in hashes {
                 if self.last_writes.get(&hash).is_some_and(|last| last.commit_ts == commit_ts) {
                     self.last_writes.remove(&hash);

@@ -10,6 +10,7 @@ mod commands;
 mod configuration;
 mod crashes;
 mod importing;
+mod refusals;
 mod serving;
 mod stage;
 mod timestamp_files;

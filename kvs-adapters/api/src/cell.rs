@@ -9,8 +9,22 @@ use std::fmt;
 /// Data lies at timestamps from [`Timestamp::FIRST`] up to, not including, [`Timestamp::MAX`], which fits in the
 /// signed 64-bit integers of SQL stores. Zero is the place of the sentinel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct Timestamp(u64);
+
+impl TryFrom<u64> for Timestamp {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Timestamp, String> {
+        Timestamp::new(number).ok_or_else(|| format!("{number} is greater than every timestamp"))
+    }
+}
+
+impl From<Timestamp> for u64 {
+    fn from(ts: Timestamp) -> u64 {
+        ts.0
+    }
+}
 
 impl Timestamp {
     /// Where sweep leaves the mark "older versions of this cell were removed".

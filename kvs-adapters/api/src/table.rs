@@ -29,6 +29,8 @@ impl TableRef {
             Some(format!("a table name has at most {} bytes", Self::MAX_LEN))
         } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-')) {
             Some("a table name has letters, digits, '_', '.' and '-' only".to_owned())
+        } else if name == "." || name == ".." {
+            Some("'.' and '..' mean directories".to_owned())
         } else {
             None
         };

@@ -32,7 +32,8 @@ pub(crate) fn open_failed(path: &Path, error: rocksdb::Error) -> KvsError {
     let says = |texts: &[&str]| texts.iter().any(|text| said.contains(text));
     let place = path.display();
     if says(&["Permission denied", "Operation not permitted", "Read-only file system"]) {
-        return KvsError::Backend { reason: format!("can't open {place}: {said}"), source: Some(Box::new(error)) };
+        let denied = io::Error::new(io::ErrorKind::PermissionDenied, error);
+        return KvsError::Backend { reason: format!("can't open {place}: {said}"), source: Some(Box::new(denied)) };
     }
     if says(&["No space left", "Disk quota exceeded"]) {
         return unavailable(format!("can't open {place}: {said}"), error);

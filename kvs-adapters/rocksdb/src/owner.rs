@@ -6,7 +6,7 @@
 use crate::errors::io_failed;
 use atlas_kvs::{KvsError, Result};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,9 +72,15 @@ impl OwnerLock {
             Err(TryLockError::Error(error)) => return Err(io_failed("lock", &path, error)),
         }
         // Written, not synced: after a crash of the machine nobody holds the lock, and nobody asks for the number.
-        file.set_len(0)
-            .and_then(|()| write!(file, "{}", std::process::id()))
-            .map_err(|error| io_failed("write", &path, error))?;
+        let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        match written {
+            Ok(()) => {}
+            // The lock protects, not the text: on a full disk what is there can still be read.
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                tracing::debug!(%error, path = %path.display(), "the holder of the lock is not named");
+            }
+            Err(error) => return Err(io_failed("write", &path, error)),
+        }
         Ok(OwnerLock { data_dir, file })
     }
 }

@@ -15,7 +15,7 @@ use atlas::transaction::{RunOptions, Transaction};
 use atlas::{Atlas, Error, Result, TableRef, Timestamp};
 use atlas_kvs_memory::MemoryStore;
 use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
-use common::faulty::{Fault, Faulty, Gate, Op};
+use common::faulty::{Fault, Faulty, Gate, Op, PATIENCE};
 use common::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -97,7 +97,7 @@ async fn a_while() {
 }
 
 async fn joined<T>(task: JoinHandle<T>) -> T {
-    task.await.expect("the task ends")
+    tokio::time::timeout(PATIENCE, task).await.expect("the task does not end").expect("the task ends")
 }
 
 // ---- step by step: the commit point
@@ -155,16 +155,12 @@ async fn an_unknown_outcome_is_decided_once_and_for_ever() {
         assert!(matches!(error, Error::UnknownOutcome { start_ts, .. } if start_ts == tx.start_ts()), "{error}");
         assert!(!error.is_retriable());
         store.faulty.heal();
-        gate.arrived().await;
+        for _ in 0..store.faulty.calls(Op::PutUnlessExists, &transactions_table()) {
+            gate.arrived().await;
+        }
         if late_first {
             gate.open();
-            // It passed, or another one of the same request did: the entry stands.
-            for _ in 0..1000 {
-                if store.entry(tx.start_ts()).await.is_some() {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
+            gate.arrived().await; // One of the requests was carried out.
         }
         let seen = store.read("x").await;
         assert_eq!(seen.as_deref(), late_first.then_some("1"));
@@ -551,6 +547,13 @@ async fn unknown_for_long(lane: Lane, fault: Fault) {
         })
     };
     let (once, again) = (run("once", false), run("again", true));
+    for _ in 0..10_000 {
+        if store.atlas.transactions().open_transactions() >= 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // All have begun; now they queue up behind the group that is on its way.
     a_while().await;
     gate.open();
     joined(first).await.expect("it was in the group before");

@@ -166,6 +166,13 @@ async fn takeovers_under_load_repeat_no_number_and_none_is_out_of_order() {
         // The old one is still in use here.
         tokio::task::yield_now().await;
         *current.write() = next;
+        let before = greatest.load(Ordering::SeqCst);
+        for _ in 0..100_000 {
+            if greatest.load(Ordering::SeqCst) > before {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
     }
     stop.store(true, Ordering::Relaxed);
     let mut all = HashSet::new();

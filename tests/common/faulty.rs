@@ -14,7 +14,11 @@ use atlas::{Cell, RowRange, TableRef, Timestamp};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Semaphore;
+
+/// How long to wait for something that must come, before the test fails instead of hanging.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -56,9 +60,10 @@ impl Gate {
         Gate { arrived: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) }
     }
 
-    /// Waits until a call stands at the gate.
+    /// Waits until a call stands at the gate, and fails if none ever comes.
     pub async fn arrived(&self) {
-        self.arrived.acquire().await.expect("gates are never closed for good").forget();
+        let arrived = tokio::time::timeout(PATIENCE, self.arrived.acquire()).await;
+        arrived.expect("no call came to the gate").expect("gates are never closed for good").forget();
     }
 
     /// Lets one call pass, now or when it comes.

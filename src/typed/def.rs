@@ -87,7 +87,7 @@ impl<K, V> fmt::Debug for TableDef<K, V> {
 /// As `TableRef::new` decides it, for constants.
 const fn may_name_a_table(name: &str) -> bool {
     let bytes = name.as_bytes();
-    if bytes.is_empty() || bytes.len() > TableRef::MAX_LEN || bytes[0] == b'_' {
+    if bytes.is_empty() || bytes.len() > TableRef::MAX_LEN || bytes[0] == b'_' || matches!(bytes, b"." | b"..") {
         return false;
     }
     let mut index = 0;

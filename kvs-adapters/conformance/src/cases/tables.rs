@@ -207,7 +207,7 @@ pub async fn similar_names_are_different_tables(store: &mut TestStore) {
     let long = |last: char| "x".repeat(TableRef::MAX_LEN - 1) + &last.to_string();
     let prefix = "x".repeat(TableRef::MAX_LEN - 1);
     let mut similar: Vec<String> =
-        ["a.b", "a_b", "a-b", "ab", "A.b", "a.B", "a..b", "a", "A", "_a", ".a", "-a", "a.", "1", "01", ".", ".."]
+        ["a.b", "a_b", "a-b", "ab", "A.b", "a.B", "a..b", "a", "A", "_a", ".a", "-a", "a.", "1", "01", ".a.", "..."]
             .map(str::to_owned)
             .to_vec();
     similar.extend([long('a'), long('b'), long('A'), long('_'), prefix, "X".repeat(TableRef::MAX_LEN)]);

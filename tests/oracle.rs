@@ -350,11 +350,7 @@ async fn a_fast_forward_goes_forward_only() {
 async fn a_fast_forward_of_a_store_at_rest_goes_forward_only() {
     let kvs = empty_store().await;
     let moved = fast_forward_stored(kvs.clone(), ts(7_000_000), false).await.expect("it goes forward");
-<<<<<<< HEAD
     assert_eq!((moved.before, moved.after), (Timestamp::FIRST.previous(), ts(7_000_000)));
-=======
-    assert_eq!((moved.before, moved.after), (Timestamp::SENTINEL, ts(7_000_000)));
->>>>>>> h7
     for target in [1, 6_999_999, 7_000_000] {
         let nothing = fast_forward_stored(kvs.clone(), ts(target), false).await.expect("there is nothing to do");
         assert_eq!((nothing.before, nothing.after), (ts(7_000_000), ts(7_000_000)));

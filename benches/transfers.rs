@@ -313,7 +313,7 @@ impl AtlasSide {
             let begun = Instant::now();
             // Owned by the closure: a spawned task can't hold one that borrows (rust-lang/rust#110338).
             let table = table.clone();
-            let transferred = async move |tx| AtlasSide::transfer(&tx, &table, &transfer).await;
+            let transferred = async |tx| AtlasSide::transfer(&tx, &table, &transfer).await;
             let outcome = atlas.run_with(RunOptions::default(), transferred).await?;
             work.count(begun, u64::from(outcome.attempts - 1));
         }

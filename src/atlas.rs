@@ -188,10 +188,11 @@ impl Atlas {
     ///
     /// # Errors
     /// The first error that is not retriable, or the last one when attempts or time are used up.
-    pub async fn run<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    pub async fn run<T, E, F, Fut>(&self, work: F) -> std::result::Result<T, E>
     where
         E: Retriable,
-        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = std::result::Result<T, E>>,
     {
         Ok(self.store.manager.run(RunOptions::default(), work).await?.value)
     }
@@ -200,10 +201,11 @@ impl Atlas {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub async fn run_with<T, E, F>(&self, options: RunOptions, work: F) -> std::result::Result<Outcome<T>, E>
+    pub async fn run_with<T, E, F, Fut>(&self, options: RunOptions, work: F) -> std::result::Result<Outcome<T>, E>
     where
         E: Retriable,
-        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = std::result::Result<T, E>>,
     {
         self.store.manager.run(options, work).await
     }
@@ -212,10 +214,11 @@ impl Atlas {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub async fn read<T, E, F>(&self, work: F) -> std::result::Result<T, E>
+    pub async fn read<T, E, F, Fut>(&self, work: F) -> std::result::Result<T, E>
     where
         E: Retriable,
-        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = std::result::Result<T, E>>,
     {
         let options = RunOptions { read_only: true, ..RunOptions::default() };
         Ok(self.store.manager.run(options, work).await?.value)

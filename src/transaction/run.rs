@@ -67,10 +67,14 @@ impl TransactionManager {
     /// used up. Work whose outcome is unknown is not repeated, unless declared idempotent.
     ///
     /// Cancel safe: a commit under way is finished.
-    pub async fn run<T, E, F>(&self, options: RunOptions, work: F) -> std::result::Result<Outcome<T>, E>
+    ///
+    /// `async |tx| …` may borrow from what is around it, also inside a spawned task; an `async move |tx| …` that takes
+    /// captured values along is not accepted, because the work may have to be done more than once.
+    pub async fn run<T, E, F, Fut>(&self, options: RunOptions, work: F) -> std::result::Result<Outcome<T>, E>
     where
         E: Retriable,
-        F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = std::result::Result<T, E>>,
     {
         let attempts_max = options.attempts_max.unwrap_or(self.attempts_max()).max(1);
         // A time too far away to be told is no deadline.
@@ -120,13 +124,14 @@ impl Drop for Abandon<'_> {
     }
 }
 
-async fn attempt_once<T, E, F>(
+async fn attempt_once<T, E, F, Fut>(
     transaction: Transaction,
     work: &F,
 ) -> std::result::Result<(T, Timestamp, Option<Timestamp>), E>
 where
     E: Retriable,
-    F: AsyncFn(Transaction) -> std::result::Result<T, E>,
+    F: Fn(Transaction) -> Fut,
+    Fut: Future<Output = std::result::Result<T, E>>,
 {
     let start_ts = transaction.start_ts();
     match work(transaction.clone()).await {
@@ -156,4 +161,19 @@ fn may_repeat(error: &Error, idempotent: bool) -> bool {
 fn pause_after(attempt: u32) -> Duration {
     let span = PAUSE_MIN.saturating_mul(1 << attempt.saturating_sub(1).min(10)).min(PAUSE_MAX);
     span.mul_f64(rand::rng().random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_send<T: Send>(_: &T) {}
+
+    /// Work that borrows from a spawned task must itself be fit for spawning.
+    #[allow(dead_code, reason = "it is enough that it compiles")]
+    fn work_can_run_in_a_spawned_task(manager: TransactionManager, table: atlas_kvs::TableRef) {
+        let cell = atlas_kvs::Cell::copy_from("row", "column");
+        let task = async move { manager.run(RunOptions::default(), async |tx| tx.get(&table, &cell).await).await };
+        is_send(&task);
+    }
 }

@@ -12,7 +12,7 @@ use tokio_postgres::{Client, NoTls};
 ///
 /// Without a server the whole target ends here, and passes unless its lane is required: no test of it can say
 /// anything.
-pub fn config(namespace: &str) -> PostgresConfig {
+pub(crate) fn config(namespace: &str) -> PostgresConfig {
     if std::env::var_os("PGHOST").is_none_or(|host| host.is_empty()) {
         let lanes = std::env::var("ATLAS_REQUIRE_LANES").unwrap_or_default();
         let required = lanes.split([',', ' ']).any(|lane| lane == "postgres");
@@ -31,22 +31,22 @@ pub fn config(namespace: &str) -> PostgresConfig {
 }
 
 /// A namespace of its own; what was made in it is removed in the end.
-pub struct Namespace {
-    pub config: PostgresConfig,
+pub(crate) struct Namespace {
+    pub(crate) config: PostgresConfig,
 }
 
 impl Namespace {
-    pub fn new() -> Namespace {
+    pub(crate) fn new() -> Namespace {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Namespace::named(&format!("test_{}_{number}", std::process::id()))
     }
 
-    pub fn named(name: &str) -> Namespace {
+    pub(crate) fn named(name: &str) -> Namespace {
         Namespace { config: config(name) }
     }
 
-    pub async fn open(&self) -> PostgresStore {
+    pub(crate) async fn open(&self) -> PostgresStore {
         PostgresStore::connect(self.config.clone()).await.expect("the server can be reached")
     }
 }
@@ -71,7 +71,7 @@ impl Drop for Namespace {
 }
 
 /// A connection of the test's own.
-pub async fn client(config: &PostgresConfig) -> Client {
+pub(crate) async fn client(config: &PostgresConfig) -> Client {
     let mut postgres = tokio_postgres::Config::new();
     postgres.host(&config.host).port(config.port).user(&config.user).dbname(&config.dbname);
     if let Ok(password) = std::env::var("PGPASSWORD") {

@@ -29,9 +29,19 @@ impl Server {
             if !self.has_schema().await? {
                 self.make_schema().await?;
             }
-            self.check_format().await
+            self.check_format().await?;
+            self.warn_of_lies().await
         })
         .await
+    }
+
+    /// No setting of a connection makes a server durable that does not wait for its disk.
+    async fn warn_of_lies(&self) -> Attempt<()> {
+        let rows = self.read("SELECT 1 WHERE current_setting('fsync') = 'off'", &[]).await?;
+        if !rows.is_empty() {
+            tracing::warn!(place = self.config.place(), "fsync is off: a crash of the machine may damage everything");
+        }
+        Ok(())
     }
 
     async fn has_schema(&self) -> Attempt<bool> {

@@ -42,6 +42,8 @@ pub(crate) enum Failure {
     Answer(tokio_postgres::Error),
     /// No answer for this long.
     Silence(Duration),
+    /// The same while a statement was prepared: nothing of it was sent.
+    UnsentSilence(Duration),
 }
 
 pub(crate) type Answer<T> = Result<T, Failure>;
@@ -50,7 +52,7 @@ impl Failure {
     pub(crate) fn db_error(&self) -> Option<&DbError> {
         match self {
             Failure::Unsent(error) | Failure::Answer(error) => error.as_db_error(),
-            Failure::Silence(_) => None,
+            Failure::Silence(_) | Failure::UnsentSilence(_) => None,
         }
     }
 
@@ -84,10 +86,8 @@ pub(crate) enum Stakes {
 pub(crate) fn explain(failure: Failure, stakes: Stakes) -> Trouble {
     let lost = stakes == Stakes::Committed;
     match failure {
-        Failure::Silence(waited) => {
-            let reason = format!("the server did not answer within {} s", waited.as_secs());
-            Trouble::Final(if lost { indeterminate(reason, None) } else { unavailable(reason, None) })
-        }
+        Failure::Silence(waited) if lost => Trouble::Final(indeterminate(silent(waited), None)),
+        Failure::Silence(waited) | Failure::UnsentSilence(waited) => Trouble::Final(unavailable(silent(waited), None)),
         Failure::Unsent(error) => match error.as_db_error() {
             Some(_) => of_state(error, stakes),
             None if is_connection_loss(&error) => Trouble::Again(unavailable(chain(&error), Some(error))),
@@ -106,6 +106,10 @@ pub(crate) fn explain(failure: Failure, stakes: Stakes) -> Trouble {
             None => Trouble::Final(backend(chain(&error), error)),
         },
     }
+}
+
+fn silent(waited: Duration) -> String {
+    format!("the server did not answer within {} s", waited.as_secs())
 }
 
 /// What an error that the server sent means, given that nothing was applied.

@@ -30,7 +30,8 @@
 //! What the server refused, it rolled back: nothing was applied. What it did not answer may have been applied if it may
 //! have been told to commit ([`Indeterminate`](atlas_kvs::KvsError::Indeterminate)), and was not applied if it can't
 //! have been ([`Unavailable`](atlas_kvs::KvsError::Unavailable)). A deadlock, and a connection that turned out to be
-//! dead before anything was sent, are tried again before anyone is told. A connection whose state is not known is closed, never used again.
+//! dead before anything was sent, are tried again before anyone is told. A connection whose state is not known is
+//! closed, never used again.
 //!
 //! # Not supported
 //!

@@ -15,7 +15,7 @@ use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row, SimpleQueryMessage};
 
-/// `unnest` of several arrays and everything else used is older; vacuum of tables that only grow is not.
+/// The first one that vacuums tables which only grow, as ours do between sweeps.
 const SERVER_VERSION_MIN: u32 = 13_00_00;
 /// How much longer than its own limit a server is waited for.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -290,7 +290,8 @@ pub(crate) enum Step<'a> {
 fn unsent(failure: Failure) -> Failure {
     match failure {
         Failure::Answer(error) => Failure::Unsent(error),
-        other => other,
+        Failure::Silence(waited) => Failure::UnsentSilence(waited),
+        unsent => unsent,
     }
 }
 

@@ -1,0 +1,408 @@
+//! Servers that fail at every moment: what the caller is told, and what is true.
+
+mod common;
+
+use atlas_kvs::{
+    AtomicBatch, Availability, BatchOp, Cell, CellBound, CheckAndSet, Durability, KeyValueService, KvsError, Result,
+    TableKind, TableRef, Timestamp,
+};
+use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
+use bytes::Bytes;
+use common::{Namespace, client};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_postgres::Client;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn table(name: &str) -> TableRef {
+    TableRef::new(name).expect("the name is a table name")
+}
+
+fn cell(row: &str) -> Cell {
+    Cell::copy_from(row, "c")
+}
+
+/// A put into both tables, which is one transaction of several statements.
+async fn put_both(store: &PostgresStore, ts: u64) -> Result<()> {
+    let cells = || vec![(cell("r"), Bytes::from_static(b"v"))];
+    store.put(vec![(table("t"), cells()), (table("u"), cells())], Timestamp::saturating(ts)).await
+}
+
+async fn put_one(store: &PostgresStore, ts: u64) -> Result<()> {
+    store.put(vec![(table("t"), vec![(cell("r"), Bytes::from_static(b"v"))])], Timestamp::saturating(ts)).await
+}
+
+/// The newest timestamps in both tables.
+async fn stored(store: &PostgresStore) -> [u64; 2] {
+    let mut newest = [0; 2];
+    for (newest, name) in newest.iter_mut().zip(["t", "u"]) {
+        let seen = store.get(&table(name), &[CellBound::new(cell("r"), Timestamp::MAX)]).await.expect("can be read");
+        *newest = seen[0].as_ref().map_or(0, |value| value.ts.get());
+    }
+    newest
+}
+
+struct Fixture {
+    namespace: Namespace,
+    store: Arc<PostgresStore>,
+    /// A connection of the test's own, to disturb the store.
+    admin: Client,
+}
+
+impl Fixture {
+    async fn new(change: impl FnOnce(&mut PostgresConfig)) -> Fixture {
+        let mut namespace = Namespace::new();
+        change(&mut namespace.config);
+        namespace.config.application_name = format!("atlas {}", namespace.config.namespace);
+        let store = namespace.open().await;
+        for name in ["t", "u"] {
+            store.create_table(&table(name), TableKind::Versioned, Bytes::new()).await.expect("can be created");
+        }
+        store.create_table(&table("a"), TableKind::Atomic, Bytes::new()).await.expect("can be created");
+        let admin = client(&namespace.config).await;
+        Fixture { namespace, store: Arc::new(store), admin }
+    }
+
+    fn sql_table(&self, name: &str) -> String {
+        format!("\"{}\".\"{name}\"", self.store.schema())
+    }
+
+    /// Waits until a connection of the store is in such a state, and returns its process.
+    async fn backend(&self, condition: &str) -> i32 {
+        let name = &self.namespace.config.application_name;
+        let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND {condition}");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let rows = self.activity(&sql, name).await;
+            if let Some(row) = rows.first() {
+                return row.get(0);
+            }
+            assert!(Instant::now() < deadline, "no connection was {condition}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What connections do now. A transaction, in which the test may be, would show again what it has once seen.
+    async fn activity(&self, sql: &str, name: &str) -> Vec<tokio_postgres::Row> {
+        self.admin.batch_execute("SELECT pg_stat_clear_snapshot()").await.expect("can be cleared");
+        self.admin.query(sql, &[&name]).await.expect("can be asked")
+    }
+
+    async fn terminate(&self, pid: i32) {
+        self.admin.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.expect("can be terminated");
+    }
+
+    /// Lets every COMMIT of a transaction that wrote into `u` or `t` sleep before it takes effect.
+    async fn slow_commit(&self) {
+        let function = self.sql_table("slow");
+        let triggers = ["v_t", "v_u"].map(|name| {
+            let name = self.sql_table(name);
+            format!(
+                "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON {name} DEFERRABLE INITIALLY DEFERRED \
+                 FOR EACH ROW EXECUTE FUNCTION {function}();"
+            )
+        });
+        let sql = format!(
+            "CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS \
+             'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'; {}",
+            triggers.concat()
+        );
+        self.admin.batch_execute(&sql).await.expect("the test may do so");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_before_commit_is_unavailable_and_nothing_is_there() {
+    let fixture = Fixture::new(|_| {}).await;
+    fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
+    let store = Arc::clone(&fixture.store);
+    let put = tokio::spawn(async move { put_both(&store, 1).await });
+    fixture.terminate(fixture.backend("wait_event_type = 'Lock'").await).await;
+    let error = put.await.expect("no panic").expect_err("the connection was killed");
+    assert!(matches!(error, KvsError::Unavailable { .. }), "{error:?}");
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    assert_eq!(stored(&fixture.store).await, [0, 0]);
+    put_both(&fixture.store, 2).await.expect("the store goes on");
+    assert_eq!(stored(&fixture.store).await, [2, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_commit_is_indeterminate() {
+    let fixture = Fixture::new(|_| {}).await;
+    fixture.slow_commit().await;
+    for both in [true, false] {
+        let store = Arc::clone(&fixture.store);
+        let put = tokio::spawn(async move { if both { put_both(&store, 1).await } else { put_one(&store, 1).await } });
+        fixture.terminate(fixture.backend("wait_event = 'PgSleep'").await).await;
+        let error = put.await.expect("no panic").expect_err("the connection was killed");
+        assert!(error.is_indeterminate(), "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_connections_are_replaced() {
+    let fixture = Fixture::new(|config| config.pool_size = 3).await;
+    for round in 1..=10 {
+        let name = &fixture.namespace.config.application_name;
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
+        fixture.admin.execute(sql, &[name]).await.expect("can be terminated");
+        // At once, before anyone has noticed, and again: reads find a live connection by themselves.
+        assert_eq!(stored(&fixture.store).await, [round - 1; 2]);
+        let mut tries = 0;
+        while let Err(error) = put_both(&fixture.store, round).await {
+            tries += 1;
+            assert!(error.is_retriable() || error.is_indeterminate(), "{error:?}");
+            assert!(tries <= 3, "there are no more dead connections than that");
+        }
+        assert_eq!(stored(&fixture.store).await, [round; 2]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statement_timeout_is_unavailable_and_nothing_is_there() {
+    let fixture = Fixture::new(|config| config.statement_timeout = Duration::from_millis(300)).await;
+    fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
+    let begun = Instant::now();
+    let error = put_both(&fixture.store, 1).await.expect_err("the table is locked");
+    assert!(matches!(error, KvsError::Unavailable { .. }), "{error:?}");
+    assert!(begun.elapsed() < PATIENCE);
+    let get = fixture.store.get(&table("u"), &[CellBound::new(cell("r"), Timestamp::MAX)]).await;
+    assert!(matches!(get, Err(KvsError::Unavailable { .. })), "{get:?}");
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    assert_eq!(stored(&fixture.store).await, [0, 0]);
+    put_both(&fixture.store, 2).await.expect("the store goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exhausted_pool_is_waited_for_only_so_long() {
+    let change = |config: &mut PostgresConfig| {
+        config.pool_size = 2;
+        config.pool_timeout = Duration::from_millis(200);
+    };
+    let fixture = Fixture::new(change).await;
+    fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
+    let blocked: Vec<_> = (1..=2)
+        .map(|ts| {
+            let store = Arc::clone(&fixture.store);
+            tokio::spawn(async move { put_both(&store, ts).await })
+        })
+        .collect();
+    let both =
+        "(SELECT count(*) FROM pg_stat_activity b WHERE b.application_name = $1 AND b.wait_event_type = 'Lock') = 2";
+    fixture.backend(both).await;
+    let begun = Instant::now();
+    let error = put_one(&fixture.store, 9).await.expect_err("all connections are in use");
+    assert!(matches!(&error, KvsError::Unavailable { reason, .. } if reason.contains("in use")), "{error:?}");
+    assert!(begun.elapsed() < PATIENCE);
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    for put in blocked {
+        put.await.expect("no panic").expect("the lock is gone");
+    }
+    put_one(&fixture.store, 9).await.expect("connections are free again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_call_leaves_no_transaction_behind() {
+    let fixture = Fixture::new(|config| config.pool_size = 1).await;
+    fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
+    let dropped = tokio::time::timeout(Duration::from_millis(300), put_both(&fixture.store, 1)).await;
+    assert!(dropped.is_err(), "the table is locked");
+    // The only connection there may be is a new one, and the old one is told to stop although the lock stays.
+    fixture.store.tables().await.expect("there is a connection");
+    let deadline = Instant::now() + PATIENCE;
+    let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1 \
+               AND (state LIKE 'idle in transaction%' OR wait_event_type = 'Lock')";
+    while !fixture.activity(sql, &fixture.namespace.config.application_name).await.is_empty() {
+        assert!(Instant::now() < deadline, "the transaction is still there");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    assert_eq!(stored(&fixture.store).await, [0, 0]);
+    put_both(&fixture.store, 2).await.expect("the store goes on");
+}
+
+/// What stands between store and server, and when it acts.
+#[derive(Clone, Copy)]
+enum Disturbance {
+    /// Delivers the COMMIT and then nothing more to either side.
+    CutBehindCommit,
+    /// Delivers nothing from the COMMIT on.
+    CutBeforeCommit,
+    /// Makes a BEGIN into something that the server refuses.
+    SpoilBegin,
+}
+
+/// A store whose connections go through a disturber. Its tables exist already.
+async fn disturbed(fixture: &Fixture, disturbance: Disturbance) -> PostgresStore {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let target = fixture.namespace.config.clone();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let target = target.clone();
+            tokio::spawn(async move {
+                if target.host.starts_with('/') {
+                    let path = format!("{}/.s.PGSQL.{}", target.host, target.port);
+                    let server = tokio::net::UnixStream::connect(path).await.expect("the server is there");
+                    disturb(client, server, disturbance).await;
+                } else {
+                    let server = TcpStream::connect((&*target.host, target.port)).await.expect("the server is there");
+                    disturb(client, server, disturbance).await;
+                }
+            });
+        }
+    });
+    let config = PostgresConfig { host: "127.0.0.1".to_owned(), port, ..fixture.namespace.config.clone() };
+    PostgresStore::connect(config).await.expect("connecting is not disturbed")
+}
+
+async fn disturb(client: TcpStream, server: impl AsyncRead + AsyncWrite, disturbance: Disturbance) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = tokio::io::split(server);
+    let forward = async {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(len @ 1..) = from_client.read(&mut buffer).await {
+            let data = &mut buffer[..len];
+            let find = |what: &[u8]| data.windows(what.len()).position(|window| window == what);
+            match disturbance {
+                Disturbance::CutBehindCommit if find(b"COMMIT").is_some() => {
+                    let _ = to_server.write_all(data).await;
+                    // The answer is on its way, but nobody takes it from here on.
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    return;
+                }
+                Disturbance::CutBeforeCommit if find(b"COMMIT").is_some() => return,
+                Disturbance::SpoilBegin => {
+                    if let Some(place) = find(b"BEGIN; SET") {
+                        data[place] = b'X';
+                    }
+                }
+                Disturbance::CutBehindCommit | Disturbance::CutBeforeCommit => {}
+            }
+            if to_server.write_all(data).await.is_err() {
+                return;
+            }
+        }
+    };
+    let deaf = matches!(disturbance, Disturbance::CutBehindCommit);
+    let backward = async {
+        let mut buffer = vec![0; 1 << 16];
+        let mut answers = 0;
+        while let Ok(len @ 1..) = from_server.read(&mut buffer).await {
+            // A transaction of the test is answered in one piece that ends with that of its COMMIT: hold it back.
+            if deaf && buffer[..len].windows(6).any(|window| window == b"COMMIT") {
+                answers += 1;
+                std::future::pending::<()>().await;
+            }
+            if to_client.write_all(&buffer[..len]).await.is_err() {
+                return;
+            }
+        }
+        debug_assert_eq!(answers, 0);
+    };
+    tokio::select! {
+        () = forward => {}
+        () = backward => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_answer_to_a_commit_is_indeterminate_and_everything_is_there() {
+    let fixture = Fixture::new(|_| {}).await;
+    let store = disturbed(&fixture, Disturbance::CutBehindCommit).await;
+    let error = put_both(&store, 1).await.expect_err("the answer was lost");
+    assert!(error.is_indeterminate(), "{error:?}");
+    assert_eq!(stored(&fixture.store).await, [1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commit_that_never_arrived_is_indeterminate_and_nothing_is_there() {
+    let fixture = Fixture::new(|_| {}).await;
+    let store = disturbed(&fixture, Disturbance::CutBeforeCommit).await;
+    let error = put_both(&store, 1).await.expect_err("the connection was cut");
+    assert!(error.is_indeterminate(), "{error:?}");
+    assert_eq!(stored(&fixture.store).await, [0, 0]);
+}
+
+/// The statements are on their way when BEGIN is refused. None of them may take effect by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_begin_leaves_nothing_behind() {
+    let fixture = Fixture::new(|_| {}).await;
+    let store = disturbed(&fixture, Disturbance::SpoilBegin).await;
+    let error = put_both(&store, 1).await.expect_err("BEGIN was refused");
+    assert!(matches!(error, KvsError::Backend { .. }), "{error:?}");
+    let set = BatchOp::Set { table: table("a"), cell: cell("r"), value: Bytes::new() };
+    let put = BatchOp::Put { table: table("t"), cell: cell("r"), ts: Timestamp::FIRST, value: Bytes::new() };
+    let batch = AtomicBatch { ops: vec![set, put] };
+    store.apply(batch, Durability::Synced).await.expect_err("BEGIN was refused");
+    assert_eq!(stored(&fixture.store).await, [0, 0]);
+    assert_eq!(fixture.store.get_atomic(&table("a"), &[cell("r")]).await.expect("can be read"), [None]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_are_durable_whatever_the_default_and_relaxed_ones_need_not() {
+    let fixture = Fixture::new(|_| {}).await;
+    let user = &fixture.namespace.config.user;
+    let (t, a) = (fixture.sql_table("v_t"), fixture.sql_table("a_a"));
+    let check = "ADD CHECK (current_setting('synchronous_commit') <> 'off')";
+    let sql =
+        format!("ALTER TABLE {t} {check}; ALTER TABLE {a} {check}; ALTER ROLE \"{user}\" SET synchronous_commit = off");
+    fixture.admin.batch_execute(&sql).await.expect("the test may do so");
+    let store = fixture.namespace.open().await;
+    fixture.admin.batch_execute(&format!("ALTER ROLE \"{user}\" RESET synchronous_commit")).await.expect("can reset");
+
+    put_one(&store, 1).await.expect("a put waits for the disk");
+    put_both(&store, 2).await.expect("a put waits for the disk");
+    let set = store.check_and_set(&table("a"), &cell("r"), None, Some(Bytes::new())).await;
+    assert_eq!(set.expect("it waits for the disk"), CheckAndSet::Applied);
+    let batch = |ts| AtomicBatch {
+        ops: vec![BatchOp::Put {
+            table: table("t"),
+            cell: cell("r"),
+            ts: Timestamp::saturating(ts),
+            value: Bytes::new(),
+        }],
+    };
+    store.apply(batch(3), Durability::Synced).await.expect("a synced batch waits for the disk");
+    store.apply(batch(4), Durability::Relaxed).await.expect_err("the table refuses who does not wait");
+    store.apply(batch(5), Durability::Synced).await.expect("the setting ends with its transaction");
+}
+
+#[tokio::test]
+async fn refusals_say_what_to_do() {
+    let namespace = Namespace::new();
+    let with = |change: &dyn Fn(&mut PostgresConfig)| {
+        let mut config = namespace.config.clone();
+        change(&mut config);
+        PostgresStore::connect(config)
+    };
+    let error = with(&|config| config.dbname = "no such database".to_owned()).await.expect_err("there is none");
+    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("create the database")), "{error:?}");
+    let error = with(&|config| config.user = "no such user".to_owned()).await.expect_err("there is none");
+    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("check user")), "{error:?}");
+    let error = with(&|config| config.namespace = String::new()).await.expect_err("it has no name");
+    assert!(matches!(error, KvsError::Backend { .. }), "{error:?}");
+    let error =
+        with(&|config| (config.host, config.port) = ("127.0.0.1".to_owned(), 1)).await.expect_err("nobody there");
+    assert!(matches!(error, KvsError::Unavailable { .. }), "{error:?}");
+    if namespace.config.password.is_some() {
+        let error = with(&|config| config.password = Some("wrong".into())).await.expect_err("it is wrong");
+        assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("check user")), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn vanished_schema_is_told() {
+    let fixture = Fixture::new(|_| {}).await;
+    assert_eq!(fixture.store.availability().await, Availability::All);
+    fixture
+        .admin
+        .batch_execute(&format!("DROP SCHEMA \"{}\" CASCADE", fixture.store.schema()))
+        .await
+        .expect("can be dropped");
+    let error = put_both(&fixture.store, 1).await.expect_err("there is nothing");
+    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("is gone")), "{error:?}");
+}

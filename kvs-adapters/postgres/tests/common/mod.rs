@@ -1,0 +1,84 @@
+//! A server for tests, found by the PG* variables, and namespaces on it that go when their test ends.
+
+#![allow(dead_code, reason = "each target uses a part")]
+
+use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio_postgres::{Client, NoTls};
+
+/// The connection that tests begin from.
+///
+/// Without a server the whole target ends here, and passes unless its lane is required: no test of it can say
+/// anything.
+pub(crate) fn config(namespace: &str) -> PostgresConfig {
+    if std::env::var_os("PGHOST").is_none_or(|host| host.is_empty()) {
+        let lanes = std::env::var("ATLAS_REQUIRE_LANES").unwrap_or_default();
+        let required = lanes.split([',', ' ']).any(|lane| lane == "postgres");
+        // Past the capturing of the test harness, which would swallow it.
+        let mut out = std::io::stdout().lock();
+        let _ = match required {
+            true => writeln!(out, "FAIL postgres (PGHOST is not set, and the lane is required)"),
+            false => writeln!(out, "SKIP postgres (PGHOST is not set; run scripts/with-postgres)"),
+        };
+        let _ = out.flush();
+        // With the lock held: one test says so for all.
+        std::process::exit(i32::from(required));
+    }
+    let config = PostgresConfig::from_env(namespace).expect("the variables are fine");
+    PostgresConfig { pool_size: 8, ..config }
+}
+
+/// A namespace of its own; what was made in it is removed in the end.
+pub(crate) struct Namespace {
+    pub(crate) config: PostgresConfig,
+}
+
+impl Namespace {
+    pub(crate) fn new() -> Namespace {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Namespace::named(&format!("test_{}_{number}", std::process::id()))
+    }
+
+    pub(crate) fn named(name: &str) -> Namespace {
+        Namespace { config: config(name) }
+    }
+
+    pub(crate) async fn open(&self) -> PostgresStore {
+        PostgresStore::connect(self.config.clone()).await.expect("the server can be reached")
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let config = self.config.clone();
+        // A runtime of its own: the test's may be the one that drops this.
+        let cleaned = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let schema = PostgresStore::connect(config.clone()).await.map(|store| store.schema().to_owned());
+                let (Ok(schema), client) = (schema, client(&config).await) else { return };
+                let sql = format!("SET lock_timeout = '10s'; DROP SCHEMA \"{schema}\" CASCADE");
+                client.batch_execute(&sql).await.expect("the schema can be dropped");
+            });
+        });
+        if cleaned.join().is_err() && !std::thread::panicking() {
+            panic!("the namespace could not be removed");
+        }
+    }
+}
+
+/// A connection of the test's own.
+pub(crate) async fn client(config: &PostgresConfig) -> Client {
+    let mut postgres = tokio_postgres::Config::new();
+    postgres.host(&config.host).port(config.port).user(&config.user).dbname(&config.dbname);
+    if let Ok(password) = std::env::var("PGPASSWORD") {
+        postgres.password(password);
+    }
+    postgres.connect_timeout(Duration::from_secs(10));
+    let (client, connection) = postgres.connect(NoTls).await.expect("the server can be reached");
+    tokio::spawn(connection);
+    client
+}

@@ -5,7 +5,6 @@ use crate::config::{AtlasConfig, KvsConfig};
 use crate::{Error, Result};
 use atlas_kvs::{Durability, KeyValueService};
 use atlas_kvs_memory::MemoryStore;
-use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use futures::FutureExt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -49,11 +48,11 @@ pub(crate) async fn open(config: &KvsConfig, wait_for_owner: Duration) -> Result
         KvsConfig::Rocksdb { data_dir, sync, .. } => {
             refuse_if_restoring(data_dir)?;
             refuse_other_use(data_dir)?;
-            let store = RocksStore::open(rocks_config(config, data_dir, wait_for_owner)).await?;
+            let kvs = open_rocksdb(config, data_dir, wait_for_owner).await?;
             // Once more as its owner: a restore may have begun before we had the lock.
             refuse_if_restoring(data_dir)?;
             Ok(OpenedStore {
-                kvs: Arc::new(store),
+                kvs,
                 location: data_dir.display().to_string(),
                 data_dir: Some(data_dir.clone()),
                 durability: if *sync { Durability::Synced } else { Durability::Relaxed },
@@ -124,21 +123,29 @@ pub(crate) fn restore_target(config: &AtlasConfig) -> Result<DirectoryTarget> {
 /// Opens the configured kind of store in whatever directory it is asked to.
 pub(crate) fn opener(config: KvsConfig) -> StoreOpener {
     Arc::new(move |directory: PathBuf| {
-        let config = rocks_config(&config, &directory, Duration::ZERO);
-        async move {
-            let store: Arc<dyn KeyValueService> = Arc::new(RocksStore::open(config).await?);
-            Ok(store)
-        }
-        .boxed()
+        let config = config.clone();
+        async move { open_rocksdb(&config, &directory, Duration::ZERO).await }.boxed()
     })
 }
 
-fn rocks_config(config: &KvsConfig, data_dir: &Path, wait_for_owner: Duration) -> RocksConfig {
-    let usual = RocksConfig { wait_for_owner, ..RocksConfig::new(data_dir) };
-    match config {
+#[cfg(feature = "rocksdb")]
+async fn open_rocksdb(config: &KvsConfig, data_dir: &Path, wait: Duration) -> Result<Arc<dyn KeyValueService>> {
+    use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
+
+    let usual = RocksConfig { wait_for_owner: wait, ..RocksConfig::new(data_dir) };
+    let config = match config {
         KvsConfig::Rocksdb { block_cache, sync, .. } => {
             RocksConfig { block_cache_bytes: block_cache.len(), sync: *sync, ..usual }
         }
         KvsConfig::Memory {} => usual,
-    }
+    };
+    Ok(Arc::new(RocksStore::open(config).await?))
+}
+
+#[cfg(not(feature = "rocksdb"))]
+async fn open_rocksdb(_config: &KvsConfig, _data_dir: &Path, _wait: Duration) -> Result<Arc<dyn KeyValueService>> {
+    Err(Error::Config {
+        place: "keyValueService.type".to_owned(),
+        reason: "this build of atlas has no rocksdb; build it with the feature `rocksdb`".to_owned(),
+    })
 }

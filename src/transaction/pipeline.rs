@@ -605,7 +605,7 @@ impl Leader {
             starts.iter().copied().filter(|start_ts| fate_of(start_ts) == Fate::Undecided).collect();
         if !undecided.is_empty() {
             let ops = undecided.iter().map(|start_ts| entry_op(*start_ts, Entry::RolledBack)).collect();
-            self.kvs.apply(AtomicBatch { ops }, Durability::Synced).await?;
+            self.kvs.apply(AtomicBatch::new(ops), Durability::Synced).await?;
         }
         for start_ts in &undecided {
             self.rolled_back.insert(*start_ts);

@@ -61,7 +61,7 @@ pub(crate) async fn write_transaction(kvs: &dyn KeyValueService, start: u64, ent
         value: Bytes::copy_from_slice(value.as_bytes()),
     };
     let set = BatchOp::Set { table: transactions_table(), cell: Entry::cell(ts(start)), value: entry.encode() };
-    kvs.apply(AtomicBatch { ops: vec![put, set] }, Durability::Synced).await.expect("it is applied");
+    kvs.apply(AtomicBatch::new(vec![put, set]), Durability::Synced).await.expect("it is applied");
 }
 
 pub(crate) async fn entry_of(kvs: &dyn KeyValueService, start: u64) -> Option<Entry> {

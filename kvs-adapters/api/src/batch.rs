@@ -31,8 +31,39 @@ pub enum BatchOp {
 /// Writes that are applied together: after a crash, all of them are there or none is.
 #[derive(Clone, Debug, Default)]
 pub struct AtomicBatch {
+    /// What must hold for the batch to be applied.
+    pub guard: Option<BatchGuard>,
     /// The writes, in order.
     pub ops: Vec<BatchOp>,
+}
+
+impl AtomicBatch {
+    /// A batch that is applied whatever the store holds.
+    pub fn new(ops: Vec<BatchOp>) -> AtomicBatch {
+        AtomicBatch { guard: None, ops }
+    }
+
+    /// The same batch behind a guard.
+    #[must_use]
+    pub fn guarded(self, guard: Option<BatchGuard>) -> AtomicBatch {
+        AtomicBatch { guard, ..self }
+    }
+}
+
+/// A cell of an atomic table that holds exactly these bytes from before the batch is applied until it is.
+///
+/// The fence of an owner that is a lease: a successor changes the cell, and from the answer to that change on no batch
+/// of its predecessor can be applied any more, however long it was on its way. A store therefore orders the two: a
+/// change of the cell waits for batches that have seen it, and a batch that comes later sees the change and fails with
+/// [`KvsError::GuardFailed`](crate::KvsError::GuardFailed).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchGuard {
+    /// An atomic table.
+    pub table: TableRef,
+    /// The cell.
+    pub cell: Cell,
+    /// What it must hold.
+    pub expected: Bytes,
 }
 
 /// When a batch counts as done.

@@ -75,6 +75,14 @@ pub enum KvsError {
         /// The timestamp.
         ts: crate::Timestamp,
     },
+    /// A batch was not applied, because the cell of its guard holds something else, or nothing.
+    #[error("the batch was not applied: {cell} of table '{table}' has changed")]
+    GuardFailed {
+        /// The guard's table.
+        table: TableRef,
+        /// Its cell.
+        cell: Cell,
+    },
     /// Bytes that the store can't have written so.
     #[error("damaged data in {place}: {reason}")]
     Corrupt {

@@ -25,7 +25,7 @@ mod scan;
 mod service;
 mod table;
 
-pub use batch::{AtomicBatch, BatchOp, Durability};
+pub use batch::{AtomicBatch, BatchGuard, BatchOp, Durability};
 pub use cell::{Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Timestamp, Value, Version};
 pub use error::{KvsError, Result};
 pub use scan::{AtomicScan, ColumnSelection, RowRange, Scan, VersionScan};

@@ -125,9 +125,17 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
     // ---- the store as a whole
 
     /// Applies a batch atomically: readers see all of it or nothing, and so does the next opener after a crash. Fails
-    /// with `Unsupported` without [`Capabilities::atomic_batch`]. An error other than `Indeterminate` means that
-    /// nothing was applied.
+    /// with `Unsupported` without [`Capabilities::atomic_batch`], and with `GuardFailed` if its guard does not hold
+    /// (a guard whose table is missing fails with `NoSuchTable`; one without writes is checked all the same). An error
+    /// other than `Indeterminate` means that nothing was applied.
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()>;
+
+    /// Names the database the data live in, for a store that may be moved to another one behind our back: after a
+    /// fail-over to a copy that lags, or with a copy started in its place, it is another name. `None` where that can't
+    /// happen. At most 200 characters.
+    async fn identity(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
 
     /// How much of the store answers. A closed store answers `NoQuorum`.
     async fn availability(&self) -> Availability;

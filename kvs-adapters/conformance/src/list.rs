@@ -145,6 +145,9 @@ macro_rules! conformance_tests {
                 readers_see_all_of_a_batch_or_nothing,
                 readers_see_all_of_a_put_or_nothing,
                 batches_of_many_cells_are_complete,
+                guard_decides_over_the_whole_batch,
+                guard_of_a_missing_table_applies_nothing,
+                no_batch_is_applied_behind_a_changed_guard,
             ],
             lifecycle: [
                 healthy_store_is_fully_available,

@@ -301,7 +301,7 @@ pub(crate) async fn table_operations(store: &impl Store, table: &TableRef) -> Ve
 }
 
 pub(crate) async fn apply(store: &impl Store, ops: Vec<BatchOp>) -> Result<()> {
-    store.apply(AtomicBatch { ops }, Durability::Synced).await
+    store.apply(AtomicBatch::new(ops), Durability::Synced).await
 }
 
 pub(crate) fn is_no_such_table(error: &KvsError, table: &TableRef) -> bool {

@@ -160,12 +160,12 @@ impl KeyValueService for MemoryStore {
     async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, ts: Timestamp) -> Result<()> {
         let put = |table: &TableRef, (cell, value)| BatchOp::Put { table: table.clone(), cell, ts, value };
         let ops = puts.into_iter().flat_map(|(table, cells)| cells.into_iter().map(move |cell| put(&table, cell)));
-        self.apply(AtomicBatch { ops: ops.collect() }, Durability::Synced).await
+        self.apply(AtomicBatch::new(ops.collect()), Durability::Synced).await
     }
 
     async fn put_versions(&self, table: &TableRef, versions: Vec<(Cell, Value)>) -> Result<()> {
         let put = |(cell, Value { ts, bytes })| BatchOp::Put { table: table.clone(), cell, ts, value: bytes };
-        self.apply(AtomicBatch { ops: versions.into_iter().map(put).collect() }, Durability::Synced).await
+        self.apply(AtomicBatch::new(versions.into_iter().map(put).collect()), Durability::Synced).await
     }
 
     async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> Result<()> {
@@ -265,7 +265,7 @@ impl KeyValueService for MemoryStore {
 
     /// Both durabilities are the same here: nothing survives the process.
     async fn apply(&self, batch: AtomicBatch, _durability: Durability) -> Result<()> {
-        if batch.ops.is_empty() {
+        if batch.ops.is_empty() && batch.guard.is_none() {
             return Ok(());
         }
         for op in &batch.ops {

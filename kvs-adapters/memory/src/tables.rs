@@ -1,7 +1,8 @@
 //! What the store holds: tables of either kind, and the rules for writing into them.
 
 use atlas_kvs::{
-    AtomicBatch, BatchOp, Cell, KvsError, Result, TableDescription, TableKind, TableRef, TableSize, Timestamp,
+    AtomicBatch, BatchGuard, BatchOp, Cell, KvsError, Result, TableDescription, TableKind, TableRef, TableSize,
+    Timestamp,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -97,6 +98,11 @@ impl Tables {
 
     /// Checks all that could stand in the way of a batch, so that [`write`](Self::write) cannot stop half way.
     pub(crate) fn check(&self, batch: &AtomicBatch) -> Result<()> {
+        if let Some(BatchGuard { table, cell, expected }) = &batch.guard
+            && self.atomic(table)?.get(cell) != Some(expected)
+        {
+            return Err(KvsError::GuardFailed { table: table.clone(), cell: cell.clone() });
+        }
         let mut planned = BTreeMap::new();
         for op in &batch.ops {
             match op {

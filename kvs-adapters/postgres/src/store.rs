@@ -222,6 +222,9 @@ impl KeyValueService for PostgresStore {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         self.server.check_open()?;
+        if batch.guard.is_some() {
+            return Err(KvsError::Unsupported { store: "postgres", operation: "guarded batch" });
+        }
         for op in &batch.ops {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => check_put(cell, *ts, value)?,

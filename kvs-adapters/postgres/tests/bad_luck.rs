@@ -336,7 +336,7 @@ async fn refused_begin_leaves_nothing_behind() {
     assert!(matches!(error, KvsError::Backend { .. }), "{error:?}");
     let set = BatchOp::Set { table: table("a"), cell: cell("r"), value: Bytes::new() };
     let put = BatchOp::Put { table: table("t"), cell: cell("r"), ts: Timestamp::FIRST, value: Bytes::new() };
-    let batch = AtomicBatch { ops: vec![set, put] };
+    let batch = AtomicBatch::new(vec![set, put]);
     store.apply(batch, Durability::Synced).await.expect_err("BEGIN was refused");
     assert_eq!(stored(&fixture.store).await, [0, 0]);
     assert_eq!(fixture.store.get_atomic(&table("a"), &[cell("r")]).await.expect("can be read"), [None]);
@@ -359,6 +359,7 @@ async fn writes_are_durable_whatever_the_default_and_relaxed_ones_need_not() {
     let set = store.check_and_set(&table("a"), &cell("r"), None, Some(Bytes::new())).await;
     assert_eq!(set.expect("it waits for the disk"), CheckAndSet::Applied);
     let batch = |ts| AtomicBatch {
+        guard: None,
         ops: vec![BatchOp::Put {
             table: table("t"),
             cell: cell("r"),

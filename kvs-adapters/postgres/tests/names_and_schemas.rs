@@ -144,7 +144,7 @@ async fn longest_names_that_nothing_compresses_fit() {
             BatchOp::Put { table: t.clone(), cell: cell.clone(), ts: Timestamp::MAX.previous(), value: value.clone() },
             BatchOp::Set { table: a.clone(), cell: cell.clone(), value: value.clone() },
         ];
-        store.apply(AtomicBatch { ops }, Durability::Synced).await.expect("names at the limits fit");
+        store.apply(AtomicBatch::new(ops), Durability::Synced).await.expect("names at the limits fit");
         assert_eq!(store.get_atomic(&a, &[cell]).await.expect("can be read"), [Some(value)]);
     }
 }

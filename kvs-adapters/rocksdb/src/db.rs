@@ -19,8 +19,8 @@ use crate::errors::{io_failed, open_failed, unavailable};
 use crate::keys;
 use crate::owner::{OwnerLock, make_private_dir};
 use atlas_kvs::{
-    AtomicBatch, BatchOp, Cell, CellTimestamps, CellVersionRange, CheckAndSet, KvsError, PutUnlessExists, Result,
-    RowRange, TableDescription, TableKind, TableRef, TableSize, Timestamp, Value,
+    AtomicBatch, BatchGuard, BatchOp, Cell, CellTimestamps, CellVersionRange, CheckAndSet, KvsError, PutUnlessExists,
+    Result, RowRange, TableDescription, TableKind, TableRef, TableSize, Timestamp, Value,
 };
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -411,8 +411,7 @@ impl Db {
         let family = self.family(&catalog, table, TableKind::Atomic)?;
         let key = keys::of_cell(cell);
         let _held = self.lock_stripe(table, &key);
-        let actual =
-            self.rocks.get_pinned_cf(&family, &key).map_err(|error| crate::errors::read_failed(table, error))?;
+        let actual = self.value_of(table, &family, &key)?;
         if actual.as_deref() != expected.map(|expected| &expected[..]) {
             return Ok(CheckAndSet::Mismatch(actual.as_deref().map(Bytes::copy_from_slice)));
         }
@@ -425,6 +424,15 @@ impl Db {
         Ok(CheckAndSet::Applied)
     }
 
+    fn value_of(
+        &self,
+        table: &TableRef,
+        family: &Family<'_>,
+        key: &[u8],
+    ) -> Result<Option<rocksdb::DBPinnableSlice<'_>>> {
+        self.rocks.get_pinned_cf(family, key).map_err(|error| crate::errors::read_failed(table, error))
+    }
+
     fn lock_stripe(&self, table: &TableRef, key: &[u8]) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
         (table, key).hash(&mut hasher);
@@ -433,6 +441,19 @@ impl Db {
 
     pub(crate) fn apply(&self, batch: &AtomicBatch, sync: bool) -> Result<()> {
         let catalog = self.tables.read();
+        // Held until the batch is written: a change of the cell comes before the look at it or after the write.
+        let mut _held = None;
+        if let Some(BatchGuard { table, cell, expected }) = &batch.guard {
+            let family = self.family(&catalog, table, TableKind::Atomic)?;
+            let key = keys::of_cell(cell);
+            _held = Some(self.lock_stripe(table, &key));
+            if self.value_of(table, &family, &key)?.as_deref() != Some(&expected[..]) {
+                return Err(KvsError::GuardFailed { table: table.clone(), cell: cell.clone() });
+            }
+        }
+        if batch.ops.is_empty() {
+            return Ok(());
+        }
         let mut families: BTreeMap<(&TableRef, bool), Family<'_>> = BTreeMap::new();
         let mut write = WriteBatch::default();
         for op in &batch.ops {

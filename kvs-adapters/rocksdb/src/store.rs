@@ -625,7 +625,7 @@ impl KeyValueService for RocksStore {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         let db = self.inner.db()?;
-        if batch.ops.is_empty() {
+        if batch.ops.is_empty() && batch.guard.is_none() {
             return Ok(());
         }
         for op in &batch.ops {

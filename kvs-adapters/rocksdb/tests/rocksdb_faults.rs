@@ -48,6 +48,7 @@ async fn full_disk_is_survived_by_reopening() {
 
     // Fill the disk. The write that fails may be in the log; those behind it are refused and are not.
     let batch = |n: u64| AtomicBatch {
+        guard: None,
         ops: vec![BatchOp::Put {
             table: data.clone(),
             cell: Cell::copy_from(n.to_be_bytes(), ""),

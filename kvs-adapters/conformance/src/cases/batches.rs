@@ -2,7 +2,8 @@
 
 use crate::TestStore;
 use crate::support::*;
-use atlas_kvs::{AtomicBatch, BatchOp, Durability, KvsError, TableRef, Timestamp};
+use atlas_kvs::{AtomicBatch, BatchGuard, BatchOp, Durability, KvsError, TableRef, Timestamp};
+use std::time::Duration;
 
 fn put_op(table: &TableRef, row: &str, number: u64, content: &str) -> BatchOp {
     BatchOp::Put { table: table.clone(), cell: cell(row, "c"), ts: ts(number), value: bytes(content) }
@@ -20,7 +21,7 @@ async fn batches_or_unsupported(store: &TestStore) -> bool {
     }
     let (t, a) = (versioned(store, "u.t").await, atomic(store, "u.a").await);
     for durability in [Durability::Synced, Durability::Relaxed] {
-        let batch = AtomicBatch { ops: vec![put_op(&t, "r", 1, "v"), set_op(&a, "r", "v")] };
+        let batch = AtomicBatch::new(vec![put_op(&t, "r", 1, "v"), set_op(&a, "r", "v")]);
         assert_fails!(store.apply(batch, durability).await, KvsError::Unsupported { .. });
     }
     assert_eq!(stored(store, &t).await, [""; 0]);
@@ -37,7 +38,7 @@ pub async fn batch_writes_several_tables(store: &mut TestStore) {
     for (row, durability) in [("1", Durability::Synced), ("2", Durability::Relaxed)] {
         let ops =
             vec![put_op(&t, row, 3, "t3"), put_op(&t, row, 5, "t5"), put_op(&u, row, 4, "u4"), set_op(&a, row, "a")];
-        store.apply(AtomicBatch { ops }, durability).await.expect("a batch can be applied");
+        store.apply(AtomicBatch::new(ops), durability).await.expect("a batch can be applied");
     }
     assert_eq!(stored(store, &t).await, ["1/c@3=t3,5=t5", "2/c@3=t3,5=t5"]);
     assert_eq!(stored(store, &u).await, ["1/c@4=u4", "2/c@4=u4"]);
@@ -228,4 +229,89 @@ async fn standing_number(store: &impl Store, table: &TableRef, row: &str) -> u64
     let seen = store.get_atomic(table, &[cell(row, "c")]).await.expect("cells can be read");
     let text = seen[0].as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
     text.map_or(0, |text| text.parse().expect("the value is a number"))
+}
+
+fn guard(table: &TableRef, expected: &str) -> Option<BatchGuard> {
+    Some(BatchGuard { table: table.clone(), cell: cell("fence", "c"), expected: bytes(expected) })
+}
+
+/// A batch whose guard holds is applied; one whose guard holds something else, or nothing, is not, in no part of it.
+pub async fn guard_decides_over_the_whole_batch(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let (t, a) = (versioned(store, "t").await, atomic(store, "a").await);
+    let batch = |number: u64| AtomicBatch::new(vec![put_op(&t, "r", number, "v"), set_op(&a, "r", "v")]);
+    for durability in [Durability::Synced, Durability::Relaxed] {
+        let refused = store.apply(batch(1).guarded(guard(&a, "")), durability).await;
+        assert_fails!(refused, KvsError::GuardFailed { .. });
+    }
+    apply(store, vec![set_op(&a, "fence", "1")]).await.expect("a batch can be applied");
+    for (number, durability) in [(2, Durability::Synced), (3, Durability::Relaxed)] {
+        let refused = store.apply(batch(1).guarded(guard(&a, "2")), durability).await;
+        assert_fails!(refused, KvsError::GuardFailed { .. });
+        store.apply(batch(number).guarded(guard(&a, "1")), durability).await.expect("the guard holds");
+    }
+    assert_eq!(stored(store, &t).await, ["r/c@2=v,3=v"]);
+    assert_eq!(stored_atomic(store, &a).await, ["fence/c=1", "r/c=v"]);
+
+    let nothing_to_write = |expected| AtomicBatch::default().guarded(guard(&a, expected));
+    store.apply(nothing_to_write("1"), Durability::Synced).await.expect("the guard holds");
+    assert_fails!(store.apply(nothing_to_write("2"), Durability::Synced).await, KvsError::GuardFailed { .. });
+}
+
+/// A guard on a table that is missing, or of the wrong kind, is an error, and nothing is applied.
+pub async fn guard_of_a_missing_table_applies_nothing(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let t = versioned(store, "t").await;
+    let batch = |guard| AtomicBatch::new(vec![put_op(&t, "r", 1, "v")]).guarded(guard);
+    let refused = store.apply(batch(guard(&table("nowhere"), "1")), Durability::Synced).await;
+    assert_fails!(refused, KvsError::NoSuchTable(_));
+    let refused = store.apply(batch(guard(&t, "1")), Durability::Synced).await;
+    assert_fails!(refused, KvsError::WrongTableKind { .. });
+    assert_eq!(stored(store, &t).await, [""; 0]);
+}
+
+/// From the answer to a change of the guard's cell on, no batch that expects what it held before is applied: what a
+/// reader sees then is all there will ever be of it.
+pub async fn no_batch_is_applied_behind_a_changed_guard(store: &mut TestStore) {
+    const WRITERS: u64 = 4;
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let (t, a) = (versioned(store, "t").await, atomic(store, "a").await);
+    for round in 0..10_u64 {
+        let (old, new) = (format!("{round}"), format!("{}", round + 1));
+        apply(store, vec![set_op(&a, "fence", &old)]).await.expect("a batch can be applied");
+        let writers = (0..WRITERS).map(|writer| {
+            let (store, t, guard) = (store.share(), t.clone(), guard(&a, &old));
+            tokio::spawn(async move {
+                for number in 1..=100_000_u64 {
+                    let row = format!("{round}/{writer}/{number:06}");
+                    let batch = AtomicBatch::new(vec![put_op(&t, &row, 1, "v")]).guarded(guard.clone());
+                    match store.apply(batch, Durability::Synced).await {
+                        // A scan of what fast stores apply in no time would take for ever.
+                        Ok(()) => tokio::time::sleep(Duration::from_micros(500)).await,
+                        Err(KvsError::GuardFailed { .. }) => return number - 1,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                panic!("the guard was changed long ago")
+            })
+        });
+        let writers: Vec<_> = writers.collect();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let changed = store.check_and_set(&a, &cell("fence", "c"), Some(bytes(&old)), Some(bytes(&new))).await;
+        assert_eq!(changed.expect("the fence can be changed"), atlas_kvs::CheckAndSet::Applied);
+        let seen = stored(store, &t).await.len();
+        let mut applied = 0;
+        for writer in writers {
+            applied += writer.await.expect("writers end");
+        }
+        assert_eq!(stored(store, &t).await.len(), seen, "nothing came behind the change");
+        let before = stored(store, &t).await.iter().filter(|row| row.starts_with(&format!("{round}/"))).count();
+        assert_eq!(before as u64, applied, "what was acknowledged is there, and nothing else");
+    }
 }

@@ -65,7 +65,7 @@ async fn step(store: &mut TestStore, model: &mut Model, op: &Op) -> Result<(), S
         }
         Op::Apply(writes) => {
             let ops = writes.iter().map(|write| write.op(name, &atomic())).collect();
-            let apply = async |store: &TestStore| store.apply(AtomicBatch { ops }, Durability::Synced).await;
+            let apply = async |store: &TestStore| store.apply(AtomicBatch::new(ops), Durability::Synced).await;
             write(store, model, writes.clone(), apply).await
         }
         Op::AddSentinels(table, cells) => {

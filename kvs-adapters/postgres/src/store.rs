@@ -56,7 +56,7 @@ impl PostgresStore {
                 writes.put(table, cell, ts, value);
             }
         }
-        self.server.write(writes, Durability::Synced).await
+        self.server.write(writes, None, Durability::Synced).await
     }
 }
 
@@ -162,7 +162,7 @@ impl KeyValueService for PostgresStore {
             check_put(cell, value.ts, &value.bytes)?;
             writes.put(table, cell, value.ts, &value.bytes);
         }
-        self.server.write(writes, Durability::Synced).await
+        self.server.write(writes, None, Durability::Synced).await
     }
 
     async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> Result<()> {
@@ -222,16 +222,13 @@ impl KeyValueService for PostgresStore {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         self.server.check_open()?;
-        if batch.guard.is_some() {
-            return Err(KvsError::Unsupported { store: "postgres", operation: "guarded batch" });
-        }
         for op in &batch.ops {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => check_put(cell, *ts, value)?,
                 BatchOp::Set { cell, value, .. } => check_value(cell, value)?,
             }
         }
-        self.server.write(Writes::of_batch(&batch.ops), durability).await
+        self.server.write(Writes::of_batch(&batch.ops), batch.guard.as_ref(), durability).await
     }
 
     async fn availability(&self) -> Availability {

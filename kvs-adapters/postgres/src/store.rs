@@ -231,6 +231,10 @@ impl KeyValueService for PostgresStore {
         self.server.write(Writes::of_batch(&batch.ops), batch.guard.as_ref(), durability).await
     }
 
+    async fn identity(&self) -> Result<Option<String>> {
+        self.server.attempts(|| self.server.identity()).await.map(Some)
+    }
+
     async fn availability(&self) -> Availability {
         match self.server.attempts(|| self.server.read("SELECT 1", &[])).await {
             Ok(_) => Availability::All,

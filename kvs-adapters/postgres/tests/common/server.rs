@@ -63,6 +63,11 @@ impl OwnServer {
         run(as_server_user("sh").args(["-c", script, "sh"]).arg(self.dir.join(name)).arg(text));
     }
 
+    /// Puts a file of the server in the place of another one.
+    pub(crate) fn replace(&self, from: &str, to: &str) {
+        run(as_server_user("mv").arg(self.dir.join(from)).arg(self.dir.join(to)));
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

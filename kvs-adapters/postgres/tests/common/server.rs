@@ -97,7 +97,7 @@ impl OwnServer {
         assert!(done.as_ref().is_ok_and(|status| status.success()), "pg_ctl {action:?}: {done:?}\n{}", self.log());
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 

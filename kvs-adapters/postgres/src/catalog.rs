@@ -75,7 +75,7 @@ impl Server {
         }
         let (schema, format) = (self.names.schema(), format.unwrap_or("none"));
         let reason = format!("schema '{schema}' has format {format}, and this program knows {FORMAT}");
-        Err(KvsError::Backend { reason, source: None }.into())
+        Err(KvsError::Misconfigured { reason, source: None }.into())
     }
 
     /// A transaction that changes the schema, which is one at a time.

@@ -47,7 +47,7 @@ impl PostgresConfig {
     /// named like the user.
     ///
     /// # Errors
-    /// [`KvsError::Backend`] if a variable that stands for a number holds none.
+    /// [`KvsError::Misconfigured`] if a variable that stands for a number holds none.
     pub fn from_env(namespace: impl Into<String>) -> Result<PostgresConfig> {
         PostgresConfig::from_variables(namespace.into(), |name| {
             std::env::var(name).ok().filter(|text| !text.is_empty())
@@ -87,7 +87,7 @@ impl PostgresConfig {
 }
 
 fn no_number(name: &str, text: &str) -> KvsError {
-    KvsError::Backend { reason: format!("{name} is '{text}', which is not a number it can be"), source: None }
+    KvsError::Misconfigured { reason: format!("{name} is '{text}', which is not a number it can be"), source: None }
 }
 
 impl Default for PostgresConfig {

@@ -35,8 +35,8 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`KvsError::Unavailable`] if the server can't be reached, takes no more connections or is a read-only standby;
-    /// [`KvsError::Backend`] with what to do about it if it refuses the user, has no such database, is older than
-    /// PostgreSQL 13, or the schema has a format that this program does not know.
+    /// [`KvsError::AccessDenied`] if it refuses the user or what the user does; [`KvsError::Misconfigured`] if it has no
+    /// such database, is older than PostgreSQL 13, or the schema has a format that this program does not know.
     pub async fn connect(config: PostgresConfig) -> Result<PostgresStore> {
         let server = Arc::new(Server::new(config)?);
         server.set_up().await?;
@@ -234,7 +234,9 @@ impl KeyValueService for PostgresStore {
     async fn availability(&self) -> Availability {
         match self.server.attempts(|| self.server.read("SELECT 1", &[])).await {
             Ok(_) => Availability::All,
-            Err(error @ KvsError::Backend { .. }) => Availability::Terminal(error.to_string()),
+            Err(
+                error @ (KvsError::Backend { .. } | KvsError::AccessDenied { .. } | KvsError::Misconfigured { .. }),
+            ) => Availability::Terminal(error.to_string()),
             Err(error) => Availability::NoQuorum(error.to_string()),
         }
     }

@@ -156,7 +156,7 @@ async fn schema_of_another_format_is_refused() {
     let sql = format!("UPDATE \"{}\".meta SET value = '99' WHERE key = 'format'", store.schema());
     client(&namespace.config).await.batch_execute(&sql).await.expect("the test may do so");
     let error = PostgresStore::connect(namespace.config.clone()).await.expect_err("the format is not known");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("format 99")), "{error:?}");
+    assert!(matches!(&error, KvsError::Misconfigured { reason, .. } if reason.contains("format 99")), "{error:?}");
     let sql = sql.replace("99", "1");
     client(&namespace.config).await.batch_execute(&sql).await.expect("the test may do so");
 }

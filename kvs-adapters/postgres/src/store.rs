@@ -43,6 +43,17 @@ impl PostgresStore {
         Ok(PostgresStore { server })
     }
 
+    /// As [`connect`](Self::connect), but makes nothing: `None` if the database has no schema of this namespace.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_existing(config: PostgresConfig) -> Result<Option<PostgresStore>> {
+        let server = Arc::new(Server::new(config)?);
+        Ok(server.set_up_existing().await?.then_some(PostgresStore { server }))
+    }
+
     /// The schema of the namespace, in which all tables of the store are; for the database's own tools.
     pub fn schema(&self) -> &str {
         self.server.names.schema()
@@ -247,6 +258,14 @@ impl KeyValueService for PostgresStore {
 
     async fn reopen(&self) -> Result<()> {
         self.server.check_open()
+    }
+
+    async fn destroy(&self) -> Result<()> {
+        // One by one: the server has a limit to what one transaction may lock.
+        for table in self.tables().await? {
+            self.drop_table(&table.table).await?;
+        }
+        self.server.attempts(|| self.server.drop_schema()).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -32,7 +32,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) async fn new(config: PostgresConfig) -> atlas_kvs::Result<Server> {
         if config.namespace.is_empty() {
-            return Err(KvsError::Backend {
+            return Err(KvsError::Misconfigured {
                 reason: "a namespace has at least one character".to_owned(),
                 source: None,
             });

@@ -70,9 +70,9 @@ macro_rules! pipeline_lane {
                 of_two_rivals_in_one_group_one_commits,
                 a_marker_waits_for_the_group_before_it,
                 a_member_whose_caller_went_away_commits_all_the_same,
-                    a_group_without_an_answer_is_settled_after_opening_again,
+                a_group_without_an_answer_is_settled_after_opening_again,
                 a_refused_group_leaves_nothing_and_the_next_one_commits,
-                        closing_a_store_that_can_not_be_opened_again_ends,
+                closing_a_store_that_can_not_be_opened_again_ends,
                 a_member_without_a_commit_timestamp_fails_and_may_come_again,
             ]
         );
@@ -91,10 +91,14 @@ macro_rules! together_lane {
 #[allow(unused_macros, reason = "not every store has the pipeline")]
 macro_rules! patience_lane {
     ($name:ident, $lane:ident) => {
-        fault_lane!($name, $lane, [
-            an_applied_group_that_nobody_heard_of_is_unknown_and_then_committed,
-            a_group_that_never_arrived_is_unknown_and_then_rolled_back,
-        ]);
+        fault_lane!(
+            $name,
+            $lane,
+            [
+                an_applied_group_that_nobody_heard_of_is_unknown_and_then_committed,
+                a_group_that_never_arrived_is_unknown_and_then_rolled_back,
+            ]
+        );
     };
 }
 

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses some of them")]
 
 pub mod bank;
+pub mod clerks;
 pub mod faulty;
 mod place;
 pub mod postgres;

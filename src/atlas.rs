@@ -10,6 +10,7 @@ use crate::ops::{
 use crate::registry::{self, OpenedStore};
 use crate::schema::{MetaRecord, Replaced, TableSpec};
 use crate::server::{Server, Services};
+use crate::timestamp::LeaseOptions;
 use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
 use crate::{Error, Result, doctor, punch};
 use async_trait::async_trait;
@@ -127,6 +128,7 @@ impl Atlas {
             namespace: config.namespace.clone(),
             transactions: config.transactions.clone(),
             durability: opened.durability,
+            lease: LeaseOptions { lease: config.leader.lease, ..LeaseOptions::default() },
         };
         let manager = TransactionManager::open(opened.kvs.clone(), options).await?;
         punch::create_table(opened.kvs.as_ref()).await?;

@@ -306,7 +306,7 @@ impl Error {
             Error::Refused { .. } => "REFUSED",
             Error::StoreInUse { .. } | Error::Kvs(KvsError::InUse { .. }) => "STORE_IN_USE",
             Error::Corrupt { .. } | Error::Kvs(KvsError::Corrupt { .. }) => "CORRUPT",
-            Error::Config { .. } => "CONFIG",
+            Error::Config { .. } | Error::Kvs(KvsError::Misconfigured { .. }) => "CONFIG",
             Error::Usage(_) | Error::Kvs(KvsError::InvalidTableName { .. }) => "USAGE",
             Error::LostLeadership { .. } => "LOST_LEADERSHIP",
             Error::Unavailable { .. } | Error::Kvs(KvsError::Unavailable { .. }) => "UNAVAILABLE",
@@ -314,6 +314,7 @@ impl Error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => "PERMISSION",
             Error::Io { .. } => "IO",
             Error::Remote { code, .. } => code,
+            Error::Kvs(KvsError::AccessDenied { .. }) => "PERMISSION",
             Error::Kvs(KvsError::Backend { source: Some(source), .. })
                 if io_kind(source.as_ref()) == Some(std::io::ErrorKind::PermissionDenied) =>
             {

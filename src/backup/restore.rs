@@ -525,7 +525,7 @@ impl Run<'_> {
             return Err(Error::corrupt(self.target.location(), "the copy has no record of the store it came from"));
         }
         let oracle = MetaRecord::<OracleRecord>::new(Arc::clone(kvs), "oracle");
-        edit(&oracle, |record: OracleRecord| Some(OracleRecord { holder: None, ..record })).await?;
+        edit(&oracle, |record: OracleRecord| Some(OracleRecord { holder: None, contact: None, ..record })).await?;
         edit(&last_backup(Arc::clone(kvs)), |_| None).await?;
         Ok(store_id)
     }

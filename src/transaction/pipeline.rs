@@ -140,7 +140,7 @@ impl Pipeline {
         entries: Arc<TransactionTable>,
         durability: Durability,
         group_size_max: usize,
-        claim: Claim,
+        claim: Option<Claim>,
     ) -> Pipeline {
         let (requests, queue) = mpsc::channel(QUEUE);
         let first_ts = tracker.watermark().next();
@@ -279,8 +279,9 @@ struct Leader {
     /// ask the store.
     rolled_back: BTreeSet<Timestamp>,
     reserved: Reservations,
-    /// Nobody else may open this store for commits in this process before the leader has ended.
-    _claim: Claim,
+    /// Nobody else may open this store for commits in this process before the leader has ended. `None` where the
+    /// lease of the store sees to it.
+    _claim: Option<Claim>,
 }
 
 /// A member that is part of the batch.

@@ -41,6 +41,7 @@
 mod atomic;
 mod catalog;
 mod config;
+mod delete;
 mod errors;
 mod names;
 mod read;

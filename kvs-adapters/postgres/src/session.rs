@@ -33,7 +33,7 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn new(config: PostgresConfig) -> atlas_kvs::Result<Server> {
         if config.namespace.is_empty() {
-            return Err(KvsError::Backend {
+            return Err(KvsError::Misconfigured {
                 reason: "a namespace has at least one character".to_owned(),
                 source: None,
             });
@@ -124,8 +124,7 @@ impl Server {
 /// behind, could only mislead the planner into reading a whole table that was small a minute ago.
 fn session_settings(config: &PostgresConfig) -> String {
     let statement_timeout = config.statement_timeout.as_millis();
-    // A client that stops in the middle of a transaction must not hold its locks for ever.
-    let idle_timeout = (config.statement_timeout + SILENCE).as_millis();
+    let idle_timeout = config.idle_in_transaction_timeout.as_millis();
     format!(
         "SET client_min_messages = warning; SET search_path = pg_catalog; \
          SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \

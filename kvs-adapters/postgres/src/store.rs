@@ -35,12 +35,23 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`KvsError::Unavailable`] if the server can't be reached, takes no more connections or is a read-only standby;
-    /// [`KvsError::Backend`] with what to do about it if it refuses the user, has no such database, is older than
-    /// PostgreSQL 13, or the schema has a format that this program does not know.
+    /// [`KvsError::AccessDenied`] if it refuses the user or what the user does; [`KvsError::Misconfigured`] if it has no
+    /// such database, is older than PostgreSQL 13, or the schema has a format that this program does not know.
     pub async fn connect(config: PostgresConfig) -> Result<PostgresStore> {
         let server = Arc::new(Server::new(config)?);
         server.set_up().await?;
         Ok(PostgresStore { server })
+    }
+
+    /// As [`connect`](Self::connect), but makes nothing: `None` if the database has no schema of this namespace.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_existing(config: PostgresConfig) -> Result<Option<PostgresStore>> {
+        let server = Arc::new(Server::new(config)?);
+        Ok(server.set_up_existing().await?.then_some(PostgresStore { server }))
     }
 
     /// The schema of the namespace, in which all tables of the store are; for the database's own tools.
@@ -56,7 +67,7 @@ impl PostgresStore {
                 writes.put(table, cell, ts, value);
             }
         }
-        self.server.write(writes, Durability::Synced).await
+        self.server.write(writes, None, Durability::Synced).await
     }
 }
 
@@ -162,7 +173,7 @@ impl KeyValueService for PostgresStore {
             check_put(cell, value.ts, &value.bytes)?;
             writes.put(table, cell, value.ts, &value.bytes);
         }
-        self.server.write(writes, Durability::Synced).await
+        self.server.write(writes, None, Durability::Synced).await
     }
 
     async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> Result<()> {
@@ -222,22 +233,21 @@ impl KeyValueService for PostgresStore {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         self.server.check_open()?;
-        if batch.guard.is_some() {
-            return Err(KvsError::Unsupported { store: "postgres", operation: "guarded batch" });
-        }
         for op in &batch.ops {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => check_put(cell, *ts, value)?,
                 BatchOp::Set { cell, value, .. } => check_value(cell, value)?,
             }
         }
-        self.server.write(Writes::of_batch(&batch.ops), durability).await
+        self.server.write(Writes::of_batch(&batch.ops), batch.guard.as_ref(), durability).await
     }
 
     async fn availability(&self) -> Availability {
         match self.server.attempts(|| self.server.read("SELECT 1", &[])).await {
             Ok(_) => Availability::All,
-            Err(error @ KvsError::Backend { .. }) => Availability::Terminal(error.to_string()),
+            Err(
+                error @ (KvsError::Backend { .. } | KvsError::AccessDenied { .. } | KvsError::Misconfigured { .. }),
+            ) => Availability::Terminal(error.to_string()),
             Err(error) => Availability::NoQuorum(error.to_string()),
         }
     }
@@ -248,6 +258,14 @@ impl KeyValueService for PostgresStore {
 
     async fn reopen(&self) -> Result<()> {
         self.server.check_open()
+    }
+
+    async fn destroy(&self) -> Result<()> {
+        // One by one: the server has a limit to what one transaction may lock.
+        for table in self.tables().await? {
+            self.drop_table(&table.table).await?;
+        }
+        self.server.attempts(|| self.server.drop_schema()).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -3,8 +3,8 @@
 mod common;
 
 use atlas_kvs::{
-    AtomicBatch, Availability, BatchOp, Cell, CellBound, CheckAndSet, Durability, KeyValueService, KvsError, Result,
-    TableKind, TableRef, Timestamp,
+    AtomicBatch, Availability, BatchGuard, BatchOp, Cell, CellBound, CheckAndSet, Durability, KeyValueService,
+    KvsError, Result, TableKind, TableRef, Timestamp,
 };
 use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
 use bytes::Bytes;
@@ -231,6 +231,8 @@ enum Disturbance {
     CutBehindCommit,
     /// Delivers nothing from the COMMIT on.
     CutBeforeCommit,
+    /// Delivers what is before the COMMIT, and then nothing more: to the server a client that was stopped.
+    StopBeforeCommit,
     /// Makes a BEGIN into something that the server refuses.
     SpoilBegin,
 }
@@ -275,6 +277,13 @@ async fn disturb(client: TcpStream, server: impl AsyncRead + AsyncWrite, disturb
                     return;
                 }
                 Disturbance::CutBeforeCommit if find(b"COMMIT").is_some() => return,
+                Disturbance::StopBeforeCommit => {
+                    if let Some(place) = find(b"COMMIT") {
+                        // A byte for the kind of message and four for its length.
+                        let _ = to_server.write_all(&data[..place - 5]).await;
+                        std::future::pending::<()>().await;
+                    }
+                }
                 Disturbance::SpoilBegin => {
                     if let Some(place) = find(b"BEGIN; SET") {
                         data[place] = b'X';
@@ -325,6 +334,37 @@ async fn commit_that_never_arrived_is_indeterminate_and_nothing_is_there() {
     let error = put_both(&store, 1).await.expect_err("the connection was cut");
     assert!(error.is_indeterminate(), "{error:?}");
     assert_eq!(stored(&fixture.store).await, [0, 0]);
+}
+
+/// The owner is stopped between the check of its guard and its COMMIT. Its successor must not wait for it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_client_does_not_hold_back_its_successor() {
+    let fixture = Fixture::new(|config| config.idle_in_transaction_timeout = Duration::from_millis(500)).await;
+    let fence = |expected: &'static str| BatchGuard {
+        table: table("a"),
+        cell: cell("fence"),
+        expected: Bytes::from_static(expected.as_bytes()),
+    };
+    let set = BatchOp::Set { table: table("a"), cell: cell("fence"), value: Bytes::from_static(b"1") };
+    fixture.store.apply(AtomicBatch::new(vec![set]), Durability::Synced).await.expect("can be set");
+    let store = disturbed(&fixture, Disturbance::StopBeforeCommit).await;
+    let put = move |expected| {
+        let (table, value) = (table("t"), Bytes::from_static(b"v"));
+        let put = BatchOp::Put { table, cell: cell("r"), ts: Timestamp::FIRST, value };
+        AtomicBatch::new(vec![put]).guarded(Some(fence(expected)))
+    };
+    let batch = tokio::spawn(async move { store.apply(put("1"), Durability::Synced).await });
+    fixture.backend("state = 'idle in transaction'").await;
+    let (old, new) = (Some(Bytes::from_static(b"1")), Some(Bytes::from_static(b"2")));
+    let changed = fixture.store.check_and_set(&table("a"), &cell("fence"), old, new).await;
+    assert_eq!(changed.expect("the server has ended the other transaction"), CheckAndSet::Applied);
+    let error = batch.await.expect("no panic").expect_err("the connection was ended");
+    assert!(error.is_indeterminate(), "{error:?}");
+    let error = fixture.store.apply(put("1"), Durability::Synced).await.expect_err("the fence has changed");
+    assert!(matches!(error, KvsError::GuardFailed { .. }), "{error:?}");
+    assert_eq!(stored(&fixture.store).await, [0, 0]);
+    fixture.store.apply(put("2"), Durability::Synced).await.expect("the guard holds");
+    assert_eq!(stored(&fixture.store).await, [1, 0]);
 }
 
 /// The statements are on their way when BEGIN is refused. None of them may take effect by itself.
@@ -381,17 +421,22 @@ async fn refusals_say_what_to_do() {
         PostgresStore::connect(config)
     };
     let error = with(&|config| config.dbname = "no such database".to_owned()).await.expect_err("there is none");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("create the database")), "{error:?}");
+    assert!(
+        matches!(&error, KvsError::Misconfigured { reason, .. } if reason.contains("create the database")),
+        "{error:?}"
+    );
     let error = with(&|config| config.user = "no such user".to_owned()).await.expect_err("there is none");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("check user")), "{error:?}");
+    assert!(matches!(&error, KvsError::AccessDenied { reason, .. } if reason.contains("check user")), "{error:?}");
     let error = with(&|config| config.namespace = String::new()).await.expect_err("it has no name");
-    assert!(matches!(error, KvsError::Backend { .. }), "{error:?}");
+    assert!(matches!(error, KvsError::Misconfigured { .. }), "{error:?}");
     let error =
         with(&|config| (config.host, config.port) = ("127.0.0.1".to_owned(), 1)).await.expect_err("nobody there");
     assert!(matches!(error, KvsError::Unavailable { .. }), "{error:?}");
     if namespace.config.password.is_some() {
         let error = with(&|config| config.password = Some("wrong".into())).await.expect_err("it is wrong");
-        assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("check user")), "{error:?}");
+        assert!(matches!(&error, KvsError::AccessDenied { reason, .. } if reason.contains("check user")), "{error:?}");
+        let error = with(&|config| config.password = None).await.expect_err("there is none");
+        assert!(matches!(&error, KvsError::AccessDenied { reason, .. } if reason.contains("check user")), "{error:?}");
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 const ACCOUNTS: usize = 120;
 const CLERKS: usize = 16;
-const LANES: [Lane; 1] = [POSTGRES_STEPS];
+const LANES: [Lane; 2] = [POSTGRES_STEPS, POSTGRES_PIPELINE];
 const DEATHS: [Death; 3] = [Death::Immediate, Death::Postmaster, Death::Backend];
 /// Of each kind.
 const ROUNDS: usize = 12;

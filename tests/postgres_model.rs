@@ -11,3 +11,13 @@ use model::check;
 fn step_by_step_is_snapshot_isolation() {
     check(POSTGRES_STEPS, 1000);
 }
+
+#[test]
+fn pipeline_is_snapshot_isolation() {
+    check(POSTGRES_PIPELINE, 1000);
+}
+
+#[test]
+fn pipeline_with_a_random_limit_is_snapshot_isolation() {
+    check(POSTGRES_PIPELINE_RANDOM, 500);
+}

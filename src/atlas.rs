@@ -108,7 +108,7 @@ impl Atlas {
     /// # Errors
     /// As [`open`](Self::open).
     pub async fn open_unserved(config: AtlasConfig, wait_for_owner: Duration) -> Result<Atlas> {
-        let opened = registry::open(&config.key_value_service, wait_for_owner).await?;
+        let opened = registry::open(&config, wait_for_owner).await?;
         Atlas::start(config, opened).await
     }
 

@@ -1,11 +1,14 @@
 //! Opens the store that a configuration names: the only place that knows which stores there are.
 
+mod servers;
+
 use crate::backup::{DirectoryTarget, StoreOpener, refuse_if_restoring};
 use crate::config::{AtlasConfig, KvsConfig};
 use crate::{Error, Result};
 use atlas_kvs::{Durability, KeyValueService};
 use atlas_kvs_memory::MemoryStore;
 use futures::FutureExt;
+
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +37,7 @@ pub(crate) struct OpenedStore {
 pub(crate) fn data_dir(config: &KvsConfig) -> Option<&Path> {
     match config {
         KvsConfig::Rocksdb { data_dir, .. } => Some(data_dir),
-        KvsConfig::Memory {} => None,
+        KvsConfig::Postgres(_) | KvsConfig::Cassandra(_) | KvsConfig::Memory {} => None,
     }
 }
 
@@ -43,21 +46,34 @@ pub(crate) fn data_dir(config: &KvsConfig) -> Option<&Path> {
 /// # Errors
 /// [`Error::StoreInUse`] if another process owns it for longer than `wait_for_owner`, [`Error::Refused`] while it is
 /// being restored, and those of the store.
-pub(crate) async fn open(config: &KvsConfig, wait_for_owner: Duration) -> Result<OpenedStore> {
-    match config {
+pub(crate) async fn open(config: &AtlasConfig, wait_for_owner: Duration) -> Result<OpenedStore> {
+    let durability = |sync: bool| if sync { Durability::Synced } else { Durability::Relaxed };
+    match &config.key_value_service {
         KvsConfig::Rocksdb { data_dir, sync, .. } => {
             refuse_if_restoring(data_dir)?;
             refuse_other_use(data_dir)?;
-            let kvs = open_rocksdb(config, data_dir, wait_for_owner).await?;
+            let kvs = open_rocksdb(&config.key_value_service, data_dir, wait_for_owner).await?;
             // Once more as its owner: a restore may have begun before we had the lock.
             refuse_if_restoring(data_dir)?;
             Ok(OpenedStore {
                 kvs,
                 location: data_dir.display().to_string(),
                 data_dir: Some(data_dir.clone()),
-                durability: if *sync { Durability::Synced } else { Durability::Relaxed },
+                durability: durability(*sync),
             })
         }
+        KvsConfig::Postgres(settings) => Ok(OpenedStore {
+            kvs: servers::open_postgres(settings, &config.namespace).await?,
+            location: format!("database '{}' at {}:{}", settings.database, settings.host, settings.port),
+            data_dir: None,
+            durability: durability(settings.sync),
+        }),
+        KvsConfig::Cassandra(settings) => Ok(OpenedStore {
+            kvs: servers::open_cassandra(settings, &config.namespace).await?,
+            location: format!("the cluster at {}", settings.contact_points),
+            data_dir: None,
+            durability: Durability::Synced,
+        }),
         KvsConfig::Memory {} => Ok(OpenedStore {
             kvs: Arc::new(MemoryStore::new()),
             location: "memory".to_owned(),
@@ -113,6 +129,10 @@ pub(crate) fn restore_target(config: &AtlasConfig) -> Result<DirectoryTarget> {
             let opener = opener(config.key_value_service.clone());
             Ok(DirectoryTarget::new(data_dir, "rocksdb", owner_files, opener).in_namespace(&config.namespace))
         }
+        KvsConfig::Postgres(_) | KvsConfig::Cassandra(_) => Err(Error::refused(
+            "this version restores into a directory only",
+            "name a configuration with `type: rocksdb`",
+        )),
         KvsConfig::Memory {} => Err(Error::refused(
             "a store in memory can't be restored into: it would be gone with this process",
             "name a configuration with `type: rocksdb`",
@@ -137,15 +157,20 @@ async fn open_rocksdb(config: &KvsConfig, data_dir: &Path, wait: Duration) -> Re
         KvsConfig::Rocksdb { block_cache, sync, .. } => {
             RocksConfig { block_cache_bytes: block_cache.len(), sync: *sync, ..usual }
         }
-        KvsConfig::Memory {} => usual,
+        KvsConfig::Postgres(_) | KvsConfig::Cassandra(_) | KvsConfig::Memory {} => usual,
     };
     Ok(Arc::new(RocksStore::open(config).await?))
 }
 
 #[cfg(not(feature = "rocksdb"))]
 async fn open_rocksdb(_config: &KvsConfig, _data_dir: &Path, _wait: Duration) -> Result<Arc<dyn KeyValueService>> {
-    Err(Error::Config {
+    Err(not_built("rocksdb"))
+}
+
+/// A store that this program was built without.
+fn not_built(store: &str) -> Error {
+    Error::Config {
         place: "keyValueService.type".to_owned(),
-        reason: "this build of atlas has no rocksdb; build it with the feature `rocksdb`".to_owned(),
-    })
+        reason: format!("this build of atlas has no {store}; build it with the feature `{store}`"),
+    }
 }

@@ -151,7 +151,7 @@ async fn open_stopped(config: &AtlasConfig) -> Result<Arc<dyn KeyValueService>> 
         // No use in waiting: who serves does not hold the store for a moment only.
         return Err(in_use(data_dir, Some(server.owner_pid())));
     }
-    match registry::open(&config.key_value_service, WAIT_FOR_OWNER).await {
+    match registry::open(config, WAIT_FOR_OWNER).await {
         Ok(opened) => Ok(opened.kvs),
         Err(Error::Kvs(KvsError::InUse { place, pid })) => Err(in_use(Path::new(&place), pid)),
         Err(error) => Err(error),

@@ -97,7 +97,7 @@ impl FakeBackend {
     fn store(&self, config: &AtlasConfig) -> FakeStore {
         let dir = match &config.key_value_service {
             KvsConfig::Rocksdb { data_dir, .. } => data_dir.clone(),
-            KvsConfig::Memory {} => PathBuf::new(),
+            _ => PathBuf::new(),
         };
         let conflicts = self.conflicts.clone();
         let make = || FakeStore { tables: Arc::default(), backups: Arc::default(), conflicts };

@@ -13,6 +13,11 @@ impl AtlasConfig {
         let checks = [
             ("namespace", namespace_is_a_name, "write 1 to 100 letters, digits, '_', '.' and '-'"),
             ("keyValueService.dataDir", self.key_value_service.names_a_place(), "name a directory"),
+            ("keyValueService.host", self.key_value_service.names_a_host(), "name a server"),
+            ("keyValueService.contactPoints", self.key_value_service.names_nodes(), "name a node, as 127.0.0.1:9042"),
+            ("keyValueService.replicationFactor", self.key_value_service.is_kept_somewhere(), NOT_ZERO),
+            ("keyValueService.poolSize", self.key_value_service.has_connections(), "write 3 or more"),
+            ("leader.lease", self.leader.lease >= LEASE_MIN, "write 1s or more"),
             ("transactions.valueSizeMax", !transactions.value_size_max.is_empty(), NOT_ZERO),
             ("transactions.writeSizeMax", !transactions.write_size_max.is_empty(), NOT_ZERO),
             ("transactions.groupSizeMax", !transactions.group_size_max.is_empty(), NOT_ZERO),
@@ -28,6 +33,8 @@ impl AtlasConfig {
     }
 }
 
+/// A lease that is over sooner would be lost to every pause of the network.
+const LEASE_MIN: Duration = Duration::from_secs(1);
 const NOT_ZERO: &str = "it must be more than zero";
 const ADDRESS: &str = "write HOST:PORT, or 'off'";
 
@@ -35,8 +42,25 @@ impl KvsConfig {
     fn names_a_place(&self) -> bool {
         match self {
             KvsConfig::Rocksdb { data_dir, .. } => !data_dir.as_os_str().is_empty(),
-            KvsConfig::Memory {} => true,
+            KvsConfig::Postgres(_) | KvsConfig::Cassandra(_) | KvsConfig::Memory {} => true,
         }
+    }
+
+    fn names_a_host(&self) -> bool {
+        !matches!(self, KvsConfig::Postgres(postgres) if postgres.host.is_empty())
+    }
+
+    fn names_nodes(&self) -> bool {
+        let KvsConfig::Cassandra(cassandra) = self else { return true };
+        cassandra.nodes().next().is_some()
+    }
+
+    fn is_kept_somewhere(&self) -> bool {
+        !matches!(self, KvsConfig::Cassandra(cassandra) if cassandra.replication_factor == 0)
+    }
+
+    fn has_connections(&self) -> bool {
+        !matches!(self, KvsConfig::Postgres(postgres) if postgres.pool_size < 3)
     }
 }
 

@@ -169,7 +169,7 @@ impl Known {
     /// The settings of every kind of store at once.
     pub(super) fn of_every_store() -> Known {
         let mut all = Known { settings: BTreeMap::new() };
-        for store_type in ["rocksdb", "memory"] {
+        for store_type in ["rocksdb", "postgres", "cassandra", "memory"] {
             all.settings.extend(Known::of_store(store_type).expect("these stores are known").settings);
         }
         all

@@ -1,7 +1,7 @@
 //! Reads the configuration: which file, which block of it, and what the environment and flags say instead.
 
 use super::layers::{Document, Given, Known, Layers, RUNTIME, Resolved, Source, nearest, show};
-use super::{AtlasConfig, RuntimeConfig};
+use super::{AtlasConfig, RuntimeConfig, Secret};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_yaml::{Mapping, Value};
@@ -148,15 +148,20 @@ pub fn load(sources: &Sources) -> Result<Loaded> {
     let settings = settings
         .into_iter()
         .map(|(key, value, given)| Setting {
+            value: if is_secret(&key) && !show(&value).is_empty() { Secret::HIDDEN.to_owned() } else { show(&value) },
             key: match key.strip_prefix(RUNTIME) {
                 Some(rest) => format!("atlasdb-runtime{rest}"),
                 None => format!("atlasdb.{key}"),
             },
-            value: show(&value),
             origin: given.map_or(Origin::Default, |given| given.origin()),
         })
         .collect();
     Ok(Loaded { config, runtime, file: document.map(|document| document.path), settings })
+}
+
+/// Whether the value of a key may be shown.
+fn is_secret(key: &str) -> bool {
+    key == "keyValueService.password"
 }
 
 fn find_file(sources: &Sources) -> Result<Option<PathBuf>> {

@@ -7,8 +7,10 @@ mod check;
 mod layers;
 mod load;
 mod place;
+mod stores;
 
 pub use load::{COMMENTED, Environment, Loaded, Origin, Setting, Sources, load};
+pub use stores::{CassandraKvs, PostgresKvs, Secret};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -22,6 +24,8 @@ pub struct AtlasConfig {
     pub namespace: String,
     /// The store below.
     pub key_value_service: KvsConfig,
+    /// Who issues timestamps, on a store that several processes can reach.
+    pub leader: LeaderConfig,
     /// Limits and time-outs of transactions.
     pub transactions: TransactionConfig,
     /// Addresses `atlas serve` listens on besides the socket in the data directory.
@@ -74,6 +78,10 @@ pub enum KvsConfig {
         #[serde(default = "yes")]
         sync: bool,
     },
+    /// A schema in a PostgreSQL database.
+    Postgres(PostgresKvs),
+    /// A keyspace in a Cassandra or Scylla cluster.
+    Cassandra(CassandraKvs),
     /// In memory, gone with the process.
     Memory {},
 }
@@ -106,11 +114,20 @@ pub struct TransactionConfig {
     pub commit_mode: CommitModeChoice,
 }
 
+/// Who issues timestamps, on a store that several processes can reach. One process leads; its lease lies in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LeaderConfig {
+    /// How long others wait after the last sign of life before they take over.
+    #[serde(with = "duration_text")]
+    pub lease: Duration,
+}
+
 /// How transactions commit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CommitModeChoice {
-    /// The pipeline on RocksDB, step by step elsewhere.
+    /// The pipeline where batches are atomic (RocksDB, Postgres), step by step elsewhere.
     #[default]
     Auto,
     /// Groups of commits in one batch.
@@ -157,6 +174,7 @@ impl Default for AtlasConfig {
         AtlasConfig {
             namespace: "default".to_owned(),
             key_value_service: KvsConfig::default(),
+            leader: LeaderConfig::default(),
             transactions: TransactionConfig::default(),
             server: ServerConfig::default(),
             backup: BackupConfig::default(),
@@ -174,6 +192,12 @@ impl KvsConfig {
 impl Default for KvsConfig {
     fn default() -> KvsConfig {
         KvsConfig::rocksdb(default_data_dir())
+    }
+}
+
+impl Default for LeaderConfig {
+    fn default() -> LeaderConfig {
+        LeaderConfig { lease: Duration::from_secs(10) }
     }
 }
 

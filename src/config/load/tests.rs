@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{ByteSize, CommitModeChoice, KvsConfig, LogLevel};
+use crate::config::{ByteSize, CassandraKvs, CommitModeChoice, KvsConfig, LogLevel, PostgresKvs};
 
 fn from_text(text: &str, change: impl FnOnce(&mut Sources)) -> Result<Loaded> {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -113,7 +113,7 @@ fn unknown_keys_are_refused_with_line_and_nearest_key() {
         ),
         (
             "atlasdb:\n  xyz: 1\n",
-            "atlas.yml, line 2, atlasdb.xyz: unknown key; the keys here are backup, keyValueService, namespace, server, transactions",
+            "atlas.yml, line 2, atlasdb.xyz: unknown key; the keys here are backup, keyValueService, leader, namespace, server, transactions",
         ),
     ];
     for (text, wanted) in cases {
@@ -268,4 +268,59 @@ proptest::proptest! {
         let layer = environment_layer(&Environment::from([(super::super::layers::variable_of(path).as_str(), "x")]));
         proptest::prop_assert_eq!(layer.expect("it is UTF-8")[0].key(), path);
     }
+}
+
+fn from_server_file(text: &str, variables: Environment) -> Loaded {
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let file = dir.path().join("server.yml");
+    std::fs::write(&file, text).expect("a file can be written");
+    load(&Sources { environment: variables, ..Sources::only_file(file, None) }).expect("the committed file is right")
+}
+
+#[test]
+fn committed_files_of_servers_equal_their_defaults() {
+    let postgres = include_str!("../../../config/postgres.yml");
+    let cassandra = include_str!("../../../config/cassandra.yml");
+    for (text, store) in [
+        (postgres, KvsConfig::Postgres(PostgresKvs::default())),
+        (cassandra, KvsConfig::Cassandra(CassandraKvs::default())),
+    ] {
+        let loaded = from_server_file(text, Environment::default());
+        assert_eq!(loaded.config, AtlasConfig { key_value_service: store, ..AtlasConfig::default() });
+        let missing = loaded.settings.iter().filter(|setting| setting.key.starts_with("atlasdb.keyValueService."));
+        let missing: Vec<_> = missing.filter(|setting| setting.origin == Origin::Default).collect();
+        assert!(missing.is_empty(), "the file does not show {missing:?}");
+    }
+}
+
+#[test]
+fn database_comes_from_the_variables_of_psql() {
+    let text = include_str!("../../../config/postgres.yml");
+    let variables = [
+        ("PGHOST", "/run/pg"),
+        ("PGPORT", "5433"),
+        ("PGUSER", "ann"),
+        ("PGPASSWORD", "0123"),
+        ("PGDATABASE", "orders"),
+    ];
+    let loaded = from_server_file(text, Environment::from(variables));
+    let KvsConfig::Postgres(found) = &loaded.config.key_value_service else { panic!("{:?}", loaded.config) };
+    let expected = PostgresKvs {
+        host: "/run/pg".to_owned(),
+        port: 5433,
+        user: "ann".to_owned(),
+        password: "0123".into(),
+        database: "orders".to_owned(),
+        ..PostgresKvs::default()
+    };
+    assert_eq!(*found, expected);
+    let shown = format!("{loaded:?}");
+    assert!(shown.contains("orders") && !shown.contains("0123"), "{shown}");
+}
+
+#[test]
+fn password_is_not_repeated_by_an_error() {
+    let text = "atlasdb:\n  keyValueService:\n    type: postgres\n    password: 987654\n";
+    let error = from_text(text, |_| ()).expect_err("a number is no password").to_string();
+    assert!(error.contains("quotes") && !error.contains("987654"), "{error}");
 }

@@ -1,0 +1,139 @@
+//! Stores on servers: how to reach them.
+
+use super::duration_text;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A PostgreSQL database. The namespace is a schema in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct PostgresKvs {
+    /// Name or address of the server, or the directory of its Unix socket.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Who to log in as.
+    pub user: String,
+    /// The password, where the server asks for one.
+    pub password: Secret,
+    /// A file with nothing but the password, instead of `password`; empty: none.
+    pub password_file: PathBuf,
+    /// The database; it must exist.
+    pub database: String,
+    /// Connections at a time.
+    pub pool_size: u32,
+    /// How long to wait for a new connection.
+    #[serde(with = "duration_text")]
+    pub connect_timeout: Duration,
+    /// How long the server may work on one statement.
+    #[serde(with = "duration_text")]
+    pub statement_timeout: Duration,
+    /// Whether a commit waits until it would survive the loss of power.
+    pub sync: bool,
+}
+
+/// A Cassandra or Scylla cluster. The namespace is a keyspace in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CassandraKvs {
+    /// Some of the nodes, as `HOST:PORT`, with commas between them.
+    pub contact_points: String,
+    /// Who to log in as; empty: nobody.
+    pub user: String,
+    /// The password.
+    pub password: Secret,
+    /// A file with nothing but the password, instead of `password`; empty: none.
+    pub password_file: PathBuf,
+    /// How many nodes hold each piece of data. A keyspace remembers it.
+    pub replication_factor: u32,
+    /// The data centre to hold the data, where replication goes by data centres; empty: it does not.
+    pub data_center: String,
+    /// How long to wait for the answer to one request.
+    #[serde(with = "duration_text")]
+    pub request_timeout: Duration,
+}
+
+impl CassandraKvs {
+    /// The contact points, one by one.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.contact_points.split(',').map(str::trim).filter(|node| !node.is_empty())
+    }
+}
+
+impl Default for PostgresKvs {
+    fn default() -> PostgresKvs {
+        PostgresKvs {
+            host: "localhost".to_owned(),
+            port: 5432,
+            user: "postgres".to_owned(),
+            password: Secret::default(),
+            password_file: PathBuf::new(),
+            database: "postgres".to_owned(),
+            pool_size: 16,
+            connect_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(30),
+            sync: true,
+        }
+    }
+}
+
+impl Default for CassandraKvs {
+    fn default() -> CassandraKvs {
+        CassandraKvs {
+            contact_points: "127.0.0.1:9042".to_owned(),
+            user: String::new(),
+            password: Secret::default(),
+            password_file: PathBuf::new(),
+            replication_factor: 1,
+            data_center: String::new(),
+            request_timeout: Duration::from_secs(12),
+        }
+    }
+}
+
+/// A text that is never shown: neither in logs nor in errors nor by `atlas config show`.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// What is written instead of it.
+    pub(super) const HIDDEN: &str = "(hidden)";
+
+    /// The text itself; `None` if it is empty.
+    pub fn reveal(&self) -> Option<&str> {
+        Some(&*self.0).filter(|text| !text.is_empty())
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Secret {
+        Secret(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_empty() { "(none)" } else { Secret::HIDDEN })
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0.is_empty() { "" } else { Secret::HIDDEN })
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        // Whatever is wrong with it, the message does not repeat it: a password of digits is a number to YAML.
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a text; put it in quotes")]
+        enum Form {
+            Text(String),
+        }
+        let Form::Text(text) = Form::deserialize(deserializer)?;
+        Ok(Secret(text))
+    }
+}

@@ -189,7 +189,7 @@ impl BackupSource for Source {
 }
 
 pub(crate) fn request(repository: &Path, name: Option<&str>) -> BackupRequest {
-    BackupRequest { repository: repository.to_owned(), name: name.map(str::to_owned), reason: None }
+    BackupRequest { repository: repository.to_owned(), name: name.map(str::to_owned), reason: None, portable: false }
 }
 
 pub(crate) async fn create(source: &Arc<Source>, repository: &Path, name: Option<&str>) -> Result<BackupInfo> {

@@ -442,7 +442,8 @@ fn check_fits(manifest: &Manifest, target: &dyn RestoreTarget) -> Result<()> {
     let mismatch = |what: &str, backup: &str, wanted: &str| {
         Error::refused(
             format!("backup '{}' is of {what} '{backup}', and the store to fill is of '{wanted}'", manifest.id),
-            "restore it with a configuration like that of the store it came from",
+            "restore it with a configuration like that of the store it came from; only what `atlas backup create --portable` \
+             takes fits any store",
         )
     };
     match &manifest.contents {

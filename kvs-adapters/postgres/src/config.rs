@@ -28,6 +28,10 @@ pub struct PostgresConfig {
     /// How long the server works on one statement before it gives up, in whole milliseconds. Zero: for ever. A server
     /// that does not even say so is given ten more seconds before its connection is dropped.
     pub statement_timeout: Duration,
+    /// How long the server lets a connection stand still in the middle of a transaction before it ends it, in whole
+    /// milliseconds. Zero: for ever. Short, because a client that was stopped there holds back a successor that has to
+    /// change the guard of its batches.
+    pub idle_in_transaction_timeout: Duration,
     /// The name that the server shows for the connections.
     pub application_name: String,
 }
@@ -99,6 +103,7 @@ impl Default for PostgresConfig {
             connect_timeout: Duration::from_secs(10),
             pool_timeout: Duration::from_secs(30),
             statement_timeout: Duration::from_secs(30),
+            idle_in_transaction_timeout: Duration::from_secs(5),
             application_name: "atlas".to_owned(),
         }
     }

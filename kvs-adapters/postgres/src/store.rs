@@ -15,10 +15,15 @@ use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
 
-/// An entry of a primary key has at most 2,704 bytes, a third of a page. Row and column share them with some 40 bytes
-/// of headers, timestamp and padding.
-const LIMITS: Limits =
-    Limits { row_len_max: 1_600, column_len_max: 1_024, value_len_max: 256 << 20, empty_names: true };
+/// An entry of a primary key has at most 2,704 bytes, a third of a page, however little of it can be compressed. Row
+/// and column share them with 34 bytes at most of headers, timestamp and padding.
+const LIMITS: Limits = Limits {
+    row_len_max: 2_048,
+    column_len_max: 2_048,
+    cell_len_max: 2_656,
+    value_len_max: 256 << 20,
+    empty_names: true,
+};
 
 /// A store in a PostgreSQL database.
 ///
@@ -56,7 +61,7 @@ impl PostgresStore {
                 writes.put(table, cell, ts, value);
             }
         }
-        self.server.write(writes, Durability::Synced).await
+        self.server.write(writes, None, Durability::Synced).await
     }
 }
 
@@ -69,7 +74,8 @@ impl fmt::Debug for PostgresStore {
 
 fn check_cell(cell: &Cell) -> Result<()> {
     check_len("row", cell, cell.row.len(), LIMITS.row_len_max)?;
-    check_len("column", cell, cell.column.len(), LIMITS.column_len_max)
+    check_len("column", cell, cell.column.len(), LIMITS.column_len_max)?;
+    check_len("row and column", cell, cell.row.len() + cell.column.len(), LIMITS.cell_len_max)
 }
 
 fn check_value(cell: &Cell, value: &Bytes) -> Result<()> {
@@ -162,7 +168,7 @@ impl KeyValueService for PostgresStore {
             check_put(cell, value.ts, &value.bytes)?;
             writes.put(table, cell, value.ts, &value.bytes);
         }
-        self.server.write(writes, Durability::Synced).await
+        self.server.write(writes, None, Durability::Synced).await
     }
 
     async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> Result<()> {
@@ -222,16 +228,17 @@ impl KeyValueService for PostgresStore {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         self.server.check_open()?;
-        if batch.guard.is_some() {
-            return Err(KvsError::Unsupported { store: "postgres", operation: "guarded batch" });
-        }
         for op in &batch.ops {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => check_put(cell, *ts, value)?,
                 BatchOp::Set { cell, value, .. } => check_value(cell, value)?,
             }
         }
-        self.server.write(Writes::of_batch(&batch.ops), durability).await
+        self.server.write(Writes::of_batch(&batch.ops), batch.guard.as_ref(), durability).await
+    }
+
+    async fn identity(&self) -> Result<Option<String>> {
+        self.server.attempts(|| self.server.identity()).await.map(Some)
     }
 
     async fn availability(&self) -> Availability {

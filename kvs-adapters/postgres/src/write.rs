@@ -1,12 +1,16 @@
 //! Writes of many cells: arrays instead of single rows, one transaction for one call.
 //!
 //! All statements of a transaction are sent at once, BEGIN and COMMIT included, so that a call costs one exchange with
-//! the server however many tables it writes. Two things make that safe:
+//! the server however many tables it writes. Three things make that safe:
 //!
 //! * A conflict must end the transaction without anyone looking at it. On an occupied place the INSERT turns into an
 //!   UPDATE to NULL, which the column refuses, unless the value is the same.
 //! * Should BEGIN itself be refused (cancelled by an administrator, say), the statements behind it would each be a
 //!   transaction of their own. So they write only where a setting that lives and dies with the transaction is in force.
+//!
+//! * The guard of a batch that does not hold must end the transaction in the same way: it divides by the number of
+//!   rows that it finds. Its row stays locked until the COMMIT, so whoever changes it waits for the batch, and a batch
+//!   that finds it locked by a change waits for that and looks again.
 //!
 //! What is too long to be sent at once goes in waves; only the last has the COMMIT.
 
@@ -14,10 +18,7 @@ use crate::catalog::column;
 use crate::errors::{Attempt, Failure, Stakes, Trouble, explain, unavailable};
 use crate::read::{number, stored_timestamp};
 use crate::session::{Param, Server, Step};
-use atlas_kvs::{
-    BatchOp, Cell, CellTimestamps, CellVersionRange, Durability, KvsError, Result, RowRange, TableKind, TableRef,
-    Timestamp,
-};
+use atlas_kvs::{BatchGuard, BatchOp, Cell, Durability, KvsError, Result, TableKind, TableRef, Timestamp};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use tokio_postgres::error::SqlState;
@@ -27,8 +28,6 @@ const CELLS_MAX: usize = 8_192;
 const BYTES_MAX: usize = 8 << 20;
 /// Statements of one wave.
 const STEPS_MAX: usize = 32;
-/// Versions that one statement deletes: others get their turn, and no time-out is near.
-const DELETES_MAX: usize = 8_192;
 
 const BEGIN: &str = "BEGIN; SET LOCAL atlas.batch = 'open'";
 const BEGIN_RELAXED: &str = "BEGIN; SET LOCAL atlas.batch = 'open'; SET LOCAL synchronous_commit = off";
@@ -168,19 +167,109 @@ impl<'a> Statement<'a> {
     }
 }
 
+/// The statement of a guard.
+struct Guard<'a> {
+    guard: &'a BatchGuard,
+    cell: [&'a [u8]; 3],
+}
+
+impl<'a> Guard<'a> {
+    fn new(guard: &'a BatchGuard) -> Guard<'a> {
+        Guard { guard, cell: [&guard.cell.row, &guard.cell.column, &guard.expected] }
+    }
+
+    fn sql(&self, server: &Server) -> String {
+        // The lock is taken in the sub-query, where a row that has changed meanwhile is compared again.
+        format!(
+            "SELECT 1 / count(*) FROM (SELECT 1 FROM {} t \
+               WHERE t.\"row\" = $1::bytea AND t.col = $2::bytea AND t.val = $3::bytea FOR SHARE) held",
+            server.names.table(&self.guard.table, TableKind::Atomic)
+        )
+    }
+
+    fn params<'s>(&'s self) -> Vec<Param<'s>> {
+        self.cell.iter().map(|part| part as Param<'s>).collect()
+    }
+
+    async fn trouble(&self, server: &Server, failure: Failure, stakes: Stakes) -> Trouble {
+        let BatchGuard { table, cell, .. } = self.guard;
+        if failure.is(&SqlState::DIVISION_BY_ZERO) {
+            return KvsError::GuardFailed { table: table.clone(), cell: cell.clone() }.into();
+        }
+        server.table_trouble(failure, table, TableKind::Atomic, stakes).await
+    }
+}
+
+/// What a transaction consists of, BEGIN and COMMIT aside: the guard first, if there is one.
+enum Part<'p, 'a> {
+    Guard(&'p Guard<'a>),
+    Write(&'p Statement<'a>),
+}
+
+impl<'p, 'a> Part<'p, 'a> {
+    fn sql(&self, server: &Server) -> String {
+        match self {
+            Part::Guard(guard) => guard.sql(server),
+            Part::Write(statement) => statement.sql(server),
+        }
+    }
+
+    fn params(&self) -> Vec<Param<'p>> {
+        match self {
+            Part::Guard(guard) => guard.params(),
+            Part::Write(statement) => statement.params(&false),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Part::Guard(_) => 0,
+            Part::Write(statement) => statement.bytes,
+        }
+    }
+
+    async fn trouble(&self, server: &Server, failure: Failure, stakes: Stakes) -> Trouble {
+        match self {
+            Part::Guard(guard) => guard.trouble(server, failure, stakes).await,
+            Part::Write(statement) => server.write_trouble(failure, statement, stakes).await,
+        }
+    }
+}
+
 impl Server {
-    /// Writes everything or nothing.
-    pub(crate) async fn write(&self, writes: Writes<'_>, durability: Durability) -> Result<()> {
+    /// Writes everything or nothing, and nothing unless the guard holds.
+    pub(crate) async fn write(
+        &self,
+        writes: Writes<'_>,
+        guard: Option<&BatchGuard>,
+        durability: Durability,
+    ) -> Result<()> {
         let statements = writes.into_statements()?;
+        let guard = guard.map(Guard::new);
+        let parts: Vec<Part<'_, '_>> =
+            guard.iter().map(Part::Guard).chain(statements.iter().map(Part::Write)).collect();
         self.attempts(|| async {
-            match (&statements[..], durability) {
+            match (&parts[..], durability) {
                 ([], _) => Ok(()),
-                ([alone], Durability::Synced) => self.write_alone(alone).await,
+                ([Part::Guard(guard)], _) => self.check_guard(guard).await,
+                ([Part::Write(alone)], Durability::Synced) => self.write_alone(alone).await,
                 (all, Durability::Synced) => self.write_all(all, BEGIN).await,
                 (all, Durability::Relaxed) => self.write_all(all, BEGIN_RELAXED).await,
             }
         })
         .await
+    }
+
+    /// A guard with nothing behind it.
+    async fn check_guard(&self, guard: &Guard<'_>) -> Attempt<()> {
+        let mut session = self.session().await?;
+        match session.execute(&guard.sql(self), &guard.params()).await {
+            Ok(_) => Ok(()),
+            Err(failure) => {
+                drop(session);
+                Err(guard.trouble(self, failure, Stakes::Read).await)
+            }
+        }
     }
 
     /// One statement is a transaction by itself.
@@ -195,29 +284,29 @@ impl Server {
         }
     }
 
-    async fn write_all(&self, statements: &[Statement<'_>], begin: &str) -> Attempt<()> {
+    async fn write_all(&self, parts: &[Part<'_, '_>], begin: &str) -> Attempt<()> {
         let mut session = self.session().await?;
-        let mut prepared = Vec::with_capacity(statements.len());
-        for statement in statements {
-            match session.prepare(&statement.sql(self)).await {
+        let mut prepared = Vec::with_capacity(parts.len());
+        for part in parts {
+            match session.prepare(&part.sql(self)).await {
                 Ok(known) => prepared.push(known),
                 Err(failure) => {
                     drop(session);
-                    return Err(self.write_trouble(failure, statement, Stakes::Uncommitted).await);
+                    return Err(part.trouble(self, failure, Stakes::Uncommitted).await);
                 }
             }
         }
         let mut first = 0;
-        while first < statements.len() {
-            let end = first + wave(&statements[first..]);
-            let last = end == statements.len();
+        while first < parts.len() {
+            let end = first + wave(&parts[first..]);
+            let last = end == parts.len();
             let mut steps = Vec::with_capacity(end - first + 2);
             if first == 0 {
                 steps.push(Step::Batch(begin));
             }
             let offset = steps.len();
-            for (statement, known) in statements[first..end].iter().zip(&prepared[first..end]) {
-                steps.push(Step::Execute(known, statement.params(&false)));
+            for (part, known) in parts[first..end].iter().zip(&prepared[first..end]) {
+                steps.push(Step::Execute(known, part.params()));
             }
             if last {
                 steps.push(Step::Batch("COMMIT"));
@@ -229,8 +318,8 @@ impl Server {
                 // The server works in order. One that answers a step with an error has not come to the COMMIT behind.
                 let committing = last && (step == steps.len() - 1 || failure.db_error().is_none());
                 let stakes = if committing { Stakes::Committed } else { Stakes::Uncommitted };
-                return Err(match step.checked_sub(offset).and_then(|step| statements[first..end].get(step)) {
-                    Some(statement) => self.write_trouble(failure, statement, stakes).await,
+                return Err(match step.checked_sub(offset).and_then(|step| parts[first..end].get(step)) {
+                    Some(part) => part.trouble(self, failure, stakes).await,
                     None => explain(failure, stakes),
                 });
             }
@@ -291,100 +380,8 @@ impl Server {
         Ok(())
     }
 
-    // ---- deleting
-    //
-    // The rows to delete are found by a sub-query that can only walk the key, and then named by their places: a plain
-    // join with the arrays might read the whole table. Rows of versioned tables never move.
-
-    pub(crate) async fn delete_versions(&self, table: &TableRef, versions: &[CellTimestamps]) -> Attempt<()> {
-        let name = self.names.table(table, TableKind::Versioned);
-        let sql = format!(
-            "DELETE FROM {name} WHERE ctid = ANY (ARRAY(\
-               SELECT v.ctid FROM unnest($1::bytea[], $2::bytea[], $3::int8[]) AS q(r, c, ts) \
-               CROSS JOIN LATERAL (SELECT t.ctid FROM {name} t \
-                 WHERE t.\"row\" = q.r AND t.col = q.c AND t.ts = q.ts OFFSET 0) v))"
-        );
-        let of_cell = |item: &CellTimestamps| item.timestamps.len();
-        let mut doomed: Vec<(&Cell, i64)> = Vec::with_capacity(versions.iter().map(of_cell).sum());
-        for item in versions {
-            doomed.extend(item.timestamps.iter().map(|&ts| (&item.cell, number(ts))));
-        }
-        // Each statement takes effect as a whole, so the oldest first is a matter of the order of statements.
-        doomed.sort_unstable();
-        doomed.dedup();
-        for doomed in doomed.chunks(DELETES_MAX) {
-            let rows: Vec<&[u8]> = doomed.iter().map(|(cell, _)| &cell.row[..]).collect();
-            let columns: Vec<&[u8]> = doomed.iter().map(|(cell, _)| &cell.column[..]).collect();
-            let timestamps: Vec<i64> = doomed.iter().map(|(_, ts)| *ts).collect();
-            self.change(table, &sql, &[&rows, &columns, &timestamps]).await?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn delete_version_ranges(&self, table: &TableRef, ranges: &[CellVersionRange]) -> Attempt<()> {
-        let name = self.names.table(table, TableKind::Versioned);
-        let sql = delete_in_steps(
-            &name,
-            &format!(
-                "SELECT v.ctid AS place FROM unnest($2::bytea[], $3::bytea[], $4::int8[], $5::int8[]) \
-                   AS q(r, c, start, before) \
-                 CROSS JOIN LATERAL (SELECT t.ctid FROM {name} t WHERE t.\"row\" = q.r AND t.col = q.c \
-                   AND t.ts >= q.start AND t.ts < q.before ORDER BY t.ts LIMIT $1::int8) v LIMIT $1::int8"
-            ),
-        );
-        for ranges in ranges.chunks(CELLS_MAX) {
-            let rows: Vec<&[u8]> = ranges.iter().map(|range| &range.cell.row[..]).collect();
-            let columns: Vec<&[u8]> = ranges.iter().map(|range| &range.cell.column[..]).collect();
-            let first = |range: &CellVersionRange| match range.include_sentinel {
-                true => number(Timestamp::SENTINEL),
-                false => number(Timestamp::FIRST),
-            };
-            let starts: Vec<i64> = ranges.iter().map(first).collect();
-            let bounds: Vec<i64> = ranges.iter().map(|range| number(range.before)).collect();
-            self.delete_all(table, &sql, &[&rows, &columns, &starts, &bounds]).await?;
-        }
-        Ok(())
-    }
-
-    pub(crate) async fn delete_rows(&self, table: &TableRef, rows: &RowRange) -> Attempt<()> {
-        let name = self.names.table(table, TableKind::Versioned);
-        let end = if rows.end.is_some() { "AND t.\"row\" < $3::bytea" } else { "" };
-        let sql = delete_in_steps(
-            &name,
-            &format!(
-                "SELECT t.ctid AS place FROM {name} t WHERE t.\"row\" >= $2::bytea {end} \
-                 ORDER BY t.\"row\", t.col, t.ts LIMIT $1::int8"
-            ),
-        );
-        let (start, end) = (&rows.start[..], rows.end.as_deref());
-        let mut params: Vec<Param<'_>> = vec![&start];
-        if let Some(end) = &end {
-            params.push(end);
-        }
-        self.delete_all(table, &sql, &params).await
-    }
-
-    /// Repeats a statement of [`delete_in_steps`] until it finds nothing more.
-    async fn delete_all(&self, table: &TableRef, sql: &str, params: &[Param<'_>]) -> Attempt<()> {
-        let at_once = i64::try_from(DELETES_MAX).unwrap_or(i64::MAX);
-        let params: Vec<Param<'_>> = std::iter::once(&at_once as Param<'_>).chain(params.iter().copied()).collect();
-        loop {
-            let mut session = self.session().await?;
-            let found = match session.query(sql, &params).await {
-                Ok(rows) => rows.first().map(|row| column::<i64>(row, 0, table.name())).transpose()?.unwrap_or(0),
-                Err(failure) => {
-                    drop(session);
-                    return Err(self.table_trouble(failure, table, TableKind::Versioned, Stakes::Committed).await);
-                }
-            };
-            if found < at_once {
-                return Ok(());
-            }
-        }
-    }
-
     /// Runs a statement that changes a versioned table.
-    async fn change(&self, table: &TableRef, sql: &str, params: &[Param<'_>]) -> Attempt<()> {
+    pub(crate) async fn change(&self, table: &TableRef, sql: &str, params: &[Param<'_>]) -> Attempt<()> {
         let mut session = self.session().await?;
         match session.execute(sql, params).await {
             Ok(_) => Ok(()),
@@ -396,21 +393,12 @@ impl Server {
     }
 }
 
-/// How many statements fit into a wave; at least one.
-fn wave(statements: &[Statement<'_>]) -> usize {
+/// How many parts fit into a wave; at least one.
+fn wave(parts: &[Part<'_, '_>]) -> usize {
     let mut bytes = 0;
-    let fits = |statement: &&Statement<'_>| {
-        bytes += statement.bytes;
+    let fits = |part: &&Part<'_, '_>| {
+        bytes += part.bytes();
         bytes <= BYTES_MAX
     };
-    statements.iter().take(STEPS_MAX).take_while(fits).count().max(1)
-}
-
-/// Deletes what `places` finds, and tells how many that were.
-fn delete_in_steps(name: &str, places: &str) -> String {
-    format!(
-        "WITH doomed AS MATERIALIZED ({places}), \
-         gone AS (DELETE FROM {name} WHERE ctid = ANY (ARRAY(SELECT place FROM doomed))) \
-         SELECT count(*) FROM doomed"
-    )
+    parts.iter().take(STEPS_MAX).take_while(fits).count().max(1)
 }

@@ -3,8 +3,8 @@
 mod common;
 
 use atlas_kvs::{
-    AtomicBatch, Availability, BatchOp, Cell, CellBound, CheckAndSet, Durability, KeyValueService, KvsError, Result,
-    TableKind, TableRef, Timestamp,
+    AtomicBatch, Availability, BatchGuard, BatchOp, Cell, CellBound, CheckAndSet, Durability, KeyValueService,
+    KvsError, Result, TableKind, TableRef, Timestamp,
 };
 use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
 use bytes::Bytes;
@@ -231,6 +231,8 @@ enum Disturbance {
     CutBehindCommit,
     /// Delivers nothing from the COMMIT on.
     CutBeforeCommit,
+    /// Delivers what is before the COMMIT, and then nothing more: to the server a client that was stopped.
+    StopBeforeCommit,
     /// Makes a BEGIN into something that the server refuses.
     SpoilBegin,
 }
@@ -275,6 +277,13 @@ async fn disturb(client: TcpStream, server: impl AsyncRead + AsyncWrite, disturb
                     return;
                 }
                 Disturbance::CutBeforeCommit if find(b"COMMIT").is_some() => return,
+                Disturbance::StopBeforeCommit => {
+                    if let Some(place) = find(b"COMMIT") {
+                        // A byte for the kind of message and four for its length.
+                        let _ = to_server.write_all(&data[..place - 5]).await;
+                        std::future::pending::<()>().await;
+                    }
+                }
                 Disturbance::SpoilBegin => {
                     if let Some(place) = find(b"BEGIN; SET") {
                         data[place] = b'X';
@@ -327,6 +336,40 @@ async fn commit_that_never_arrived_is_indeterminate_and_nothing_is_there() {
     assert_eq!(stored(&fixture.store).await, [0, 0]);
 }
 
+/// The owner is stopped between the check of its guard and its COMMIT. Its successor must not wait for it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_client_does_not_hold_back_its_successor() {
+    let fixture = Fixture::new(|config| config.idle_in_transaction_timeout = Duration::from_millis(500)).await;
+    let fence = |expected: &'static str| BatchGuard {
+        table: table("a"),
+        cell: cell("fence"),
+        expected: Bytes::from_static(expected.as_bytes()),
+    };
+    let set = BatchOp::Set { table: table("a"), cell: cell("fence"), value: Bytes::from_static(b"1") };
+    fixture.store.apply(AtomicBatch::new(vec![set]), Durability::Synced).await.expect("can be set");
+    let store = disturbed(&fixture, Disturbance::StopBeforeCommit).await;
+    let put = move |expected| {
+        let (table, value) = (table("t"), Bytes::from_static(b"v"));
+        let put = BatchOp::Put { table, cell: cell("r"), ts: Timestamp::FIRST, value };
+        AtomicBatch::new(vec![put]).guarded(Some(fence(expected)))
+    };
+    let batch = tokio::spawn(async move { store.apply(put("1"), Durability::Synced).await });
+    fixture.backend("state = 'idle in transaction'").await;
+    let (old, new) = (Some(Bytes::from_static(b"1")), Some(Bytes::from_static(b"2")));
+    let changed = fixture.store.check_and_set(&table("a"), &cell("fence"), old, new).await;
+    assert_eq!(changed.expect("the server has ended the other transaction"), CheckAndSet::Applied);
+    let still_open = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1 AND state = 'idle in transaction'";
+    let open = fixture.activity(still_open, &fixture.namespace.config.application_name).await;
+    assert!(open.is_empty(), "the change waits for whoever has seen the guard");
+    let error = batch.await.expect("no panic").expect_err("the connection was ended");
+    assert!(error.is_indeterminate(), "{error:?}");
+    let error = fixture.store.apply(put("1"), Durability::Synced).await.expect_err("the fence has changed");
+    assert!(matches!(error, KvsError::GuardFailed { .. }), "{error:?}");
+    assert_eq!(stored(&fixture.store).await, [0, 0]);
+    fixture.store.apply(put("2"), Durability::Synced).await.expect("the guard holds");
+    assert_eq!(stored(&fixture.store).await, [1, 0]);
+}
+
 /// The statements are on their way when BEGIN is refused. None of them may take effect by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_begin_leaves_nothing_behind() {
@@ -340,36 +383,6 @@ async fn refused_begin_leaves_nothing_behind() {
     store.apply(batch, Durability::Synced).await.expect_err("BEGIN was refused");
     assert_eq!(stored(&fixture.store).await, [0, 0]);
     assert_eq!(fixture.store.get_atomic(&table("a"), &[cell("r")]).await.expect("can be read"), [None]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn writes_are_durable_whatever_the_default_and_relaxed_ones_need_not() {
-    let fixture = Fixture::new(|_| {}).await;
-    let user = &fixture.namespace.config.user;
-    let (t, a) = (fixture.sql_table("v_t"), fixture.sql_table("a_a"));
-    let check = "ADD CHECK (current_setting('synchronous_commit') <> 'off')";
-    let sql =
-        format!("ALTER TABLE {t} {check}; ALTER TABLE {a} {check}; ALTER ROLE \"{user}\" SET synchronous_commit = off");
-    fixture.admin.batch_execute(&sql).await.expect("the test may do so");
-    let store = fixture.namespace.open().await;
-    fixture.admin.batch_execute(&format!("ALTER ROLE \"{user}\" RESET synchronous_commit")).await.expect("can reset");
-
-    put_one(&store, 1).await.expect("a put waits for the disk");
-    put_both(&store, 2).await.expect("a put waits for the disk");
-    let set = store.check_and_set(&table("a"), &cell("r"), None, Some(Bytes::new())).await;
-    assert_eq!(set.expect("it waits for the disk"), CheckAndSet::Applied);
-    let batch = |ts| AtomicBatch {
-        guard: None,
-        ops: vec![BatchOp::Put {
-            table: table("t"),
-            cell: cell("r"),
-            ts: Timestamp::saturating(ts),
-            value: Bytes::new(),
-        }],
-    };
-    store.apply(batch(3), Durability::Synced).await.expect("a synced batch waits for the disk");
-    store.apply(batch(4), Durability::Relaxed).await.expect_err("the table refuses who does not wait");
-    store.apply(batch(5), Durability::Synced).await.expect("the setting ends with its transaction");
 }
 
 #[tokio::test]

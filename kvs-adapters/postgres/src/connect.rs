@@ -4,13 +4,19 @@
 //! connects anew may meet a standby that was promoted without the last commits, or another server at the same address.
 //! Nothing is written there unnoticed.
 
-use crate::config::PostgresConfig;
+use crate::config::{PostgresConfig, SslMode};
+use crate::hosts::{self, Address};
+use crate::tls::Tls;
 use atlas_kvs::{KvsError, Result};
-use deadpool_postgres::{ClientWrapper, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    ClientWrapper, Connect, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
+};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio_postgres::config::TargetSessionAttrs;
-use tokio_postgres::{NoTls, SimpleQueryMessage};
+use tokio::task::JoinHandle;
+use tokio_postgres::config::{SslMode as Encryption, TargetSessionAttrs};
+use tokio_postgres::{Client, Config, Error, SimpleQueryMessage};
 
 /// The first one that vacuums tables which only grow, as ours do between sweeps.
 const SERVER_VERSION_MIN: u32 = 13_00_00;
@@ -22,28 +28,18 @@ pub(crate) const IDENTITY: &str = "SELECT format('postgres %s/%s/%s', (SELECT sy
      (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
 /// A pool for one store. It makes no connection yet.
-pub(crate) fn pool(config: &PostgresConfig) -> Result<Pool> {
-    let mut postgres = tokio_postgres::Config::new();
-    postgres
-        .host(&config.host)
-        .port(config.port)
-        .user(&config.user)
-        .dbname(&config.dbname)
-        .application_name(&config.application_name)
-        .connect_timeout(config.connect_timeout)
-        .keepalives_idle(Duration::from_secs(30))
-        // A standby, or a primary that became one, answers from the past.
-        .target_session_attrs(TargetSessionAttrs::ReadWrite);
-    if let Some(password) = &config.password {
-        postgres.password(password.expose());
-    }
-    let manager = Manager::from_config(postgres, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+pub(crate) async fn pool(config: &PostgresConfig, tls: &Tls) -> Result<Pool> {
+    let servers = servers(config).await?;
+    let patience = config.connect_timeout.saturating_mul(u32::try_from(servers.len()).unwrap_or(u32::MAX));
+    let connector = Connector { servers, tls: tls.clone() };
+    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let manager = Manager::from_connect(tokio_postgres::Config::new(), connector, recycling);
     let settings: Arc<str> = session_settings(config).into();
     let identity = Arc::new(OnceLock::new());
     Pool::builder(manager)
         .max_size(config.pool_size.max(1))
         .wait_timeout(Some(config.pool_timeout))
-        .create_timeout(Some(config.connect_timeout))
+        .create_timeout(Some(patience))
         .recycle_timeout(Some(config.connect_timeout))
         .runtime(Runtime::Tokio1)
         .post_create(Hook::async_fn(move |client: &mut ClientWrapper, _| {
@@ -57,6 +53,62 @@ pub(crate) fn pool(config: &PostgresConfig) -> Result<Pool> {
         .build()
         .map_err(|error| KvsError::Backend { reason: error.to_string(), source: Some(error.into()) })
 }
+
+/// How each of the servers is connected to.
+async fn servers(config: &PostgresConfig) -> Result<Vec<(Address, Config)>> {
+    let passwords = hosts::password_file(config).await?;
+    let servers = config.addresses()?.into_iter().map(|address| {
+        let mut postgres = Config::new();
+        postgres
+            .host(&address.host)
+            .port(address.port)
+            .user(&config.user)
+            .dbname(&config.dbname)
+            .application_name(&config.application_name)
+            .connect_timeout(config.connect_timeout)
+            .keepalives_idle(Duration::from_secs(30))
+            // A standby, or a primary that became one, answers from the past.
+            .target_session_attrs(TargetSessionAttrs::ReadWrite)
+            .ssl_mode(match config.ssl_mode {
+                SslMode::Require | SslMode::VerifyFull if !address.is_socket() => Encryption::Require,
+                _ => Encryption::Disable,
+            });
+        let of_file = || passwords.as_deref().and_then(|text| hosts::password_for(text, config, &address));
+        if let Some(password) = config.password.clone().or_else(of_file) {
+            postgres.password(password.expose());
+        }
+        (address, postgres)
+    });
+    Ok(servers.collect())
+}
+
+/// Asks the servers in turn until one takes writes.
+struct Connector {
+    /// At least one.
+    servers: Vec<(Address, Config)>,
+    tls: Tls,
+}
+
+impl Connector {
+    async fn any(&self) -> std::result::Result<(Client, JoinHandle<()>), Error> {
+        let (last, others) = self.servers.split_last().expect("a list of hosts has at least one");
+        for (address, config) in others {
+            match self.tls.connect(config).await {
+                Ok(connected) => return Ok(connected),
+                Err(error) => tracing::debug!(%address, %error, "no connection, asking the next server"),
+            }
+        }
+        self.tls.connect(&last.1).await
+    }
+}
+
+impl Connect for Connector {
+    fn connect(&self, _: &Config) -> Connecting<'_> {
+        Box::pin(self.any())
+    }
+}
+
+type Connecting<'a> = Pin<Box<dyn Future<Output = std::result::Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
 /// What each connection is set to.
 ///

@@ -47,12 +47,14 @@ mod config;
 mod connect;
 mod delete;
 mod errors;
+mod hosts;
 mod names;
 mod read;
 mod scan;
 mod session;
 mod store;
+mod tls;
 mod write;
 
-pub use config::{Password, PostgresConfig};
+pub use config::{Password, PostgresConfig, SslMode};
 pub use store::PostgresStore;

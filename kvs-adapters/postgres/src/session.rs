@@ -5,14 +5,15 @@ use crate::config::PostgresConfig;
 use crate::connect;
 use crate::errors::{Answer, Attempt, Failure, Stakes, Trouble, explain, no_connection};
 use crate::names::Names;
+use crate::tls::Tls;
 use atlas_kvs::KvsError;
 use deadpool_postgres::{Client, Object, Pool};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{NoTls, Row};
 
 /// How much longer than its own limit a server is waited for.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -24,27 +25,29 @@ pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);
 pub(crate) struct Server {
     pub(crate) config: PostgresConfig,
     pub(crate) names: Names,
+    tls: Tls,
     pool: Pool,
 }
 
 impl Server {
-    pub(crate) fn new(config: PostgresConfig) -> atlas_kvs::Result<Server> {
+    pub(crate) async fn new(config: PostgresConfig) -> atlas_kvs::Result<Server> {
         if config.namespace.is_empty() {
             return Err(KvsError::Backend {
                 reason: "a namespace has at least one character".to_owned(),
                 source: None,
             });
         }
-        let pool = connect::pool(&config)?;
+        let tls = Tls::new(&config).await?;
+        let pool = connect::pool(&config, &tls).await?;
         let names = Names::new(&config.namespace);
-        Ok(Server { config, names, pool })
+        Ok(Server { config, names, tls, pool })
     }
 
     /// A connection that nobody else uses.
     pub(crate) async fn session(&self) -> Attempt<Session> {
         let client = self.pool.get().await.map_err(|error| no_connection(error, &self.config))?;
         let timeout = self.config.statement_timeout;
-        Ok(Session { client: Some(client), busy: false, in_transaction: false, timeout })
+        Ok(Session { client: Some(client), busy: false, in_transaction: false, timeout, tls: self.tls.clone() })
     }
 
     pub(crate) fn check_open(&self) -> atlas_kvs::Result<()> {
@@ -106,6 +109,7 @@ pub(crate) struct Session {
     busy: bool,
     in_transaction: bool,
     timeout: Duration,
+    tls: Tls,
 }
 
 impl Session {
@@ -208,14 +212,14 @@ impl Drop for Session {
         if !self.busy && !self.in_transaction {
             return;
         }
-        let cancel = client.cancel_token();
+        let (cancel, tls) = (client.cancel_token(), self.tls.clone());
         let closed = client.is_closed();
         drop(Object::take(client));
         // The server looks at the connection only when it has something to say.
         if let (false, Ok(runtime)) = (closed, tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move {
                 // Best effort: without it the statement runs until its time-out.
-                let _ = tokio::time::timeout(SILENCE, cancel.cancel_query(NoTls)).await;
+                let _ = tokio::time::timeout(SILENCE, tls.cancel(&cancel)).await;
             });
         }
     }

@@ -43,7 +43,7 @@ impl PostgresStore {
     /// [`KvsError::Backend`] with what to do about it if it refuses the user, has no such database, is older than
     /// PostgreSQL 13, or the schema has a format that this program does not know.
     pub async fn connect(config: PostgresConfig) -> Result<PostgresStore> {
-        let server = Arc::new(Server::new(config)?);
+        let server = Arc::new(Server::new(config).await?);
         server.set_up().await?;
         Ok(PostgresStore { server })
     }

@@ -63,6 +63,11 @@ impl OwnServer {
         run(as_server_user("sh").args(["-c", script, "sh"]).arg(self.dir.join(name)).arg(text));
     }
 
+    /// Puts a file of the server in the place of another one.
+    pub(crate) fn replace(&self, from: &str, to: &str) {
+        run(as_server_user("mv").arg(self.dir.join(from)).arg(self.dir.join(to)));
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
@@ -92,7 +97,7 @@ impl OwnServer {
         assert!(done.as_ref().is_ok_and(|status| status.success()), "pg_ctl {action:?}: {done:?}\n{}", self.log());
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
@@ -133,4 +138,42 @@ pub(crate) fn run(command: &mut Command) -> Output {
     let output = command.output().expect("the program is there");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     output
+}
+
+/// A file system of its own for a server, as small as it is told to be.
+pub(crate) struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    /// Nothing where nothing may be mounted, unless this lane is required.
+    pub(crate) fn mount(server: &OwnServer, size: &str) -> Option<SmallDisk> {
+        let path = server.dir().join("disk");
+        run(as_server_user("mkdir").arg(&path));
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&path).output();
+        if !mounted.as_ref().is_ok_and(|output| output.status.success()) {
+            let lanes = std::env::var("ATLAS_REQUIRE_LANES").unwrap_or_default();
+            assert!(!lanes.split([',', ' ']).any(|lane| lane == "postgres"), "the disk can't be mounted: {mounted:?}");
+            eprintln!("SKIP: no file system can be mounted here, so no disk was filled: {mounted:?}");
+            return None;
+        }
+        run(Command::new("chown").arg("--reference").arg(server.dir()).arg(&path));
+        run(Command::new("chmod").arg("700").arg(&path));
+        Some(SmallDisk { path })
+    }
+
+    pub(crate) fn enlarge(&self, size: &str) {
+        run(Command::new("mount").args(["-o", &format!("remount,size={size}")]).arg(&self.path));
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
 }

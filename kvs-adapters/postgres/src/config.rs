@@ -46,6 +46,8 @@ pub struct PostgresConfig {
     pub idle_in_transaction_timeout: Duration,
     /// The name that the server shows for the connections.
     pub application_name: String,
+    /// About how many bytes of a table one part of a snapshot holds: larger tables are read over several connections.
+    pub snapshot_part_bytes: u64,
 }
 
 /// Whether connections are encrypted, and how far the server is trusted.
@@ -185,6 +187,7 @@ impl Default for PostgresConfig {
             statement_timeout: Duration::from_secs(30),
             idle_in_transaction_timeout: Duration::from_secs(5),
             application_name: "atlas".to_owned(),
+            snapshot_part_bytes: 256 << 20,
         }
     }
 }

@@ -52,6 +52,7 @@ mod names;
 mod read;
 mod scan;
 mod session;
+mod snapshot;
 mod store;
 mod tls;
 mod write;

@@ -166,6 +166,39 @@ impl Session {
         self.finished(answer)
     }
 
+    /// As [`begin`](Session::begin), with statements that choose what the transaction is and sees.
+    pub(crate) async fn begin_with(&mut self, sql: &str) -> Answer<()> {
+        self.in_transaction = true;
+        self.batch(sql).await
+    }
+
+    /// As [`batch`](Session::batch), for as long as it takes.
+    pub(crate) async fn unhurried(&mut self, sql: &str) -> Answer<()> {
+        self.busy = true;
+        let answer = self.client().batch_execute(sql).await.map_err(Failure::Answer);
+        self.finished(answer)
+    }
+
+    /// Begins to receive rows. The connection is given up unless the stream came to its end and that was
+    /// [told](Session::copied).
+    pub(crate) async fn copy_out(&mut self, sql: &str) -> Answer<tokio_postgres::CopyOutStream> {
+        self.busy = true;
+        let client = self.client();
+        answered(self.timeout, 1, client.copy_out(sql)).await
+    }
+
+    /// Begins to send rows; see [`copy_out`](Session::copy_out).
+    pub(crate) async fn copy_in(&mut self, sql: &str) -> Answer<tokio_postgres::CopyInSink<bytes::Bytes>> {
+        self.busy = true;
+        let client = self.client();
+        answered(self.timeout, 1, client.copy_in(sql)).await
+    }
+
+    /// A copy has come to its end.
+    pub(crate) fn copied(&mut self) {
+        self.busy = false;
+    }
+
     /// Prepares a statement, if the connection does not know it yet.
     pub(crate) async fn prepare(&mut self, sql: &str) -> Answer<tokio_postgres::Statement> {
         self.busy = true;

@@ -3,13 +3,14 @@
 use crate::config::PostgresConfig;
 use crate::scan;
 use crate::session::Server;
+use crate::snapshot::Snapshots;
 use crate::write::Writes;
 use async_trait::async_trait;
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, Cell, CellBound, CellTimestamps, CellVersionRange,
     CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, Limits, NativeSnapshot, Ownership,
-    PutUnlessExists, Result, ResultStream, RowRange, Scan, TableDescription, TableKind, TableRef, TableSize, Timestamp,
-    Value, Version, VersionScan,
+    PutUnlessExists, Result, ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef,
+    TableSize, Timestamp, Value, Version, VersionScan,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -30,6 +31,7 @@ const LIMITS: Limits = Limits {
 /// See the [crate] for its guarantees. Cheap to share: all callers use one pool of connections.
 pub struct PostgresStore {
     server: Arc<Server>,
+    snapshots: Snapshots,
 }
 
 impl PostgresStore {
@@ -45,7 +47,8 @@ impl PostgresStore {
     pub async fn connect(config: PostgresConfig) -> Result<PostgresStore> {
         let server = Arc::new(Server::new(config).await?);
         server.set_up().await?;
-        Ok(PostgresStore { server })
+        let snapshots = Snapshots::new(Arc::clone(&server));
+        Ok(PostgresStore { server, snapshots })
     }
 
     /// The schema of the namespace, in which all tables of the store are; for the database's own tools.
@@ -251,6 +254,10 @@ impl KeyValueService for PostgresStore {
 
     fn native_snapshot(&self) -> Option<&dyn NativeSnapshot> {
         None
+    }
+
+    fn stream_snapshot(&self) -> Option<&dyn StreamSnapshot> {
+        Some(&self.snapshots)
     }
 
     async fn reopen(&self) -> Result<()> {

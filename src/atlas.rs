@@ -110,7 +110,7 @@ impl Atlas {
     /// As [`open`](Self::open).
     pub async fn open_unserved(config: AtlasConfig, wait_for_owner: Duration) -> Result<Atlas> {
         let opened = registry::open(&config, wait_for_owner).await?;
-        Atlas::start(config, opened).await
+        Atlas::start(config, opened, wait_for_owner).await
     }
 
     /// Opens a store that was made elsewhere, for tests and for stores this program does not know.
@@ -120,15 +120,15 @@ impl Atlas {
     pub async fn with_store(config: AtlasConfig, kvs: Arc<dyn KeyValueService>) -> Result<Atlas> {
         let location = kvs.capabilities().store.to_owned();
         let durability = atlas_kvs::Durability::Synced;
-        Atlas::start(config, OpenedStore { kvs, location, data_dir: None, durability }).await
+        Atlas::start(config, OpenedStore { kvs, location, data_dir: None, durability }, Duration::ZERO).await
     }
 
-    async fn start(config: AtlasConfig, opened: OpenedStore) -> Result<Atlas> {
+    async fn start(config: AtlasConfig, opened: OpenedStore, wait_for_owner: Duration) -> Result<Atlas> {
         let options = OpenOptions {
             namespace: config.namespace.clone(),
             transactions: config.transactions.clone(),
             durability: opened.durability,
-            lease: LeaseOptions { lease: config.leader.lease, ..LeaseOptions::default() },
+            lease: LeaseOptions { lease: config.leader.lease, wait: wait_for_owner, ..LeaseOptions::default() },
         };
         let manager = TransactionManager::open(opened.kvs.clone(), options).await?;
         punch::create_table(opened.kvs.as_ref()).await?;
@@ -326,7 +326,7 @@ impl Atlas {
         progress: ProgressSink,
     ) -> Result<backup::RestoreReport> {
         let repository = backup::Repository::open(repository)?;
-        backup::restore::restore(&repository, id, &registry::restore_target(config)?, &progress).await
+        backup::restore::restore(&repository, id, registry::restore_target(config)?.as_ref(), &progress).await
     }
 
     /// Closes the store in order: clients of the socket first, then backups, which are cancelled, then commits under
@@ -600,6 +600,11 @@ impl BackupSource for Source {
 
     fn lock_lease(&self) -> Duration {
         self.store.config.backup.lock_lease
+    }
+
+    async fn read_at(&self, at: Timestamp) -> Result<Box<dyn TransactionOps>> {
+        let options = BeginOptions { read_only: true, at: Some(at), timeout: Some(Duration::MAX) };
+        Ok(Box::new(LocalTransaction { transaction: self.store.manager.begin(options).await? }))
     }
 }
 

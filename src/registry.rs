@@ -2,7 +2,7 @@
 
 mod servers;
 
-use crate::backup::{DirectoryTarget, StoreOpener, refuse_if_restoring};
+use crate::backup::{ConnectionOpener, DirectoryTarget, RestoreTarget, StoreOpener, StoreTarget, refuse_if_restoring};
 use crate::config::{AtlasConfig, KvsConfig};
 use crate::{Error, Result};
 use atlas_kvs::{Durability, KeyValueService};
@@ -64,13 +64,13 @@ pub(crate) async fn open(config: &AtlasConfig, wait_for_owner: Duration) -> Resu
         }
         KvsConfig::Postgres(settings) => Ok(OpenedStore {
             kvs: servers::open_postgres(settings, &config.namespace).await?,
-            location: format!("database '{}' at {}:{}", settings.database, settings.host, settings.port),
+            location: location(&config.key_value_service),
             data_dir: None,
             durability: durability(settings.sync),
         }),
         KvsConfig::Cassandra(settings) => Ok(OpenedStore {
             kvs: servers::open_cassandra(settings, &config.namespace).await?,
-            location: format!("the cluster at {}", settings.contact_points),
+            location: location(&config.key_value_service),
             data_dir: None,
             durability: Durability::Synced,
         }),
@@ -80,6 +80,18 @@ pub(crate) async fn open(config: &AtlasConfig, wait_for_owner: Duration) -> Resu
             data_dir: None,
             durability: Durability::Synced,
         }),
+    }
+}
+
+/// Where the configured store is, for people; no secrets.
+fn location(config: &KvsConfig) -> String {
+    match config {
+        KvsConfig::Rocksdb { data_dir, .. } => data_dir.display().to_string(),
+        KvsConfig::Postgres(settings) => {
+            format!("database '{}' at {}:{}", settings.database, settings.host, settings.port)
+        }
+        KvsConfig::Cassandra(settings) => format!("the cluster at {}", settings.contact_points),
+        KvsConfig::Memory {} => "memory".to_owned(),
     }
 }
 
@@ -122,22 +134,33 @@ fn refuse_other_use(data_dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Refused`] for a store that can't be restored into.
-pub(crate) fn restore_target(config: &AtlasConfig) -> Result<DirectoryTarget> {
+pub(crate) fn restore_target(config: &AtlasConfig) -> Result<Box<dyn RestoreTarget>> {
     match &config.key_value_service {
         KvsConfig::Rocksdb { data_dir, .. } => {
             let owner_files = OWNER_FILES.map(str::to_owned).to_vec();
             let opener = opener(config.key_value_service.clone());
-            Ok(DirectoryTarget::new(data_dir, "rocksdb", owner_files, opener).in_namespace(&config.namespace))
+            let target = DirectoryTarget::new(data_dir, "rocksdb", owner_files, opener);
+            Ok(Box::new(target.in_namespace(&config.namespace).committing(config.transactions.commit_mode)))
         }
-        KvsConfig::Postgres(_) | KvsConfig::Cassandra(_) => Err(Error::refused(
-            "this version restores into a directory only",
-            "name a configuration with `type: rocksdb`",
-        )),
+        KvsConfig::Postgres(_) => Ok(Box::new(server_target(config, "postgres"))),
+        KvsConfig::Cassandra(_) => Ok(Box::new(server_target(config, "cassandra"))),
         KvsConfig::Memory {} => Err(Error::refused(
             "a store in memory can't be restored into: it would be gone with this process",
             "name a configuration with `type: rocksdb`",
         )),
     }
+}
+
+/// The configured namespace of a store on a server.
+fn server_target(config: &AtlasConfig, store: &str) -> StoreTarget {
+    let location = format!("namespace '{}' of {}", config.namespace, location(&config.key_value_service));
+    let (config, mode) = (config.clone(), config.transactions.commit_mode);
+    let namespace = config.namespace.clone();
+    let opener: ConnectionOpener = Arc::new(move || {
+        let config = config.clone();
+        async move { Ok(open(&config, Duration::ZERO).await?.kvs) }.boxed()
+    });
+    StoreTarget::new(location, store, namespace, opener).committing(mode)
 }
 
 /// Opens the configured kind of store in whatever directory it is asked to.

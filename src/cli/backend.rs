@@ -284,7 +284,7 @@ impl Backend for Stores {
     ) -> Result<RestoreSummary> {
         let repository = Repository::open(repository)?;
         let target = registry::restore_target(target)?;
-        backup::restore::restore(&repository, id, &target, &progress).await.map(restored)
+        backup::restore::restore(&repository, id, target.as_ref(), &progress).await.map(restored)
     }
 
     async fn backup_resume(
@@ -295,6 +295,6 @@ impl Backend for Stores {
     ) -> Result<RestoreSummary> {
         let repository = repository.map(Repository::open).transpose()?;
         let target = registry::restore_target(target)?;
-        backup::restore::resume(&target, repository.as_ref(), &progress).await.map(restored)
+        backup::restore::resume(target.as_ref(), repository.as_ref(), &progress).await.map(restored)
     }
 }

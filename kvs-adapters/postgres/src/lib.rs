@@ -33,6 +33,14 @@
 //! dead before anything was sent, are tried again before anyone is told. A connection whose state is not known is
 //! closed, never used again.
 //!
+//! Every connection of a store leads to the same database: system identifier, timeline and database are checked, so that
+//! a fail-over is told and nothing is written to what may lack the last commits. The store has to be opened anew then.
+//!
+//! # Snapshots
+//!
+//! A snapshot is what one exported snapshot of the server shows: the tables' descriptions and the binary `COPY` of each
+//! table, over connections of their own. While one is read, tables can't be dropped or truncated.
+//!
 //! # Not supported
 //!
 //! Poolers that lend a server connection for one transaction only: settings and prepared statements belong to a
@@ -41,14 +49,19 @@
 mod atomic;
 mod catalog;
 mod config;
+mod connect;
 mod delete;
 mod errors;
+mod hosts;
 mod names;
 mod read;
 mod scan;
 mod session;
+mod snapshot;
+mod snapshot_catalog;
 mod store;
+mod tls;
 mod write;
 
-pub use config::{Password, PostgresConfig};
+pub use config::{Password, PostgresConfig, SslMode};
 pub use store::PostgresStore;

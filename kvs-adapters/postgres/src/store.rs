@@ -8,23 +8,28 @@ use async_trait::async_trait;
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, Cell, CellBound, CellTimestamps, CellVersionRange,
     CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, Limits, NativeSnapshot, Ownership,
-    PutUnlessExists, Result, ResultStream, RowRange, Scan, TableDescription, TableKind, TableRef, TableSize, Timestamp,
-    Value, Version, VersionScan,
+    PutUnlessExists, Result, ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef,
+    TableSize, Timestamp, Value, Version, VersionScan,
 };
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
 
-/// An entry of a primary key has at most 2,704 bytes, a third of a page. Row and column share them with some 40 bytes
-/// of headers, timestamp and padding.
-const LIMITS: Limits =
-    Limits { row_len_max: 1_600, column_len_max: 1_024, value_len_max: 256 << 20, empty_names: true };
+/// An entry of a primary key has at most 2,704 bytes, a third of a page, however little of it can be compressed. Row
+/// and column share them with 34 bytes at most of headers, timestamp and padding.
+const LIMITS: Limits = Limits {
+    row_len_max: 2_048,
+    column_len_max: 2_048,
+    cell_len_max: 2_656,
+    value_len_max: 256 << 20,
+    empty_names: true,
+};
 
 /// A store in a PostgreSQL database.
 ///
 /// See the [crate] for its guarantees. Cheap to share: all callers use one pool of connections.
 pub struct PostgresStore {
-    server: Arc<Server>,
+    pub(crate) server: Arc<Server>,
 }
 
 impl PostgresStore {
@@ -35,12 +40,23 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`KvsError::Unavailable`] if the server can't be reached, takes no more connections or is a read-only standby;
-    /// [`KvsError::Backend`] with what to do about it if it refuses the user, has no such database, is older than
-    /// PostgreSQL 13, or the schema has a format that this program does not know.
+    /// [`KvsError::AccessDenied`] if it refuses the user or what the user does; [`KvsError::Misconfigured`] if it has no
+    /// such database, is older than PostgreSQL 13, or the schema has a format that this program does not know.
     pub async fn connect(config: PostgresConfig) -> Result<PostgresStore> {
-        let server = Arc::new(Server::new(config)?);
+        let server = Arc::new(Server::new(config).await?);
         server.set_up().await?;
         Ok(PostgresStore { server })
+    }
+
+    /// As [`connect`](Self::connect), but makes nothing: `None` if the database has no schema of this namespace.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_existing(config: PostgresConfig) -> Result<Option<PostgresStore>> {
+        let server = Arc::new(Server::new(config).await?);
+        Ok(server.set_up_existing().await?.then_some(PostgresStore { server }))
     }
 
     /// The schema of the namespace, in which all tables of the store are; for the database's own tools.
@@ -69,7 +85,8 @@ impl fmt::Debug for PostgresStore {
 
 fn check_cell(cell: &Cell) -> Result<()> {
     check_len("row", cell, cell.row.len(), LIMITS.row_len_max)?;
-    check_len("column", cell, cell.column.len(), LIMITS.column_len_max)
+    check_len("column", cell, cell.column.len(), LIMITS.column_len_max)?;
+    check_len("row and column", cell, cell.row.len() + cell.column.len(), LIMITS.cell_len_max)
 }
 
 fn check_value(cell: &Cell, value: &Bytes) -> Result<()> {
@@ -231,10 +248,16 @@ impl KeyValueService for PostgresStore {
         self.server.write(Writes::of_batch(&batch.ops), batch.guard.as_ref(), durability).await
     }
 
+    async fn identity(&self) -> Result<Option<String>> {
+        self.server.attempts(|| self.server.identity()).await.map(Some)
+    }
+
     async fn availability(&self) -> Availability {
         match self.server.attempts(|| self.server.read("SELECT 1", &[])).await {
             Ok(_) => Availability::All,
-            Err(error @ KvsError::Backend { .. }) => Availability::Terminal(error.to_string()),
+            Err(
+                error @ (KvsError::Backend { .. } | KvsError::AccessDenied { .. } | KvsError::Misconfigured { .. }),
+            ) => Availability::Terminal(error.to_string()),
             Err(error) => Availability::NoQuorum(error.to_string()),
         }
     }
@@ -243,8 +266,20 @@ impl KeyValueService for PostgresStore {
         None
     }
 
+    fn stream_snapshot(&self) -> Option<&dyn StreamSnapshot> {
+        Some(self)
+    }
+
     async fn reopen(&self) -> Result<()> {
         self.server.check_open()
+    }
+
+    async fn destroy(&self) -> Result<()> {
+        // One by one: the server has a limit to what one transaction may lock.
+        for table in self.tables().await? {
+            self.drop_table(&table.table).await?;
+        }
+        self.server.attempts(|| self.server.drop_schema()).await
     }
 
     async fn close(&self) -> Result<()> {

@@ -137,8 +137,12 @@ async fn longest_names_that_nothing_compresses_fit() {
         };
         (0..len).map(|_| next()).collect()
     };
-    for _ in 0..50 {
-        let cell = Cell::new(noise(limits.row_len_max), noise(limits.column_len_max));
+    // Every way in which lengths are padded, from long rows to long columns.
+    let rows = (0..16).map(|less| limits.row_len_max - less);
+    let columns = (0..16).map(|less| limits.cell_len_max - (limits.column_len_max - less));
+    let halves = (0..16).map(|more| limits.cell_len_max / 2 + more);
+    for row in rows.chain(columns).chain(halves) {
+        let cell = Cell::new(noise(row), noise(limits.cell_len_max - row));
         let value = Bytes::from(noise(100));
         let ops = vec![
             BatchOp::Put { table: t.clone(), cell: cell.clone(), ts: Timestamp::MAX.previous(), value: value.clone() },
@@ -156,7 +160,25 @@ async fn schema_of_another_format_is_refused() {
     let sql = format!("UPDATE \"{}\".meta SET value = '99' WHERE key = 'format'", store.schema());
     client(&namespace.config).await.batch_execute(&sql).await.expect("the test may do so");
     let error = PostgresStore::connect(namespace.config.clone()).await.expect_err("the format is not known");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("format 99")), "{error:?}");
+    assert!(matches!(&error, KvsError::Misconfigured { reason, .. } if reason.contains("format 99")), "{error:?}");
     let sql = sql.replace("99", "1");
     client(&namespace.config).await.batch_execute(&sql).await.expect("the test may do so");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_made_by_looking_and_gone_when_destroyed() {
+    let namespace = Namespace::new();
+    let look = || async { PostgresStore::connect_existing(namespace.config.clone()).await.expect("can be asked") };
+    assert!(look().await.is_none());
+    assert!(look().await.is_none(), "looking has made it");
+    let store = namespace.open().await;
+    let t = table("t");
+    store.create_table(&t, TableKind::Versioned, Bytes::new()).await.expect("can be created");
+    store.put_versions(&t, vec![version("r", 1, "v")]).await.expect("can be put");
+    let found = look().await.expect("it is there");
+    assert_eq!(newest(&found, &t, "r").await, Some(Bytes::from_static(b"v")));
+    found.destroy().await.expect("can be removed");
+    assert!(look().await.is_none());
+    namespace.open().await.destroy().await.expect("a store without tables can be removed");
+    assert!(look().await.is_none());
 }

@@ -150,7 +150,9 @@ impl Atlas {
         let opened = registry::open(&config, WAIT_FOR_OWNER).await?;
         let wait = match server::find_owner(&opened.kvs).await? {
             Owner::Server(server) => return Err(Error::StoreOwned { owner: server.describe() }),
-            Owner::Unreachable { record, .. } if record.contact.as_ref().is_some_and(|owner| owner.address.is_some()) => {
+            Owner::Unreachable { record, .. }
+                if record.contact.as_ref().is_some_and(|owner| owner.address.is_some()) =>
+            {
                 Duration::ZERO
             }
             // Short commands have no address, and are soon done.

@@ -177,7 +177,11 @@ impl Stores {
     }
 
     /// Opens a stopped store without starting anything on it, and keeps others away while `work` changes it.
-    async fn on_stopped<T, F>(&self, config: &AtlasConfig, work: impl FnOnce(Arc<dyn KeyValueService>) -> F) -> Result<T>
+    async fn on_stopped<T, F>(
+        &self,
+        config: &AtlasConfig,
+        work: impl FnOnce(Arc<dyn KeyValueService>) -> F,
+    ) -> Result<T>
     where
         F: Future<Output = Result<T>> + Send,
     {
@@ -212,7 +216,11 @@ impl Stores {
             && record.holder.is_some()
             && let Some(lease) = record.lease()
         {
-            (self.say)(&format!("waiting up to {} s to be sure that {} is gone", lease.as_secs().max(1), record.owner()));
+            (self.say)(&format!(
+                "waiting up to {} s to be sure that {} is gone",
+                lease.as_secs().max(1),
+                record.owner()
+            ));
         }
         opened.await
     }
@@ -232,11 +240,8 @@ impl Stores {
             return Err(Error::StoreOwned { owner: server.describe() });
         }
         let kvs = opened.kvs.clone();
-        let opening = Opening {
-            address: listeners.grpc_address(),
-            standby: standby.then(|| shutdown.clone()),
-            ..self.opening()
-        };
+        let opening =
+            Opening { address: listeners.grpc_address(), standby: standby.then(|| shutdown.clone()), ..self.opening() };
         let owned = Atlas::open_as(config.clone(), opened, opening);
         let atlas = tokio::select! {
             owned = answering(&listeners, kvs.clone(), owned) => match owned {

@@ -1,6 +1,6 @@
 //! The issuer of timestamps.
 
-use super::fence::{BatchFence, taken_over};
+use super::fence::BatchFence;
 use super::lease::{Lease, LeaseOptions, renewal_period};
 use super::record::{FastForward, OracleRecord, check_jump};
 use super::takeover::{Taken, take_over};

@@ -70,7 +70,9 @@ impl BatchFence {
         loop {
             let found = loaded.as_ref().map(|(record, _)| *record);
             match found {
-                Some(found) if found.epoch > epoch => return Err(taken_over(found.epoch, epoch)),
+                Some(found) if found.epoch > epoch => {
+                    return Err(lost(&format!("the fence stands at epoch {}, ours is {epoch}", found.epoch)));
+                }
                 // An answer of ours that was lost on its way: nobody else writes our epoch.
                 Some(found) if found.epoch == epoch => {
                     let raised = Mutex::new(loaded.expect("it was just found"));
@@ -115,8 +117,4 @@ impl BatchFence {
 /// The store was replaced by an older copy of itself, or somebody removed the record.
 fn gone_back(found: Option<FenceRecord>, record: FenceRecord) -> Error {
     lost(&format!("the fence was raised to {record:?}, and now it is {found:?}: the store has gone back"))
-}
-
-pub(super) fn taken_over(found: u64, ours: u64) -> Error {
-    lost(&format!("epoch {found} stands in the store, ours is {ours}"))
 }

@@ -2,7 +2,12 @@
 
 #![allow(dead_code, reason = "each target uses a part")]
 
+use atlas_kvs::{
+    Cell, CellBound, CellTimestamps, KeyValueService, RowRange, Scan, TableKind, TableRef, Timestamp, Value,
+};
 use atlas_kvs_cassandra::{CassandraConfig, CassandraStore};
+use bytes::Bytes;
+use futures::TryStreamExt;
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use std::io::Write;
@@ -91,4 +96,60 @@ pub(crate) async fn session(config: &CassandraConfig) -> Session {
         .build()
         .await
         .expect("the cluster can be reached")
+}
+
+pub(crate) fn table(name: &str) -> TableRef {
+    TableRef::new(name).expect("the name is a table name")
+}
+
+pub(crate) fn cell(row: impl AsRef<[u8]>) -> Cell {
+    Cell::copy_from(row, "c")
+}
+
+pub(crate) fn version(row: impl AsRef<[u8]>, ts: u64, value: impl AsRef<[u8]>) -> (Cell, Value) {
+    (cell(row), Value { ts: Timestamp::saturating(ts), bytes: Bytes::copy_from_slice(value.as_ref()) })
+}
+
+pub(crate) async fn versioned(store: &CassandraStore, name: &str) -> TableRef {
+    store.create_table(&table(name), TableKind::Versioned, Bytes::new()).await.expect("a table can be created");
+    table(name)
+}
+
+pub(crate) async fn atomic(store: &CassandraStore, name: &str) -> TableRef {
+    store.create_table(&table(name), TableKind::Atomic, Bytes::new()).await.expect("a table can be created");
+    table(name)
+}
+
+pub(crate) async fn put(store: &CassandraStore, table: &TableRef, row: impl AsRef<[u8]>, ts: u64, value: &str) {
+    store.put_versions(table, vec![version(row, ts, value)]).await.expect("a version can be put");
+}
+
+pub(crate) async fn delete(store: &CassandraStore, table: &TableRef, row: &str, ts: u64) -> atlas_kvs::Result<()> {
+    let versions = CellTimestamps { cell: cell(row), timestamps: vec![Timestamp::saturating(ts)] };
+    store.delete_versions(table, &[versions]).await
+}
+
+pub(crate) async fn newest(store: &CassandraStore, table: &TableRef, row: &str) -> Option<(u64, Bytes)> {
+    let bound = CellBound::new(cell(row), Timestamp::MAX);
+    let value = store.get(table, &[bound]).await.expect("cells can be read").remove(0)?;
+    Some((value.ts.get(), value.bytes))
+}
+
+pub(crate) async fn scan(store: &CassandraStore, table: &TableRef, request: Scan) -> Vec<(Cell, Value)> {
+    store.scan(table, request).try_collect().await.expect("a table can be scanned")
+}
+
+pub(crate) fn everything() -> Scan {
+    Scan::new(RowRange::all(), Timestamp::MAX)
+}
+
+/// The one CQL table of a keyspace whose name begins so.
+pub(crate) async fn cql_table(session: &Session, store: &CassandraStore, beginning: &str) -> String {
+    let sql = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = ?";
+    let rows = session.query_unpaged(sql, (store.keyspace(),)).await.expect("the schema can be read");
+    let rows = rows.into_rows_result().expect("there are rows");
+    let names = rows.rows::<(String,)>().expect("names are text").map(|row| row.expect("a name is text").0);
+    let mut found: Vec<_> = names.filter(|name| name.starts_with(beginning)).collect();
+    assert_eq!(found.len(), 1, "one table begins with {beginning}: {found:?}");
+    format!("{}.{}", store.keyspace(), found.remove(0))
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses some of them")]
 
 pub mod bank;
+pub mod cassandra;
 pub mod clerks;
 pub mod faulty;
 mod place;
@@ -35,6 +36,7 @@ pub enum StoreKind {
     Memory,
     Rocksdb,
     Postgres,
+    Cassandra,
 }
 
 /// What is put ahead of the pipeline: everything, nearly everything, who knows, or what is large.
@@ -60,6 +62,7 @@ pub const POSTGRES_PIPELINE: Lane = lane(StoreKind::Postgres, CommitModeChoice::
 pub const POSTGRES_PIPELINE_0: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Bytes(0));
 pub const POSTGRES_PIPELINE_1K: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Bytes(1024));
 pub const POSTGRES_PIPELINE_RANDOM: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Random);
+pub const CASSANDRA_STEPS: Lane = lane(StoreKind::Cassandra, CommitModeChoice::StepByStep, SizeLimit::Default);
 
 const fn lane(store: StoreKind, mode: CommitModeChoice, pipeline_size_max: SizeLimit) -> Lane {
     Lane { store, mode, pipeline_size_max }
@@ -108,7 +111,7 @@ impl TestStore {
         let place = Place::new(lane.store);
         let mut config = place.config(lane);
         change(&mut config.transactions);
-        let atlas = Atlas::open_unserved(config, Duration::ZERO).await.expect("the store opens");
+        let atlas = place.open_atlas(config).await;
         TestStore { atlas, lane, place }
     }
 

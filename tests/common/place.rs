@@ -1,14 +1,17 @@
 //! Where a store lies while a test lasts: in memory, in a directory, or in a namespace of a server.
 
-use super::{Lane, StoreKind, postgres, rocksdb_in};
+use super::{Lane, StoreKind, cassandra, postgres, rocksdb_in};
+use atlas::Atlas;
 use atlas::config::{AtlasConfig, KvsConfig};
 use atlas::kvs_api::KeyValueService;
+use atlas_kvs_cassandra::CassandraStore;
 use atlas_kvs_memory::MemoryStore;
 use atlas_kvs_postgres::PostgresStore;
 use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// A place of its own for one store. What was made there goes with it, on servers too.
@@ -22,8 +25,10 @@ impl Place {
     /// A new place. Ends the whole program if it wants a server and there is none.
     pub fn new(kind: StoreKind) -> Place {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if kind == StoreKind::Postgres {
-            postgres::settings();
+        match kind {
+            StoreKind::Memory | StoreKind::Rocksdb => {}
+            StoreKind::Postgres => drop(postgres::settings()),
+            StoreKind::Cassandra => drop(cassandra::settings()),
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("test_{}_{number}", std::process::id());
@@ -44,6 +49,7 @@ impl Place {
             StoreKind::Memory => KvsConfig::Memory {},
             StoreKind::Rocksdb => rocksdb_in(&self.dir().join("data")),
             StoreKind::Postgres => KvsConfig::Postgres(postgres::settings()),
+            StoreKind::Cassandra => KvsConfig::Cassandra(cassandra::settings()),
         };
         AtlasConfig {
             namespace: self.namespace.clone(),
@@ -51,6 +57,17 @@ impl Place {
             transactions: lane.transactions(),
             ..AtlasConfig::default()
         }
+    }
+
+    /// The store, ready for transactions.
+    pub async fn open_atlas(&self, config: AtlasConfig) -> Atlas {
+        let opened = match self.kind {
+            StoreKind::Cassandra => Atlas::with_store(config, self.open().await).await,
+            StoreKind::Memory | StoreKind::Rocksdb | StoreKind::Postgres => {
+                Atlas::open_unserved(config, Duration::from_secs(60)).await
+            }
+        };
+        opened.expect("the store opens")
     }
 
     /// The store by itself, for who puts something between it and the layer.
@@ -65,6 +82,10 @@ impl Place {
                 let config = postgres::connection(&self.namespace);
                 Arc::new(PostgresStore::connect(config).await.expect("the server can be reached"))
             }
+            StoreKind::Cassandra => {
+                let config = cassandra::connection(&self.namespace);
+                Arc::new(CassandraStore::connect(config).await.expect("the cluster can be reached"))
+            }
         }
     }
 }
@@ -74,6 +95,7 @@ impl Drop for Place {
         match self.kind {
             StoreKind::Memory | StoreKind::Rocksdb => {}
             StoreKind::Postgres => postgres::drop_namespace(&self.namespace),
+            StoreKind::Cassandra => cassandra::drop_namespace(&self.namespace),
         }
     }
 }

@@ -5,11 +5,12 @@
 pub mod bank;
 pub mod cassandra;
 pub mod clerks;
+pub mod cutter;
 pub mod faulty;
 mod place;
 pub mod postgres;
 
-pub use place::Place;
+pub use place::{Place, Site};
 
 use atlas::config::{ByteSize, CommitModeChoice, KvsConfig, TransactionConfig};
 use atlas::ops::{BeginOptions, Operations, ScanOptions};
@@ -116,7 +117,7 @@ impl TestStore {
     }
 
     pub fn dir(&self) -> &Path {
-        self.place.dir()
+        &self.place.dir
     }
 
     /// A table of this handler, named after it.

@@ -149,7 +149,7 @@ impl Atlas {
         let listeners = Listeners::any().await?;
         let opened = registry::open(&config, WAIT_FOR_OWNER).await?;
         let wait = match server::find_owner(&opened.kvs).await? {
-            Owner::Server(server) => return Err(Error::StoreOwned { owner: server.describe() }),
+            Owner::Server { name, .. } => return Err(Error::StoreOwned { owner: name }),
             Owner::Unreachable { record, .. }
                 if record.contact.as_ref().is_some_and(|owner| owner.address.is_some()) =>
             {

@@ -235,9 +235,9 @@ impl Stores {
         // Before anything is taken over, so that the new owner can be found from the first moment.
         let listeners = Listeners::bind(&config.server).await?;
         let opened = registry::open(config, Duration::ZERO).await?;
-        if !standby && let Owner::Server(server) = server::find_owner(&opened.kvs).await? {
+        if !standby && let Owner::Server { name, .. } = server::find_owner(&opened.kvs).await? {
             // At once: it answered, so it is alive.
-            return Err(Error::StoreOwned { owner: server.describe() });
+            return Err(Error::StoreOwned { owner: name });
         }
         let kvs = opened.kvs.clone();
         let opening =
@@ -383,7 +383,7 @@ impl Backend for Stores {
             let owner = server::find_owner(&opened.kvs).await;
             opened.kvs.close().await?;
             match owner? {
-                Owner::Server(server) => *server,
+                Owner::Server { server, .. } => *server,
                 Owner::Unreachable { why, .. } => return Ok(Search::Nobody(Some(why))),
                 Owner::Nobody => return Ok(Search::Nobody(None)),
             }

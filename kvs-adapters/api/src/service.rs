@@ -205,6 +205,9 @@ pub struct Limits {
     pub row_len_max: usize,
     /// Column.
     pub column_len_max: usize,
+    /// Row and column of one cell together, in stores that keep them in one key of limited length. Elsewhere it is the
+    /// sum of the two. The error of a cell that is over it names the `row and column`.
+    pub cell_len_max: usize,
     /// Value.
     pub value_len_max: usize,
     /// Whether a row or column may be empty. Where it may not, writing one fails with `Unsupported` before anything is

@@ -60,7 +60,8 @@ fn address(text: &str, default: u16) -> Result<Address> {
 /// If it can't be read, or others than its owner can.
 pub(crate) async fn password_file(config: &PostgresConfig) -> Result<Option<String>> {
     let Some(file) = config.password_file.as_deref().filter(|_| config.password.is_none()) else { return Ok(None) };
-    let wrong = |reason: String| KvsError::Misconfigured { reason: format!("{} {reason}", file.display()), source: None };
+    let wrong =
+        |reason: String| KvsError::Misconfigured { reason: format!("{} {reason}", file.display()), source: None };
     let unreadable = |error: std::io::Error| wrong(format!("can't be read: {error}"));
     let metadata = tokio::fs::metadata(file).await.map_err(unreadable)?;
     if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {

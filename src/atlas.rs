@@ -446,7 +446,7 @@ impl Atlas {
         progress: ProgressSink,
     ) -> Result<backup::RestoreReport> {
         let repository = backup::Repository::open(repository)?;
-        backup::restore::restore(&repository, id, &registry::restore_target(config)?, &progress).await
+        backup::restore::restore(&repository, id, registry::restore_target(config)?.as_ref(), &progress).await
     }
 
     /// Closes the store in order: clients of the socket first, then backups, which are cancelled, then commits under
@@ -737,6 +737,11 @@ impl BackupSource for Source {
 
     fn lock_lease(&self) -> Duration {
         self.store.config.backup.lock_lease
+    }
+
+    async fn read_at(&self, at: Timestamp) -> Result<Box<dyn TransactionOps>> {
+        let options = BeginOptions { read_only: true, at: Some(at), timeout: Some(Duration::MAX) };
+        Ok(Box::new(LocalTransaction { transaction: self.store.manager.begin(options).await? }))
     }
 }
 

@@ -349,7 +349,7 @@ fn in_use(data_dir: &Path, pid: Option<u32>) -> Error {
 
 fn only_stopped(config: &AtlasConfig, error: Error) -> Error {
     let Error::StoreOwned { owner } = error else { return error };
-    let place = registry::server_of(&config.key_value_service);
+    let place = registry::location(&config.key_value_service);
     Error::refused(
         format!(
             "this command runs on a stopped store only, and namespace '{}' of {place} is in use by {owner}",
@@ -497,7 +497,7 @@ impl Backend for Stores {
     ) -> Result<RestoreSummary> {
         let repository = Repository::open(repository)?;
         let target = registry::restore_target(target)?;
-        backup::restore::restore(&repository, id, &target, &progress).await.map(restored)
+        backup::restore::restore(&repository, id, target.as_ref(), &progress).await.map(restored)
     }
 
     async fn backup_resume(
@@ -508,6 +508,6 @@ impl Backend for Stores {
     ) -> Result<RestoreSummary> {
         let repository = repository.map(Repository::open).transpose()?;
         let target = registry::restore_target(target)?;
-        backup::restore::resume(&target, repository.as_ref(), &progress).await.map(restored)
+        backup::restore::resume(target.as_ref(), repository.as_ref(), &progress).await.map(restored)
     }
 }

@@ -217,6 +217,7 @@ impl Running {
         self.child.as_ref().unwrap().id()
     }
 
+    #[allow(dead_code, reason = "other tests use it")]
     /// The next line it prints. What it prints later is in its end.
     pub(crate) fn line(&mut self) -> String {
         // A byte at a time: what is behind the line stays for the end.

@@ -15,6 +15,8 @@
 // The one unsafe thing here is to stand in front of `fdatasync`, to count what both sides cost the disk.
 #![allow(unsafe_code)]
 
+mod measure;
+
 use anyhow::{Context, Result, ensure};
 use atlas::config::{AtlasConfig, ByteSize, KvsConfig};
 use atlas::kvs_api::{TableKind, TableRef};
@@ -23,9 +25,11 @@ use atlas::schema::TableSpec;
 use atlas::transaction::{RunOptions, Transaction};
 use atlas::{Atlas, Cell};
 use clap::Parser;
-use hdrhistogram::Histogram;
+use measure::{
+    Arm, Machine, OPENING_BALANCE, Transfer, VALUE_LEN, Work, balance, key, measure, median, opening_value, table_of,
+};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, RngCore, SeedableRng};
 use rocksdb::{
     BlockBasedOptions, Cache, DBCompressionType, ErrorKind, IteratorMode, OptimisticTransactionDB,
     OptimisticTransactionOptions, Options, WriteBatchWithTransaction, WriteOptions,
@@ -35,8 +39,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const VALUE_LEN: usize = 100;
-const OPENING_BALANCE: u64 = 1000;
 const BLOCK_CACHE_BYTES: usize = 256 << 20;
 const LOAD_BATCH: u64 = 1000;
 const ATLAS_TASKS: usize = 64;
@@ -109,140 +111,6 @@ fn probe_disk(dir: &Path) -> Result<f64> {
     }
     std::fs::remove_file(path)?;
     Ok(median(micros))
-}
-
-// ---- what is measured
-
-/// What the clients of one side did in one round.
-struct Work {
-    commits: u64,
-    retries: u64,
-    micros: Histogram<u64>,
-}
-
-impl Work {
-    fn none() -> Work {
-        Work { commits: 0, retries: 0, micros: Histogram::new_with_max(60_000_000, 3).expect("the bounds are right") }
-    }
-
-    fn count(&mut self, begun: Instant, retries: u64) {
-        self.commits += 1;
-        self.retries += retries;
-        self.micros.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
-    }
-
-    fn add(mut self, other: &Work) -> Work {
-        self.commits += other.commits;
-        self.retries += other.retries;
-        self.micros.add(&other.micros).expect("histograms of the same shape");
-        self
-    }
-}
-
-/// One side in one round.
-#[derive(Clone, Debug, serde::Serialize)]
-struct Sample {
-    commits_per_s: f64,
-    retries_percent: f64,
-    fsyncs_per_commit: f64,
-    cpu_us_per_commit: f64,
-    cores_used: f64,
-    cores_of_others: f64,
-    p50_us: u64,
-    p99_us: u64,
-}
-
-fn measure(work: impl FnOnce() -> Result<Work>) -> Result<Sample> {
-    let (syncs, cpu, begun) = (SYNCS.load(Ordering::Relaxed), cpu_seconds(), Instant::now());
-    let busy = busy_seconds();
-    let work = work()?;
-    let busy = busy_seconds() - busy;
-    let (seconds, cpu, syncs) =
-        (begun.elapsed().as_secs_f64(), cpu_seconds() - cpu, SYNCS.load(Ordering::Relaxed) - syncs);
-    ensure!(work.commits > 0, "nothing was committed");
-    let commits = work.commits as f64;
-    Ok(Sample {
-        commits_per_s: commits / seconds,
-        retries_percent: 100.0 * work.retries as f64 / commits,
-        fsyncs_per_commit: syncs as f64 / commits,
-        cpu_us_per_commit: cpu * 1e6 / commits,
-        cores_used: cpu / seconds,
-        cores_of_others: (busy - cpu).max(0.0) / seconds,
-        p50_us: work.micros.value_at_quantile(0.5),
-        p99_us: work.micros.value_at_quantile(0.99),
-    })
-}
-
-/// Processor time of all threads of this process, RocksDB's own included.
-fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// Processor time of all programs of this machine, as far as it is told; in hundredths of seconds, which every Linux
-/// counts in.
-fn busy_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
-    let times: Vec<f64> = all.filter_map(|time| time.parse().ok()).collect();
-    // User, nice and system; idle and waiting for the disk do not count, nor does what interrupts take.
-    times.iter().take(3).sum::<f64>() / 100.0
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    let half = numbers.len() / 2;
-    match numbers.len() {
-        0 => f64::NAN,
-        len if len % 2 == 1 => numbers[half],
-        _ => f64::midpoint(numbers[half - 1], numbers[half]),
-    }
-}
-
-// ---- accounts and transfers
-
-struct Transfer {
-    from: u64,
-    to: u64,
-    amount: u64,
-}
-
-impl Transfer {
-    fn draw(random: &mut StdRng, accounts: u64) -> Transfer {
-        let from = random.random_range(0..accounts);
-        let to = (from + random.random_range(1..accounts)) % accounts;
-        Transfer { from, to, amount: random.random_range(1..=10) }
-    }
-
-    /// The two values after the transfer. An account without enough pays what it has.
-    fn apply(&self, from: &[u8], to: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
-        let amount = self.amount.min(balance(from)?);
-        Ok((with_balance(from, balance(from)? - amount), with_balance(to, balance(to)? + amount)))
-    }
-}
-
-/// 16 bytes, as keys that carry a little more than a number do.
-fn key(account: u64) -> [u8; 16] {
-    let mut key = *b"account:\0\0\0\0\0\0\0\0";
-    key[8..].copy_from_slice(&account.to_be_bytes());
-    key
-}
-
-/// A balance and bytes that do not compress.
-fn opening_value(random: &mut StdRng) -> Vec<u8> {
-    let mut value = vec![0; VALUE_LEN];
-    random.fill_bytes(&mut value);
-    with_balance(&value, OPENING_BALANCE)
-}
-
-fn balance(value: &[u8]) -> Result<u64> {
-    Ok(u64::from_be_bytes(*value.first_chunk().context("a value is too short")?))
-}
-
-fn with_balance(value: &[u8], balance: u64) -> Vec<u8> {
-    let mut value = value.to_vec();
-    value[..8].copy_from_slice(&balance.to_be_bytes());
-    value
 }
 
 // ---- atlas
@@ -445,23 +313,6 @@ impl RocksSide {
 
 // ---- blocks
 
-/// One arm of the comparison over all rounds of a block.
-#[derive(Debug, serde::Serialize)]
-struct Arm {
-    name: String,
-    samples: Vec<Sample>,
-}
-
-impl Arm {
-    fn median(&self, number: impl Fn(&Sample) -> f64) -> f64 {
-        median(self.samples.iter().map(number).collect())
-    }
-
-    fn rate(&self) -> f64 {
-        self.median(|sample| sample.commits_per_s)
-    }
-}
-
 #[derive(Debug, serde::Serialize)]
 struct Block {
     fsync: bool,
@@ -489,21 +340,19 @@ fn run_block(arguments: &Arguments, sync: bool) -> Result<Block> {
     let rocks = RocksSide::open(&dir, arguments.accounts, sync)?;
     SYNC_DELAY_US.store(arguments.fsync_delay_us, Ordering::Relaxed);
 
-    let mut arms = vec![Arm { name: format!("atlas, {ATLAS_TASKS} tasks"), samples: Vec::new() }];
+    let mut arms = vec![Arm::new(format!("atlas, {ATLAS_TASKS} tasks"))];
     if !arguments.only_atlas {
-        arms.extend(
-            ROCKS_THREADS.map(|threads| Arm {
-                name: format!("OptimisticTransactionDB, {threads} threads"),
-                samples: Vec::new(),
-            }),
-        );
+        arms.extend(ROCKS_THREADS.map(|threads| Arm::new(format!("OptimisticTransactionDB, {threads} threads"))));
     }
     let length = Duration::from_secs_f64(arguments.seconds);
     let run = |arm: usize, length: Duration, seed: u64| {
-        measure(|| match arm {
-            0 => atlas.run(Instant::now() + length, seed),
-            _ => rocks.run(ROCKS_THREADS[arm - 1], Instant::now() + length, seed),
-        })
+        measure(
+            || Ok(SYNCS.load(Ordering::Relaxed)),
+            || match arm {
+                0 => atlas.run(Instant::now() + length, seed),
+                _ => rocks.run(ROCKS_THREADS[arm - 1], Instant::now() + length, seed),
+            },
+        )
     };
     for arm in 0..arms.len() {
         run(arm, length.min(Duration::from_secs(2)), 7)?; // Caches and memtables are warm on all sides then.
@@ -539,40 +388,9 @@ fn run_block(arguments: &Arguments, sync: bool) -> Result<Block> {
 }
 
 fn print_block(block: &Block) {
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "",
-        "commits/s",
-        "min",
-        "max",
-        "p50 µs",
-        "p99 µs",
-        "fsyncs/commit",
-        "CPU µs/commit",
-        "cores used",
-        "by others",
-        "retries %",
-    ]);
-    for arm in &block.arms {
-        let rates = || arm.samples.iter().map(|sample| sample.commits_per_s);
-        table.add_row([
-            arm.name.clone(),
-            format!("{:.0}", arm.rate()),
-            format!("{:.0}", rates().fold(f64::INFINITY, f64::min)),
-            format!("{:.0}", rates().fold(0.0, f64::max)),
-            format!("{:.0}", arm.median(|sample| sample.p50_us as f64)),
-            format!("{:.0}", arm.median(|sample| sample.p99_us as f64)),
-            format!("{:.4}", arm.median(|sample| sample.fsyncs_per_commit)),
-            format!("{:.1}", arm.median(|sample| sample.cpu_us_per_commit)),
-            format!("{:.2}", arm.median(|sample| sample.cores_used)),
-            format!("{:.2}", arm.median(|sample| sample.cores_of_others)),
-            format!("{:.2}", arm.median(|sample| sample.retries_percent)),
-        ]);
-    }
     let [before, after] = block.fsync_probe_us;
     println!("\nfsync {}", if block.fsync { "on" } else { "off" });
-    println!("{table}");
+    println!("{}", table_of(&block.arms));
     println!("fsync of 4 KiB on this disk: {before:.0} µs before, {after:.0} µs after");
     if let Some(yardstick) = &block.yardstick {
         let ratios: Vec<String> = block.ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
@@ -596,10 +414,8 @@ fn print_block(block: &Block) {
 struct Report {
     atlas: String,
     rocksdb: String,
-    processor: String,
-    cores: usize,
-    kernel: String,
-    load: String,
+    #[serde(flatten)]
+    machine: Machine,
     seconds: f64,
     accounts: u64,
     value_bytes: usize,
@@ -608,15 +424,10 @@ struct Report {
 }
 
 fn report(arguments: &Arguments) -> Report {
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let processor = text("/proc/cpuinfo").lines().find_map(|line| Some(line.strip_prefix("model name")?.to_owned()));
     Report {
         atlas: env!("CARGO_PKG_VERSION").to_owned(),
         rocksdb: rocksdb_version().unwrap_or("unknown").to_owned(),
-        processor: processor.unwrap_or_default().trim_start_matches([' ', '\t', ':']).to_owned(),
-        cores: std::thread::available_parallelism().map_or(0, usize::from),
-        kernel: text("/proc/sys/kernel/osrelease"),
-        load: text("/proc/loadavg"),
+        machine: Machine::look(),
         seconds: arguments.seconds,
         accounts: arguments.accounts,
         value_bytes: VALUE_LEN,
@@ -645,7 +456,7 @@ fn main() -> Result<()> {
     }
     let mut report = report(&arguments);
     println!("atlas {}, librocksdb-sys {} (the same library on both sides)", report.atlas, report.rocksdb);
-    println!("{} × {}, Linux {}, load {}", report.cores, report.processor, report.kernel, report.load);
+    println!("{}", report.machine);
     println!(
         "{} accounts, {VALUE_LEN}-byte values, {} rounds of {} s a side, {} µs added to each fsync",
         arguments.accounts, arguments.rounds, arguments.seconds, arguments.fsync_delay_us

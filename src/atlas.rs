@@ -149,7 +149,7 @@ impl Atlas {
         let listeners = Listeners::any().await?;
         let opened = registry::open(&config, WAIT_FOR_OWNER).await?;
         let wait = match server::find_owner(&opened.kvs).await? {
-            Owner::Server(server) => return Err(Error::StoreOwned { owner: server.describe() }),
+            Owner::Server { name, .. } => return Err(Error::StoreOwned { owner: name }),
             Owner::Unreachable { record, .. }
                 if record.contact.as_ref().is_some_and(|owner| owner.address.is_some()) =>
             {
@@ -446,7 +446,7 @@ impl Atlas {
         progress: ProgressSink,
     ) -> Result<backup::RestoreReport> {
         let repository = backup::Repository::open(repository)?;
-        backup::restore::restore(&repository, id, &registry::restore_target(config)?, &progress).await
+        backup::restore::restore(&repository, id, registry::restore_target(config)?.as_ref(), &progress).await
     }
 
     /// Closes the store in order: clients of the socket first, then backups, which are cancelled, then commits under
@@ -737,6 +737,11 @@ impl BackupSource for Source {
 
     fn lock_lease(&self) -> Duration {
         self.store.config.backup.lock_lease
+    }
+
+    async fn read_at(&self, at: Timestamp) -> Result<Box<dyn TransactionOps>> {
+        let options = BeginOptions { read_only: true, at: Some(at), timeout: Some(Duration::MAX) };
+        Ok(Box::new(LocalTransaction { transaction: self.store.manager.begin(options).await? }))
     }
 }
 

@@ -132,7 +132,7 @@ async fn address(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
         return fine(CHECK, format!("`{}` answers no other process", owner.program));
     };
     match server::find_owner(atlas.store_below()).await? {
-        Owner::Server(_) => fine(CHECK, format!("commands on {} reach the owner at {address}", owner.host)),
+        Owner::Server { .. } => fine(CHECK, format!("commands on {} reach the owner at {address}", owner.host)),
         Owner::Unreachable { why, .. } => {
             let hint = Some("end the owner, and start it again".to_owned());
             Ok(vec![finding(CHECK, FindingLevel::Fail, format!("the owner can't be asked by others: {why}"), hint)])

@@ -156,6 +156,14 @@ pub enum Error {
         /// How it was lost.
         reason: String,
     },
+    /// Nodes of a cluster did not do their part, so the whole is worth nothing and was given up.
+    #[error("{what}: {reason}")]
+    NodesMissing {
+        /// What was to be done, by which nodes it was not.
+        what: String,
+        /// What they said.
+        reason: String,
+    },
     /// Refused because it would do harm.
     #[error("{what}")]
     Refused {
@@ -311,6 +319,7 @@ impl Error {
             Error::AlreadyExists { .. } => "ALREADY_EXISTS",
             Error::BackupLockHeld { .. } => "LOCK_HELD",
             Error::BackupVoid { .. } => "BACKUP_VOID",
+            Error::NodesMissing { .. } => "NODES_MISSING",
             Error::Refused { .. } => "REFUSED",
             Error::StoreInUse { .. } | Error::StoreOwned { .. } | Error::Kvs(KvsError::InUse { .. }) => "STORE_IN_USE",
             Error::Corrupt { .. } | Error::Kvs(KvsError::Corrupt { .. }) => "CORRUPT",
@@ -342,6 +351,7 @@ impl Error {
             "CONFLICT" | "READ_CONFLICT" | "LOCK_HELD" | "ALREADY_EXISTS" => exit::CONFLICT,
             "UNAVAILABLE" | "LOCK_TIMEOUT" => exit::UNAVAILABLE,
             "CORRUPT" | "BACKUP_VOID" => exit::DAMAGED,
+            "NODES_MISSING" => exit::PARTIAL,
             "CONFIG" => exit::CONFIG,
             "REFUSED" | "STORE_IN_USE" => exit::REFUSED,
             "LOST_LEADERSHIP" => exit::LOST,
@@ -400,6 +410,9 @@ impl Error {
                 let full = source.as_deref().and_then(|source| io_kind(source)).is_some_and(is_full)
                     || error.to_string().contains("No space left on device");
                 full.then(|| free_space(reason))
+            }
+            Error::NodesMissing { .. } => {
+                Some("every node is needed: repeat the command when all of them work".to_owned())
             }
             Error::UnknownOutcome { .. } => {
                 Some("read what the transaction would have written before doing it again".to_owned())

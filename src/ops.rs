@@ -194,6 +194,9 @@ pub struct BackupRequest {
     pub name: Option<String>,
     /// Reason written into the backup lock; made up if absent.
     pub reason: Option<String>,
+    /// Read it as a transaction does, so that it can be restored into any kind of store, whatever snapshots the store
+    /// has of its own.
+    pub portable: bool,
 }
 
 /// A backup as listed and shown; taken from its manifest.
@@ -221,6 +224,9 @@ pub struct BackupInfo {
     pub store: String,
     /// Namespace it came from.
     pub namespace: String,
+    /// How the data were taken: `files`, `stream`, `portable` or `nodes`; empty where it is not known.
+    #[serde(default)]
+    pub method: String,
 }
 
 /// A step of something long.

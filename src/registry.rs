@@ -2,7 +2,7 @@
 
 mod servers;
 
-use crate::backup::{DirectoryTarget, StoreOpener, refuse_if_restoring};
+use crate::backup::{ConnectionOpener, DirectoryTarget, RestoreTarget, StoreOpener, StoreTarget, refuse_if_restoring};
 use crate::config::{AtlasConfig, KvsConfig};
 use crate::{Error, Result};
 use atlas_kvs::{Durability, KeyValueService};
@@ -94,7 +94,7 @@ pub(crate) async fn open_existing(config: &AtlasConfig) -> Result<OpenedStore> {
         KvsConfig::Rocksdb { .. } | KvsConfig::Memory {} => return open(config, Duration::ZERO).await,
     };
     let opened = found.map(|kvs| on_server(&config.key_value_service, kvs));
-    opened.ok_or_else(|| no_store(format!("namespace '{namespace}' of {}", server_of(&config.key_value_service))))
+    opened.ok_or_else(|| no_store(format!("namespace '{namespace}' of {}", location(&config.key_value_service))))
 }
 
 /// Refuses if there is no store yet; what is wrong in another way is told when it is opened.
@@ -124,8 +124,8 @@ fn is_missing_or_empty(dir: &Path) -> bool {
     }
 }
 
-/// Where a store on a server is, for people.
-pub(crate) fn server_of(config: &KvsConfig) -> String {
+/// Where the configured store is, for people; no secrets.
+pub(crate) fn location(config: &KvsConfig) -> String {
     match config {
         KvsConfig::Postgres(settings) => {
             format!("database '{}' at {}:{}", settings.database, settings.host, settings.port)
@@ -141,7 +141,7 @@ fn on_server(config: &KvsConfig, kvs: Arc<dyn KeyValueService>) -> OpenedStore {
         KvsConfig::Postgres(settings) if !settings.sync => Durability::Relaxed,
         _ => Durability::Synced,
     };
-    OpenedStore { kvs, location: server_of(config), data_dir: None, durability }
+    OpenedStore { kvs, location: location(config), data_dir: None, durability }
 }
 
 /// Refuses a place that is something else: a store that is made in it would mix with what is there.
@@ -183,22 +183,33 @@ fn refuse_other_use(data_dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Refused`] for a store that can't be restored into.
-pub(crate) fn restore_target(config: &AtlasConfig) -> Result<DirectoryTarget> {
+pub(crate) fn restore_target(config: &AtlasConfig) -> Result<Box<dyn RestoreTarget>> {
     match &config.key_value_service {
         KvsConfig::Rocksdb { data_dir, .. } => {
             let owner_files = OWNER_FILES.map(str::to_owned).to_vec();
             let opener = opener(config.key_value_service.clone());
-            Ok(DirectoryTarget::new(data_dir, "rocksdb", owner_files, opener).in_namespace(&config.namespace))
+            let target = DirectoryTarget::new(data_dir, "rocksdb", owner_files, opener);
+            Ok(Box::new(target.in_namespace(&config.namespace).committing(config.transactions.commit_mode)))
         }
-        KvsConfig::Postgres(_) | KvsConfig::Cassandra(_) => Err(Error::refused(
-            "this version restores into a directory only",
-            "name a configuration with `type: rocksdb`",
-        )),
+        KvsConfig::Postgres(_) => Ok(Box::new(server_target(config, "postgres"))),
+        KvsConfig::Cassandra(_) => Ok(Box::new(server_target(config, "cassandra"))),
         KvsConfig::Memory {} => Err(Error::refused(
             "a store in memory can't be restored into: it would be gone with this process",
             "name a configuration with `type: rocksdb`",
         )),
     }
+}
+
+/// The configured namespace of a store on a server.
+fn server_target(config: &AtlasConfig, store: &str) -> StoreTarget {
+    let location = format!("namespace '{}' of {}", config.namespace, location(&config.key_value_service));
+    let (config, mode) = (config.clone(), config.transactions.commit_mode);
+    let namespace = config.namespace.clone();
+    let opener: ConnectionOpener = Arc::new(move || {
+        let config = config.clone();
+        async move { Ok(open(&config, Duration::ZERO).await?.kvs) }.boxed()
+    });
+    StoreTarget::new(location, store, namespace, opener).committing(mode)
 }
 
 /// Opens the configured kind of store in whatever directory it is asked to.

@@ -5,19 +5,24 @@
 //! and removes what was copied. Only a killed process leaves something: a directory without a manifest, which lists
 //! show as incomplete, and a lock that nobody renews.
 
+use super::chunks;
+use super::contents::Contents;
 use super::files::{self, Jobs, PartialDir, io};
 use super::lock::{BackupLock, BackupLockGuard};
 use super::manifest::{
-    BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, MANIFEST_FILE, MANIFEST_VERSION, Manifest,
-    ManifestFile, Timings, Totals,
+    BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, MANIFEST_FILE, Manifest, ManifestFile,
+    Timings, Totals,
 };
+use super::nodes::NodeCommands;
+use super::portable;
 use super::repository::{COMPLETE, Repository, check_id, new_id};
+use super::streams;
 use super::timestamp_file::format_timestamp_line;
-use crate::ops::{BackupInfo, BackupRequest, ProgressSink};
+use crate::ops::{BackupInfo, BackupRequest, ProgressSink, TransactionOps};
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use async_trait::async_trait;
-use atlas_kvs::{KeyValueService, NativeSnapshot, Timestamp};
+use atlas_kvs::{KeyValueService, NativeSnapshot, OpenSnapshot, StreamSnapshot, Timestamp};
 use futures::FutureExt;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
@@ -58,6 +63,77 @@ pub trait BackupSource: Send + Sync + 'static {
 
     /// How long the lock outlives its last renewal.
     fn lock_lease(&self) -> Duration;
+
+    /// A read-only transaction that sees the commits below `at`, which are settled, and has no time limit.
+    async fn read_at(&self, at: Timestamp) -> Result<Box<dyn TransactionOps>>;
+
+    /// How the nodes of a cluster are snapshotted, where the operator gave commands for it.
+    fn node_commands(&self) -> Option<NodeCommands> {
+        None
+    }
+
+    /// About how large the files are that streams are cut into, in bytes.
+    fn file_size(&self) -> u64 {
+        chunks::FILE_SIZE
+    }
+}
+
+/// How the data of a store are taken.
+enum Method {
+    /// The store makes a directory of files.
+    Files,
+    /// The store hands over streams.
+    Stream,
+    /// Every node of the cluster is snapshotted by a command.
+    Nodes(NodeCommands),
+    /// A transaction reads everything.
+    Portable,
+}
+
+/// What the snapshot left to be copied.
+enum Taken {
+    Files(PathBuf),
+    Stream(Box<dyn OpenSnapshot>),
+    Nodes(NodeCommands),
+    Portable(Arc<dyn TransactionOps>),
+}
+
+impl Method {
+    /// What was asked for, or the fastest there is.
+    fn choose(source: &dyn BackupSource, kvs: &dyn KeyValueService, request: &BackupRequest) -> Result<Method> {
+        if request.portable {
+            return Ok(Method::Portable);
+        }
+        if kvs.native_snapshot().is_some() {
+            return Ok(Method::Files);
+        }
+        if kvs.stream_snapshot().is_some() {
+            return Ok(Method::Stream);
+        }
+        match source.node_commands() {
+            Some(commands) => {
+                commands.check()?;
+                Ok(Method::Nodes(commands))
+            }
+            None => Ok(Method::Portable),
+        }
+    }
+
+    async fn estimated_bytes(&self, kvs: &dyn KeyValueService) -> Result<u64> {
+        match self {
+            Method::Files => Ok(native(kvs)?.estimated_bytes().await?),
+            Method::Stream => Ok(streams_of(kvs)?.estimated_bytes().await?),
+            Method::Portable | Method::Nodes(_) => portable::estimated_bytes(kvs).await,
+        }
+    }
+}
+
+fn native(kvs: &dyn KeyValueService) -> Result<&dyn NativeSnapshot> {
+    kvs.native_snapshot().ok_or_else(|| no_snapshots(kvs))
+}
+
+fn streams_of(kvs: &dyn KeyValueService) -> Result<&dyn StreamSnapshot> {
+    kvs.stream_snapshot().ok_or_else(|| no_snapshots(kvs))
 }
 
 /// The steps of a backup, in their order. Fail points have their names.
@@ -143,7 +219,7 @@ impl BackupStep {
 }
 
 /// Reaches a fail point. In a program built without them this does nothing.
-fn reached(step: BackupStep) -> Result<()> {
+pub(super) fn reached(step: BackupStep) -> Result<()> {
     tracing::trace!(step = step.name(), "backup");
     fail::fail_point!(step.fail_point(), |_| Err(Error::Io {
         what: format!("fail point {}", step.fail_point()),
@@ -161,8 +237,9 @@ pub fn last_backup(kvs: Arc<dyn KeyValueService>) -> MetaRecord<BackupInfo> {
 ///
 /// # Errors
 /// Before anything is written: [`Error::Usage`] for a name that can't be one, [`Error::AlreadyExists`] for one that
-/// is used, [`Error::Refused`] for a repository without space, inside the store's directory or around it, and for a
-/// store that has no snapshots. [`Error::BackupLockHeld`] while another backup runs. [`Error::BackupVoid`] if the
+/// is used, [`Error::Refused`] for a repository without space, inside the store's directory or around it.
+/// [`Error::BackupLockHeld`] while another backup runs. [`Error::NodesMissing`] if a node of a cluster gave no
+/// snapshot. [`Error::BackupVoid`] if the
 /// backup lock was lost meanwhile. [`Error::Io`] for a full disk and the like. After any error, nothing of the backup
 /// is left.
 ///
@@ -220,6 +297,8 @@ struct Plan {
     reason: String,
     started: jiff::Timestamp,
     clock: Instant,
+    /// Bytes that it will hold, estimated.
+    estimate: u64,
 }
 
 impl Attempt {
@@ -231,12 +310,12 @@ impl Attempt {
 
     async fn take(&mut self, request: BackupRequest) -> Result<BackupInfo> {
         let kvs = self.source.kvs();
-        let native = kvs.native_snapshot().ok_or_else(|| no_snapshots(kvs.as_ref()))?;
+        let method = Method::choose(self.source.as_ref(), kvs.as_ref(), &request)?;
         let mut timings = Timings::default();
 
         // First, because it costs nothing: what can be known to fail must not stop a single deletion.
         self.begin(BackupStep::Preflight)?;
-        let plan = self.preflight(native, request).await?;
+        let plan = self.preflight(method.estimated_bytes(kvs.as_ref()).await?, request).await?;
         self.begin(BackupStep::Reserve)?;
         let left_over = self.reserve(&plan).await?;
 
@@ -248,7 +327,9 @@ impl Attempt {
         if let Some(directory) = left_over {
             self.adopt(directory).await?;
         }
-        self.remove_left_over_staging(native.staging_root()).await?;
+        if let Method::Files = method {
+            self.remove_left_over_staging(native(kvs.as_ref())?.staging_root()).await?;
+        }
 
         self.begin(BackupStep::BackupTimestamp)?;
         let backup_ts = self.source.fresh_timestamp().await?;
@@ -262,21 +343,19 @@ impl Attempt {
 
         self.begin(BackupStep::Snapshot)?;
         let clock = Instant::now();
-        let staging = native.staging_root().join(format!("{STAGING_PREFIX}{}", Uuid::new_v4()));
-        let staging = self.staging.insert(PartialDir::new(staging)).path().to_owned();
-        // Not interrupted: it only links files, and a snapshot that went on behind our back would never be removed.
-        native.snapshot_into(&staging).await?;
+        let taken = self.snapshot(kvs.as_ref(), method, &plan, backup_ts).await?;
         timings.snapshot_ms = millis(clock);
 
         // After the snapshot: above every number in it, which is what makes it safe to go on from there. It need not
-        // wait for the copy, because nothing changes in the snapshot any more.
+        // wait for the copy, because nothing changes in the snapshot any more. (What a transaction reads of a portable
+        // backup lies below the backup timestamp, whenever it is read.)
         self.begin(BackupStep::FastForwardTimestamp)?;
         let fast_forward_ts = self.source.fresh_timestamp().await?;
         self.write_timestamp(FAST_FORWARD_TIMESTAMP_FILE, fast_forward_ts).await?;
 
         self.begin(BackupStep::Copy)?;
         let clock = Instant::now();
-        let mut files = self.copy(&staging).await?;
+        let (mut files, contents) = self.copy(kvs.as_ref(), taken, plan.estimate).await?;
         files.push(timestamp_entry(BACKUP_TIMESTAMP_FILE, backup_ts));
         files.push(timestamp_entry(FAST_FORWARD_TIMESTAMP_FILE, fast_forward_ts));
         files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -291,7 +370,7 @@ impl Attempt {
         self.begin(BackupStep::Manifest)?;
         timings.total_ms = millis(plan.clock);
         let manifest = Manifest {
-            version: MANIFEST_VERSION,
+            version: Manifest::version_of(&contents),
             id: plan.id,
             state: COMPLETE.to_owned(),
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -305,6 +384,7 @@ impl Attempt {
             timings,
             lock_id,
             totals: Totals::of(&files).ok_or_else(|| Error::corrupt("the snapshot", "its size is no number"))?,
+            contents,
             files,
         };
         self.write_manifest(&manifest).await?;
@@ -339,11 +419,10 @@ impl Attempt {
         }
     }
 
-    async fn preflight(&self, native: &dyn NativeSnapshot, request: BackupRequest) -> Result<Plan> {
+    async fn preflight(&self, estimate: u64, request: BackupRequest) -> Result<Plan> {
         let (clock, started) = (Instant::now(), jiff::Timestamp::now());
         let id = request.name.unwrap_or_else(|| new_id(started));
         check_id(&id)?;
-        let estimate = native.estimated_bytes().await?;
         let needed = files::with_margin(estimate);
         let (root, data_dir) = (request.repository, self.source.data_dir());
         let (used, repository) = self
@@ -367,7 +446,7 @@ impl Attempt {
             return Err(name_used(&id, &repository));
         }
         let reason = request.reason.unwrap_or_else(|| format!("backup {id}"));
-        Ok(Plan { repository, id, reason, started, clock })
+        Ok(Plan { repository, id, reason, started, clock, estimate })
     }
 
     /// Makes the backup's directory. The system lets one caller win, so a name is never used twice.
@@ -460,14 +539,75 @@ impl Attempt {
         self.jobs.run(move || files::write_new(&path, format_timestamp_line(ts).as_bytes())).await
     }
 
-    async fn copy(&self, staging: &Path) -> Result<Vec<ManifestFile>> {
-        let target = self.target_dir().join(FILES_DIRECTORY);
+    async fn snapshot(
+        &mut self,
+        kvs: &dyn KeyValueService,
+        method: Method,
+        plan: &Plan,
+        backup_ts: Timestamp,
+    ) -> Result<Taken> {
+        Ok(match method {
+            Method::Files => {
+                let native = native(kvs)?;
+                let staging = native.staging_root().join(format!("{STAGING_PREFIX}{}", Uuid::new_v4()));
+                let staging = self.staging.insert(PartialDir::new(staging)).path().to_owned();
+                // Not interrupted: it only links files, and a snapshot that went on behind our back would never be
+                // removed.
+                native.snapshot_into(&staging).await?;
+                Taken::Files(staging)
+            }
+            Method::Stream => {
+                let begun = async { streams_of(kvs)?.begin().await.map_err(Error::from) };
+                Taken::Stream(self.unless_cancelled(begun).await?)
+            }
+            Method::Nodes(commands) => {
+                let directory = self.make_files_directory().await?;
+                commands.snapshot_into(&self.jobs, &format!("atlas-{}", plan.id), &directory).await?;
+                Taken::Nodes(commands)
+            }
+            // It registers as a reader, so that nothing it needs would go away even without the lock.
+            Method::Portable => Taken::Portable(self.unless_cancelled(self.source.read_at(backup_ts)).await?.into()),
+        })
+    }
+
+    async fn copy(
+        &self,
+        kvs: &dyn KeyValueService,
+        taken: Taken,
+        estimate: u64,
+    ) -> Result<(Vec<ManifestFile>, Contents)> {
+        let file_size = self.source.file_size();
+        let directory = self.target_dir().join(FILES_DIRECTORY);
+        let copied = match taken {
+            Taken::Files(staging) => (self.copy_files(&staging).await?, Contents::Files),
+            Taken::Stream(snapshot) => {
+                self.make_files_directory().await?;
+                streams::copy_out(&self.jobs, snapshot, &directory, file_size).await?
+            }
+            Taken::Nodes(commands) => commands.collect(&self.jobs, kvs, &directory).await?,
+            Taken::Portable(reader) => {
+                self.make_files_directory().await?;
+                portable::copy_out(&self.jobs, kvs, reader, &directory, file_size, estimate).await?
+            }
+        };
+        self.jobs.run(move || files::sync_tree(&directory)).await?;
+        Ok(copied)
+    }
+
+    async fn make_files_directory(&self) -> Result<PathBuf> {
+        let directory = self.target_dir().join(FILES_DIRECTORY);
+        let path = directory.clone();
+        self.jobs.run(move || files::make_dir(&path)).await?;
+        Ok(directory)
+    }
+
+    async fn copy_files(&self, staging: &Path) -> Result<Vec<ManifestFile>> {
+        let target = self.make_files_directory().await?;
         let found = self
             .jobs
             .run({
                 let (staging, target) = (staging.to_owned(), target.clone());
                 move || {
-                    files::make_dir(&target)?;
                     let found = files::list(&staging, |_| false)?;
                     for parent in found.iter().filter_map(|file| Path::new(&file.path).parent()) {
                         files::make_dirs(&target.join(parent))?;
@@ -477,16 +617,14 @@ impl Attempt {
             })
             .await?;
         let meter = self.jobs.meter(BackupStep::Copy.name(), found.iter().map(|file| file.size).sum());
-        let (staging, to) = (staging.to_owned(), target.clone());
+        let staging = staging.to_owned();
         let copied = self.jobs.run_each(found, move |file| {
             reached(BackupStep::CopyFile)?;
-            let (size, checksum) = files::copy(&staging.join(&file.path), &to.join(&file.path), false, &meter)?;
+            let (size, checksum) = files::copy(&staging.join(&file.path), &target.join(&file.path), false, &meter)?;
             let path = format!("{FILES_DIRECTORY}/{}", file.path);
             Ok(ManifestFile { path, size, blake3: checksum.to_hex().to_string() })
         });
-        let copied = copied.await?;
-        self.jobs.run(move || files::sync_tree(&target)).await?;
-        Ok(copied)
+        copied.await
     }
 
     async fn write_manifest(&mut self, manifest: &Manifest) -> Result<()> {
@@ -597,11 +735,12 @@ fn timestamp_entry(path: &str, ts: Timestamp) -> ManifestFile {
     ManifestFile { path: path.to_owned(), size: content.len() as u64, blake3: checksum }
 }
 
+/// It had some when the method was chosen.
 fn no_snapshots(kvs: &dyn KeyValueService) -> Error {
-    Error::refused(
-        format!("a {} store has no snapshots, so no live backup can be taken of it", kvs.capabilities().store),
-        "take backups of stores that live on disk",
-    )
+    Error::Unavailable {
+        what: format!("the snapshot of the {} store", kvs.capabilities().store),
+        reason: "the store takes none any more".to_owned(),
+    }
 }
 
 fn name_used(id: &str, repository: &Repository) -> Error {

@@ -5,6 +5,7 @@ use super::manifest::ManifestFile;
 use super::restore::{
     Claim, CopyIn, RESTORE_MARKER_FILE, RestoreMarker, RestoreStep, RestoreTarget, reached, refuse_if_restoring,
 };
+use crate::config::CommitModeChoice;
 use crate::ops::no_progress;
 use crate::{Error, Result};
 use async_trait::async_trait;
@@ -26,6 +27,7 @@ pub struct DirectoryTarget {
     namespace: Option<String>,
     owner_files: Vec<String>,
     opener: StoreOpener,
+    commit_mode: CommitModeChoice,
 }
 
 impl DirectoryTarget {
@@ -37,12 +39,18 @@ impl DirectoryTarget {
         owner_files: Vec<String>,
         opener: StoreOpener,
     ) -> DirectoryTarget {
-        DirectoryTarget { directory: directory.into(), store: store.into(), namespace: None, owner_files, opener }
+        let (directory, store) = (directory.into(), store.into());
+        DirectoryTarget { directory, store, namespace: None, owner_files, opener, commit_mode: CommitModeChoice::Auto }
     }
 
     /// The same, for backups of this namespace only.
     pub fn in_namespace(self, namespace: impl Into<String>) -> DirectoryTarget {
         DirectoryTarget { namespace: Some(namespace.into()), ..self }
+    }
+
+    /// The same, for a store on which transactions will commit in this way.
+    pub fn committing(self, commit_mode: CommitModeChoice) -> DirectoryTarget {
+        DirectoryTarget { commit_mode, ..self }
     }
 
     async fn blocking<R: Send + 'static>(
@@ -156,6 +164,10 @@ impl RestoreTarget for DirectoryTarget {
         self.namespace.as_deref()
     }
 
+    fn commit_mode(&self) -> CommitModeChoice {
+        self.commit_mode
+    }
+
     async fn claim(&self) -> Result<Claim> {
         self.blocking(DirectoryTarget::claim_now).await
     }
@@ -196,6 +208,14 @@ impl RestoreTarget for DirectoryTarget {
 
     async fn open(&self) -> Result<Arc<dyn KeyValueService>> {
         (self.opener)(self.directory.clone()).await
+    }
+
+    async fn clear(&self) -> Result<()> {
+        self.blocking(|target| target.make_room(&[])).await
+    }
+
+    async fn close(&self, kvs: &Arc<dyn KeyValueService>) -> Result<()> {
+        Ok(kvs.close().await?)
     }
 
     async fn remove_marker(&self) -> Result<()> {

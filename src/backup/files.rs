@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,7 +92,8 @@ pub(super) fn temporary_name(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn create(path: &Path, may_exist: bool) -> Result<File> {
+/// Opens a file for writing, for its owner only.
+pub(super) fn create(path: &Path, may_exist: bool) -> Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).mode(FILE_MODE);
     if may_exist {
@@ -101,6 +102,13 @@ fn create(path: &Path, may_exist: bool) -> Result<File> {
         options.create_new(true)
     };
     options.open(path).map_err(io("creating", path))
+}
+
+/// Makes a file that somebody else wrote readable for its owner only, and its content durable.
+pub(super) fn make_private(path: &Path) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(FILE_MODE))
+        .map_err(io("setting the mode of", path))?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(io("syncing", path))
 }
 
 /// Reads a file of at most `limit` bytes; `None` if there is none.
@@ -291,7 +299,7 @@ pub(super) struct Meter {
 impl Meter {
     /// # Errors
     /// [`Error::Interrupted`] when the work was cancelled.
-    fn add(&self, bytes: u64) -> Result<()> {
+    pub(super) fn add(&self, bytes: u64) -> Result<()> {
         if self.cancel.is_cancelled() {
             return Err(Error::Interrupted);
         }
@@ -299,7 +307,8 @@ impl Meter {
         (self.progress)(Progress {
             step: self.step.to_owned(),
             done,
-            total: Some(self.total),
+            // Of a stream the total is an estimate.
+            total: Some(self.total.max(done)),
             unit: "bytes".to_owned(),
         });
         Ok(())
@@ -332,6 +341,11 @@ impl Jobs {
     /// Returns when the work is cancelled.
     pub(super) async fn cancelled(&self) {
         self.cancel.cancelled().await;
+    }
+
+    /// Is cancelled when nobody wants the work any more.
+    pub(super) fn token(&self) -> CancellationToken {
+        self.cancel.clone()
     }
 
     /// Tells that a step has begun.

@@ -8,6 +8,7 @@
 //! The checksum is of the text, not of what it means, so that nothing has to be written the same way twice. A backup
 //! without a manifest was never completed; one whose manifest does not match its checksum was changed afterwards.
 
+use super::contents::{Contents, chunk_path};
 use crate::ops::BackupInfo;
 use crate::{Error, Result};
 use atlas_kvs::Timestamp;
@@ -25,8 +26,9 @@ pub const FAST_FORWARD_TIMESTAMP_FILE: &str = "fast-forward.timestamp";
 /// The directory of the store's own files.
 pub const FILES_DIRECTORY: &str = "files";
 
-/// Version of the manifest this program writes, and the greatest it reads.
-pub const MANIFEST_VERSION: u32 = 1;
+/// The greatest version of a manifest this program writes and reads. A backup of files has version 1, so that programs
+/// that know no other method can read it; all others have version 2.
+pub const MANIFEST_VERSION: u32 = 2;
 
 /// Longest manifest read, in bytes: room for some 400,000 files.
 pub(super) const SIZE_MAX: u64 = 64 << 20;
@@ -37,7 +39,7 @@ const PATH_LEN_MAX: usize = 1024;
 /// The body of a manifest. One that was [decoded](Manifest::decode) is consistent in itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`MANIFEST_VERSION`] of its writer.
+    /// Version of the manifest: see [`MANIFEST_VERSION`].
     pub version: u32,
     /// The backup's id: the name of its directory.
     pub id: String,
@@ -63,6 +65,9 @@ pub struct Manifest {
     pub timings: Timings,
     /// The acquisition of the backup lock it was taken under.
     pub lock_id: Uuid,
+    /// What the files mean; not written for [`Contents::Files`].
+    #[serde(default, skip_serializing_if = "Contents::is_files")]
+    pub contents: Contents,
     /// Every file of the backup but the manifest, in the order of paths.
     pub files: Vec<ManifestFile>,
     /// Sums over the files.
@@ -174,13 +179,32 @@ impl Manifest {
             files: self.totals.files,
             store: self.store.clone(),
             namespace: self.namespace.clone(),
+            method: self.contents.method().to_owned(),
         }
+    }
+
+    /// The version that a manifest with these contents has.
+    pub(super) fn version_of(contents: &Contents) -> u32 {
+        if contents.is_files() { 1 } else { MANIFEST_VERSION }
+    }
+
+    /// The files that a stream was cut into, in their order.
+    pub(super) fn chunks(&self, stem: &str, count: u32) -> Vec<ManifestFile> {
+        let find = |path: String| self.files.iter().find(|file| file.path == path).cloned();
+        (0..count).filter_map(|number| find(chunk_path(stem, number))).collect()
     }
 
     /// A checksum proves that the text is what was written, not that a sound program wrote it.
     fn check(&self) -> std::result::Result<(), String> {
         if self.state != super::repository::COMPLETE {
             return Err(format!("its state is '{}'", self.state));
+        }
+        if self.version != Manifest::version_of(&self.contents) {
+            return Err(format!(
+                "a manifest of version {} can't be of method {}",
+                self.version,
+                self.contents.method()
+            ));
         }
         if !self.backup_ts.is_data() || !self.fast_forward_ts.is_data() || self.backup_ts >= self.fast_forward_ts {
             return Err(format!(
@@ -198,6 +222,7 @@ impl Manifest {
                 return Err(format!("'{}' is listed twice", file.path));
             }
         }
+        self.contents.check(&self.files)?;
         // A file can't be a directory too.
         let inside_a_file = |path: &&str| path.match_indices('/').any(|(at, _)| paths.contains(&path[..at]));
         if let Some(path) = paths.iter().find(|path| inside_a_file(path)) {
@@ -224,7 +249,7 @@ fn check_version(place: &str, body: &str) -> Result<()> {
     let Version { version } =
         serde_json::from_str(body).map_err(|error| Error::corrupt(place, format!("it has no version: {error}")))?;
     match version {
-        MANIFEST_VERSION => Ok(()),
+        1..=MANIFEST_VERSION => Ok(()),
         0 => Err(Error::corrupt(place, "there is no version 0")),
         newer => Err(Error::refused(
             format!("{place} was written by a newer program: version {newer}, this one reads {MANIFEST_VERSION}"),
@@ -246,8 +271,11 @@ fn check_path(path: &str) -> std::result::Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::contents::{PortableTable, StreamPart};
     use super::*;
     use crate::exit;
+    use crate::schema::TableSpec;
+    use atlas_kvs::TableRef;
     use proptest::prelude::*;
 
     fn file(path: &str, size: u64) -> ManifestFile {
@@ -262,7 +290,8 @@ mod tests {
             file("files/deep/er/CURRENT", 16),
         ];
         Manifest {
-            version: MANIFEST_VERSION,
+            version: 1,
+            contents: Contents::Files,
             id: "nightly".to_owned(),
             state: "complete".to_owned(),
             tool_version: "0.1.0".to_owned(),
@@ -288,6 +317,69 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         assert_eq!(Manifest::decode("manifest", &manifest().encode()).expect("it was written"), manifest());
+    }
+
+    fn portable() -> Manifest {
+        let mut manifest = manifest();
+        manifest.version = 2;
+        let table = |name: &str, cells, files| PortableTable {
+            table: TableRef::new(name).expect("a name"),
+            spec: TableSpec::default(),
+            cells,
+            files,
+        };
+        manifest.contents = Contents::Portable { tables: vec![table("a", 3, 2), table("b", 0, 0)] };
+        manifest.files[2].path = "files/00000.000000".to_owned();
+        manifest.files[3].path = "files/00000.000001".to_owned();
+        manifest
+    }
+
+    #[test]
+    fn a_manifest_of_files_is_written_as_ever() {
+        let text = String::from_utf8(manifest().encode()).expect("it is text");
+        assert!(text.contains("\"version\": 1") && !text.contains("contents"), "{text}");
+    }
+
+    #[test]
+    fn the_list_of_files_is_what_the_method_makes_of_it() {
+        let read = |manifest: &Manifest| Manifest::decode("manifest", &manifest.encode());
+        assert_eq!(read(&portable()).expect("it was written"), portable());
+        let stream = |parts: &[(&str, u32)]| Contents::Stream {
+            parts: parts.iter().map(|(name, files)| StreamPart { name: (*name).to_owned(), files: *files }).collect(),
+        };
+        let table = |name: &str, files| PortableTable {
+            table: TableRef::new(name).expect("a name"),
+            spec: TableSpec::default(),
+            cells: 1,
+            files,
+        };
+        let nodes = |nodes: &[&str]| Contents::Nodes {
+            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+            tables: Vec::new(),
+        };
+        for (what, contents) in [
+            ("a file more", Contents::Portable { tables: vec![table("a", 1)] }),
+            ("a file less", Contents::Portable { tables: vec![table("a", 3)] }),
+            ("absurdly many", Contents::Portable { tables: vec![table("a", u32::MAX)] }),
+            ("twice", Contents::Portable { tables: vec![table("a", 2), table("a", 0)] }),
+            ("internal", Contents::Portable { tables: vec![table("_transactions", 2)] }),
+            ("no parts", stream(&[])),
+            ("a part twice", stream(&[("00000", 2), ("00000", 2)])),
+            ("a path", stream(&[("../x", 0), ("00000", 2)])),
+            ("no nodes", nodes(&[])),
+            ("another node", nodes(&["10.0.0.1"])),
+            ("files, but version 2", Contents::Files),
+        ] {
+            let error = read(&Manifest { contents, ..portable() }).expect_err(what);
+            assert_eq!(error.exit_code(), exit::DAMAGED, "{what}: {error}");
+        }
+        read(&Manifest { contents: stream(&[("00000", 2), ("empty", 0)]), ..portable() }).expect("it is sound");
+        let mut of_nodes = Manifest { contents: nodes(&["10.0.0.1", "::1"]), ..portable() };
+        of_nodes.files[2].path = "files/10.0.0.1/t-1/na-1-big-Data.db".to_owned();
+        of_nodes.files[3].path = "files/::1/x".to_owned();
+        read(&of_nodes).expect("it is sound");
+        let old = Manifest { version: 1, ..portable() };
+        assert_eq!(read(&old).expect_err("an old program would take it for files").exit_code(), exit::DAMAGED);
     }
 
     #[test]
@@ -317,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_newer_version_is_refused_and_not_called_damaged() {
-        let error = Manifest::decode("manifest", &sealed("{\"version\": 2, \"anything\": []}")).expect_err("newer");
+        let error = Manifest::decode("manifest", &sealed("{\"version\": 3, \"anything\": []}")).expect_err("newer");
         assert_eq!(error.exit_code(), exit::REFUSED);
         for body in ["{\"version\": 0}", "{}", "[]", "7", "{\"version\": -1}", "{\"version\": 1}"] {
             let error = Manifest::decode("manifest", &sealed(body)).expect_err(body);

@@ -12,6 +12,9 @@
 //!              kept │         rolled back by a restore    │ not in the copy
 //! ```
 //!
+//! The data are taken by one of four methods, told in the manifest: see [`Contents`]. Everything else (order of the
+//! steps, checksums, what a crash leaves) is the same for all of them.
+//!
 //! | step | where |
 //! | --- | --- |
 //! | take a backup | [`create`](create::create) |
@@ -19,18 +22,26 @@
 //! | restore | [`restore`](restore::restore), [`resume`](restore::resume) |
 //! | by hand | [`clean_transactions`], [`fast_forward`], [`read_timestamp_file`] |
 
+mod cells;
+mod chunks;
 pub mod clean;
+mod contents;
 pub mod create;
 mod directory_target;
 mod files;
 pub mod lock;
 mod manifest;
+mod nodes;
+mod portable;
 mod repository;
 pub mod restore;
+mod store_target;
+mod streams;
 mod timestamp_file;
 pub mod verify;
 
 pub use clean::{CleanReport, FastForwardReport, clean_transactions, fast_forward};
+pub use contents::{Contents, NodeTable, PortableTable, StreamPart};
 pub use create::{BackupSource, BackupStep};
 pub use directory_target::{DirectoryTarget, StoreOpener};
 pub use lock::{BackupLock, BackupLockGuard, DeletionPermit, PhysicalDeletionGate};
@@ -38,7 +49,9 @@ pub use manifest::{
     BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, MANIFEST_FILE, MANIFEST_VERSION, Manifest,
     ManifestFile, Timings, Totals,
 };
+pub use nodes::NodeCommands;
 pub use repository::{COMPLETE, DAMAGED, INCOMPLETE, LATEST, Repository, check_id};
 pub use restore::{RESTORE_MARKER_FILE, RestoreMarker, RestoreReport, RestoreStep, RestoreTarget, refuse_if_restoring};
+pub use store_target::{ConnectionOpener, StoreTarget};
 pub use timestamp_file::{format_timestamp_line, parse_timestamp_line, read_timestamp_file, write_timestamp_file};
 pub use verify::{VerifyReport, verify_restored};

@@ -4,7 +4,7 @@
 //!   REPO/20260102T030405Z-1f0a2b3c/manifest.json            written last: with it the backup is complete
 //!                                  backup.timestamp         one line each, for the commands that work alone
 //!                                  fast-forward.timestamp
-//!                                  files/…                  what the store's own snapshot consists of
+//!                                  files/…                  the data; see [`Contents`](super::Contents)
 //! ```
 //!
 //! Ids made here sort by time. Everything is readable by its owner only: a backup holds all data of the store.
@@ -207,6 +207,7 @@ impl Repository {
             files: 0,
             store: String::new(),
             namespace: String::new(),
+            method: String::new(),
         })
     }
 

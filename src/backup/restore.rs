@@ -10,19 +10,28 @@
 //!                                         └───────────────────────────────────── verify ─ close ─ marker removed
 //! ```
 //!
+//! What is not files (a stream, cells, what nodes gave) is loaded into the open store, which is emptied first; so that
+//! too can begin again until the step that opens the store for good.
+//!
 //! The border between the two ways to go on lies before the store is opened for the first time: an opened store has
 //! changed its files, and files of the backup laid among them would make a mixture.
 
 use super::clean::{CleanReport, FastForwardReport, clean_transactions, fast_forward};
+use super::contents::Contents;
 use super::create::{last_backup, millis, rfc3339};
 use super::files::{self, Jobs};
 use super::lock::BackupLock;
 use super::manifest::{BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, Manifest, ManifestFile};
+use super::nodes::NodeCommands;
 use super::repository::Repository;
 use super::verify::{self, RestoredReport, verify_restored};
+use super::{portable, streams};
+use crate::config::CommitModeChoice;
 use crate::ops::ProgressSink;
 use crate::schema::{MetaRecord, Replaced, StoreRecord};
+use crate::server::store_token;
 use crate::timestamp::OracleRecord;
+use crate::transaction::commit_mode_for;
 use crate::{Error, Result};
 use async_trait::async_trait;
 use atlas_kvs::{KeyValueService, Timestamp};
@@ -54,12 +63,14 @@ pub enum RestoreStep {
     Marker,
     /// Copy the files of the store.
     Copy,
-    /// Copy one of them.
+    /// Copy one of them, or load what one node gave.
     CopyFile,
     /// Open the store.
     Open,
     /// Give the store an identity of its own, and forget what was true of the original only.
     Identity,
+    /// Let the nodes of a cluster agree on what they hold, where there are some.
+    Repair,
     /// Declare commits at or above the backup timestamp rolled back.
     Clean,
     /// Go on above the fast-forward timestamp.
@@ -76,7 +87,7 @@ pub enum RestoreStep {
 
 impl RestoreStep {
     /// Every step, in order.
-    pub const ALL: [RestoreStep; 13] = [
+    pub const ALL: [RestoreStep; 14] = [
         RestoreStep::Verify,
         RestoreStep::CheckEmpty,
         RestoreStep::Marker,
@@ -84,6 +95,7 @@ impl RestoreStep {
         RestoreStep::CopyFile,
         RestoreStep::Open,
         RestoreStep::Identity,
+        RestoreStep::Repair,
         RestoreStep::Clean,
         RestoreStep::FastForward,
         RestoreStep::ReleaseLock,
@@ -102,6 +114,7 @@ impl RestoreStep {
             RestoreStep::CopyFile => "restore::copy_file",
             RestoreStep::Open => "restore::open",
             RestoreStep::Identity => "restore::identity",
+            RestoreStep::Repair => "restore::repair",
             RestoreStep::Clean => "restore::clean",
             RestoreStep::FastForward => "restore::fast_forward",
             RestoreStep::ReleaseLock => "restore::release_lock",
@@ -164,6 +177,18 @@ impl RestoreMarker {
         Ok(Some(marker))
     }
 
+    /// The marker in a record of a store.
+    pub(super) fn of_json(place: &str, content: serde_json::Value) -> Result<RestoreMarker> {
+        let damaged =
+            |reason: String| Error::corrupt(place, format!("{reason}; empty the store and begin the restore again"));
+        let marker: RestoreMarker = serde_json::from_value(content)
+            .map_err(|error| damaged(format!("the marker of a restore can't be read: {error}")))?;
+        match marker.version {
+            MARKER_VERSION => Ok(marker),
+            other => Err(damaged(format!("its marker has version {other}, this program reads {MARKER_VERSION}"))),
+        }
+    }
+
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         let mut content = serde_json::to_vec_pretty(self).expect("a marker is plain data");
         content.push(b'\n');
@@ -205,11 +230,21 @@ pub trait RestoreTarget: Send + Sync {
     /// thread for a moment.
     fn check_apart(&self, repository: &Path) -> Result<()>;
 
-    /// The adapter of the store to fill; it must be that of the backup.
+    /// The adapter of the store to fill. It must be that of the backup, unless that is portable.
     fn store(&self) -> &str;
 
     /// The namespace of the store to fill; `None` takes any.
     fn namespace(&self) -> Option<&str>;
+
+    /// How transactions will commit on the store.
+    fn commit_mode(&self) -> CommitModeChoice {
+        CommitModeChoice::Auto
+    }
+
+    /// How the nodes of the cluster take files back, where the operator gave commands for it.
+    fn node_commands(&self) -> Option<&NodeCommands> {
+        None
+    }
 
     /// Keeps every other restore away while the claim lives. Makes an empty place if there is none.
     ///
@@ -227,10 +262,19 @@ pub trait RestoreTarget: Send + Sync {
     async fn set_marker(&self, marker: &RestoreMarker) -> Result<()>;
 
     /// Makes the target hold exactly the files of the backup and the marker. What is there and right is kept.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a place that is no directory.
     async fn lay_down(&self, copy: CopyIn) -> Result<()>;
+
+    /// Makes the target hold nothing but the marker: what an earlier attempt left there goes away.
+    async fn clear(&self) -> Result<()>;
 
     /// Opens the store below, though there is a marker.
     async fn open(&self) -> Result<Arc<dyn KeyValueService>>;
+
+    /// Closes what [`open`](Self::open) gave, so that it can be opened again.
+    async fn close(&self, kvs: &Arc<dyn KeyValueService>) -> Result<()>;
 
     /// Removes the marker, durably.
     async fn remove_marker(&self) -> Result<()>;
@@ -239,14 +283,14 @@ pub trait RestoreTarget: Send + Sync {
 /// Keeps other restores away while it, or a clone, lives.
 #[derive(Clone, Debug)]
 pub struct Claim {
-    // Held for its lock, which the system releases with the last clone, or with the process.
-    _lock: Arc<std::fs::File>,
+    // Held for what ends when the last clone is dropped.
+    _held: Arc<dyn std::any::Any + Send + Sync>,
 }
 
 impl Claim {
-    /// A claim that lasts as long as this file, locked by the caller, is open.
-    pub fn new(lock: std::fs::File) -> Claim {
-        Claim { _lock: Arc::new(lock) }
+    /// A claim that lasts until `held` is dropped: a locked file, or a task that renews a record.
+    pub fn new(held: impl std::any::Any + Send + Sync) -> Claim {
+        Claim { _held: Arc::new(held) }
     }
 }
 
@@ -288,7 +332,7 @@ pub struct RestoreReport {
     pub fast_forward: FastForwardReport,
     /// What the verification of the store saw.
     pub verified: RestoredReport,
-    /// The same by hand: commands for a shell.
+    /// The same by hand: commands for a shell; none where there is no other way.
     pub commands: Vec<String>,
     /// How long it took, in milliseconds.
     pub took_ms: u64,
@@ -399,11 +443,18 @@ fn check_fits(manifest: &Manifest, target: &dyn RestoreTarget) -> Result<()> {
     let mismatch = |what: &str, backup: &str, wanted: &str| {
         Error::refused(
             format!("backup '{}' is of {what} '{backup}', and the store to fill is of '{wanted}'", manifest.id),
-            "restore it with a configuration like that of the store it came from",
+            "restore it with a configuration like that of the store it came from; only what `atlas backup create --portable` \
+             takes fits any store",
         )
     };
-    if manifest.store != target.store() {
-        return Err(mismatch("store type", &manifest.store, target.store()));
+    match &manifest.contents {
+        // Cells, whatever store they came from; what belonged to that store is made anew.
+        Contents::Portable { .. } => return Ok(()),
+        _ if manifest.store != target.store() => {
+            return Err(mismatch("store type", &manifest.store, target.store()));
+        }
+        Contents::Nodes { nodes, .. } => target.node_commands().ok_or_else(no_commands)?.check_restore(nodes)?,
+        Contents::Files | Contents::Stream { .. } => (),
     }
     match target.namespace() {
         Some(namespace) if namespace != manifest.namespace => {
@@ -411,6 +462,13 @@ fn check_fits(manifest: &Manifest, target: &dyn RestoreTarget) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn no_commands() -> Error {
+    Error::refused(
+        "a backup of nodes is restored by commands, and the store to fill has none",
+        "set `restoreCommand` and `repairCommand` in its configuration",
+    )
 }
 
 fn fingerprint(manifest: &Manifest) -> String {
@@ -446,15 +504,53 @@ struct Settled {
 impl Run<'_> {
     async fn copy_and_finish(mut self, resumed: bool) -> Result<RestoreReport> {
         self.begin(RestoreStep::Copy).await?;
-        self.target
-            .lay_down(CopyIn {
-                directory: self.repository.directory(&self.manifest.id),
-                files: self.manifest.store_files().cloned().collect(),
-                claim: self.claim.clone(),
-                progress: Arc::clone(self.progress),
-            })
-            .await?;
+        match &self.manifest.contents {
+            Contents::Files => {
+                self.target
+                    .lay_down(CopyIn {
+                        directory: self.repository.directory(&self.manifest.id),
+                        files: self.manifest.store_files().cloned().collect(),
+                        claim: self.claim.clone(),
+                        progress: Arc::clone(self.progress),
+                    })
+                    .await?;
+            }
+            _ => {
+                // Anything an earlier attempt wrote goes first: it may be any part of a part.
+                self.target.clear().await?;
+                let kvs = self.target.open().await?;
+                let loaded = self.load(&kvs).await;
+                let closed = self.target.close(&kvs).await;
+                loaded?;
+                closed?;
+            }
+        }
         self.finish(resumed).await
+    }
+
+    /// Fills an open store that holds nothing.
+    async fn load(&self, kvs: &Arc<dyn KeyValueService>) -> Result<()> {
+        let (manifest, jobs) = (&self.manifest, &self.jobs);
+        let directory = self.repository.directory(&manifest.id);
+        match &manifest.contents {
+            Contents::Files => Ok(()),
+            Contents::Stream { parts } => {
+                let store = kvs.stream_snapshot().ok_or_else(|| Error::Unavailable {
+                    what: self.target.location(),
+                    reason: "this store takes no streams back".to_owned(),
+                })?;
+                streams::load(store, &directory, manifest, parts, jobs).await
+            }
+            Contents::Portable { tables } => {
+                let namespace = self.target.namespace().unwrap_or(&manifest.namespace);
+                let mode = commit_mode_for(kvs.as_ref(), self.target.commit_mode())?;
+                portable::load(kvs, &directory, manifest, tables, jobs, namespace, mode).await
+            }
+            Contents::Nodes { nodes, tables } => {
+                let commands = self.target.node_commands().ok_or_else(no_commands)?;
+                commands.load(jobs, kvs.as_ref(), &directory, nodes, tables).await
+            }
+        }
     }
 
     async fn finish(mut self, resumed: bool) -> Result<RestoreReport> {
@@ -464,7 +560,7 @@ impl Run<'_> {
         let settled = self.settle(&kvs).await;
         let recorded = if settled.is_ok() { self.begin(RestoreStep::Close).await } else { Ok(()) };
         // Also after an error, so that it can be opened again to go on.
-        let closed = kvs.close().await;
+        let closed = self.target.close(&kvs).await;
         let settled = settled?;
         recorded?;
         closed?;
@@ -496,6 +592,12 @@ impl Run<'_> {
         self.begin(RestoreStep::Identity).await?;
         let store_id = self.new_identity(kvs).await?;
 
+        // Before the marks: each entry must be seen as all nodes together know it.
+        self.begin(RestoreStep::Repair).await?;
+        if let (Contents::Nodes { .. }, Some(commands)) = (&self.manifest.contents, self.target.node_commands()) {
+            commands.repair(&self.jobs).await?;
+        }
+
         self.begin(RestoreStep::Clean).await?;
         let clean = clean_transactions(Arc::clone(kvs), backup_ts, false, self.progress).await?;
 
@@ -526,6 +628,8 @@ impl Run<'_> {
         }
         let oracle = MetaRecord::<OracleRecord>::new(Arc::clone(kvs), "oracle");
         edit(&oracle, |record: OracleRecord| Some(OracleRecord { holder: None, contact: None, ..record })).await?;
+        // Who may read the original must not be let in by the owner of the copy.
+        edit(&store_token::record(Arc::clone(kvs)), |_| None).await?;
         edit(&last_backup(Arc::clone(kvs)), |_| None).await?;
         Ok(store_id)
     }
@@ -538,6 +642,9 @@ impl Run<'_> {
     }
 
     fn commands(&self) -> Vec<String> {
+        if !self.manifest.contents.is_files() {
+            return Vec::new();
+        }
         let directory = self.repository.directory(&self.manifest.id);
         let quoted = |name: &str| quote(&directory.join(name).to_string_lossy());
         vec![

@@ -1,10 +1,12 @@
 //! Proves copies and restored stores: what was not checked is not known to be right.
 
 use super::clean::DeletionFloor;
+use super::contents::Contents;
 use super::directory_target::StoreOpener;
 use super::files::{self, Jobs, Meter};
 use super::lock::BackupLock;
 use super::manifest::{BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, MANIFEST_FILE, Manifest, ManifestFile};
+use super::portable;
 use super::repository::Repository;
 use super::timestamp_file::format_timestamp_line;
 use crate::ops::{Progress, ProgressSink};
@@ -59,6 +61,11 @@ pub struct VerifyReport {
 pub enum NumbersCheck {
     /// They were not: the files are what was copied, but nobody looked into them.
     Skipped,
+    /// Every cell of a portable backup was read; there are no other numbers in it.
+    Read {
+        /// How many there are.
+        cells: u64,
+    },
     /// The store was opened, and no number in it is at or above the fast-forward timestamp.
     Checked {
         /// Entries of transactions, each readable.
@@ -69,7 +76,7 @@ pub enum NumbersCheck {
 }
 
 /// Verifies a backup: the manifest by its own checksum, every file by presence, length and checksum, the timestamps,
-/// and with `open` also every number in the store. Changes nothing in the repository.
+/// every frame of a portable backup, and of one of files, with `open`, also every number in the store. Changes nothing in the repository.
 ///
 /// # Errors
 /// [`Error::NotFound`] if there is no such backup; [`Error::Corrupt`] naming every file that is damaged, or what else
@@ -84,9 +91,13 @@ pub async fn verify(
     let id = repository.resolve(id).await?;
     let manifest = repository.manifest(&id).await?;
     let extra_files = check_files(repository, &manifest, &jobs).await?;
-    let numbers = match open {
-        Some(open) => check_copy(repository, &manifest, open, &jobs, progress).await?,
-        None => NumbersCheck::Skipped,
+    let numbers = match (&manifest.contents, open) {
+        (Contents::Files, Some(open)) => check_copy(repository, &manifest, open, &jobs, progress).await?,
+        (Contents::Portable { tables }, _) => {
+            let cells = portable::check(&repository.directory(&id), &manifest, tables, &jobs).await?;
+            NumbersCheck::Read { cells }
+        }
+        _ => NumbersCheck::Skipped,
     };
     Ok(VerifyReport {
         id,

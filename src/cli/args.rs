@@ -445,6 +445,7 @@ pub(crate) enum BackupCommand {
     #[command(after_help = "Examples:
   atlas backup create --to ./data/backups
   atlas backup create --to /mnt/backups --name before-upgrade
+  atlas backup create --portable
   id=$(atlas backup create -o plain)")]
     Create {
         /// Directory of the repository [default: backup.repository of the configuration]
@@ -453,6 +454,9 @@ pub(crate) enum BackupCommand {
         /// The id of the backup [default: made from the time]
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
+        /// Read it as a transaction does: slower, but it can be restored into any kind of store
+        #[arg(long)]
+        portable: bool,
     },
     /// List the backups of a repository, the newest first
     #[command(after_help = "Examples:\n  atlas backup list\n  atlas backup list --repo /mnt/backups -o json")]

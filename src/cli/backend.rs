@@ -235,9 +235,9 @@ impl Stores {
         // Before anything is taken over, so that the new owner can be found from the first moment.
         let listeners = Listeners::bind(&config.server).await?;
         let opened = registry::open(config, Duration::ZERO).await?;
-        if !standby && let Owner::Server(server) = server::find_owner(&opened.kvs).await? {
+        if !standby && let Owner::Server { name, .. } = server::find_owner(&opened.kvs).await? {
             // At once: it answered, so it is alive.
-            return Err(Error::StoreOwned { owner: server.describe() });
+            return Err(Error::StoreOwned { owner: name });
         }
         let kvs = opened.kvs.clone();
         let opening =
@@ -349,7 +349,7 @@ fn in_use(data_dir: &Path, pid: Option<u32>) -> Error {
 
 fn only_stopped(config: &AtlasConfig, error: Error) -> Error {
     let Error::StoreOwned { owner } = error else { return error };
-    let place = registry::server_of(&config.key_value_service);
+    let place = registry::location(&config.key_value_service);
     Error::refused(
         format!(
             "this command runs on a stopped store only, and namespace '{}' of {place} is in use by {owner}",
@@ -383,7 +383,7 @@ impl Backend for Stores {
             let owner = server::find_owner(&opened.kvs).await;
             opened.kvs.close().await?;
             match owner? {
-                Owner::Server(server) => *server,
+                Owner::Server { server, .. } => *server,
                 Owner::Unreachable { why, .. } => return Ok(Search::Nobody(Some(why))),
                 Owner::Nobody => return Ok(Search::Nobody(None)),
             }
@@ -497,7 +497,7 @@ impl Backend for Stores {
     ) -> Result<RestoreSummary> {
         let repository = Repository::open(repository)?;
         let target = registry::restore_target(target)?;
-        backup::restore::restore(&repository, id, &target, &progress).await.map(restored)
+        backup::restore::restore(&repository, id, target.as_ref(), &progress).await.map(restored)
     }
 
     async fn backup_resume(
@@ -508,6 +508,6 @@ impl Backend for Stores {
     ) -> Result<RestoreSummary> {
         let repository = repository.map(Repository::open).transpose()?;
         let target = registry::restore_target(target)?;
-        backup::restore::resume(&target, repository.as_ref(), &progress).await.map(restored)
+        backup::restore::resume(target.as_ref(), repository.as_ref(), &progress).await.map(restored)
     }
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) async fn run(command: BackupCommand, context: &Context) -> Result<Reply> {
     match command {
-        BackupCommand::Create { to, name } => create(to, name, context).await,
+        BackupCommand::Create { to, name, portable } => create(to, name, portable, context).await,
         BackupCommand::List(args) => {
             let repository = repository(args.repo, context)?;
             let mut backups = context.backend.backup_list(&repository).await?;
@@ -56,11 +56,11 @@ fn repository(given: Option<PathBuf>, context: &Context) -> Result<PathBuf> {
         .map_err(|error| Error::Usage(format!("'{}' names no repository: {error}", path.display())))
 }
 
-async fn create(to: Option<PathBuf>, name: Option<String>, context: &Context) -> Result<Reply> {
+async fn create(to: Option<PathBuf>, name: Option<String>, portable: bool, context: &Context) -> Result<Reply> {
     let repository = repository(to, context)?;
     let operations = connect(context, Access::Existing).await?;
     let reporter = context.reporter();
-    let request = BackupRequest { repository: repository.clone(), name, reason: None };
+    let request = BackupRequest { repository: repository.clone(), name, reason: None, portable };
     let undone = context.undone_on_signal(operations.clone());
     let backup = operations.backup_create(request, reporter.sink()).await.map_err(lost)?;
     undone.forget();
@@ -104,7 +104,7 @@ fn known(backup: &BackupInfo, text: String) -> String {
 fn document(backup: &BackupInfo) -> serde_json::Value {
     let mut document = json!(backup);
     if backup.state != COMPLETE {
-        for name in ["took_ms", "snapshot_ms", "bytes", "files", "store", "namespace"] {
+        for name in ["took_ms", "snapshot_ms", "bytes", "files", "store", "namespace", "method"] {
             document[name] = serde_json::Value::Null;
         }
     }
@@ -168,6 +168,7 @@ fn rows(backup: &BackupInfo) -> Vec<(&'static str, String)> {
         ("snapshot took", known(backup, millis(backup.snapshot_ms))),
         ("files", known(backup, count(backup.files))),
         ("size", known(backup, size(backup.bytes))),
+        ("method", known(backup, backup.method.clone())),
         ("store", known(backup, backup.store.clone())),
         ("namespace", known(backup, backup.namespace.clone())),
     ]

@@ -361,6 +361,7 @@ impl Operations for FakeStore {
             files: 1,
             store: "fake".to_owned(),
             namespace: "default".to_owned(),
+            method: "files".to_owned(),
         };
         self.backups.lock().push((info.clone(), copy));
         Ok(info)

@@ -129,7 +129,12 @@ pub(crate) async fn run(plan: &Plan, stage: &dyn Stage) -> Result<Report> {
     workload.go_on(half).await?;
     let log_len_before_backup = log.len();
     let backup_started = Instant::now();
-    let request = BackupRequest { repository: directory.backups(), name: None, reason: Some("atlas demo".to_owned()) };
+    let request = BackupRequest {
+        repository: directory.backups(),
+        name: None,
+        reason: Some("atlas demo".to_owned()),
+        portable: false,
+    };
     let backup = operations.backup_create(request, stage.progress()).await?;
     let backup_ms = millis_since(backup_started);
     let commits_during_backup = (log.len() - log_len_before_backup) as u64;

@@ -1,9 +1,11 @@
 //! Tables: what is promised for each, and the records the layer keeps about itself.
 
 mod meta;
+mod restoring;
 mod spec;
 
 pub use meta::{FORMAT_VERSION, META_TABLE, MetaRecord, Replaced, StoreRecord, meta_table};
+pub use restoring::{RestoringRecord, refuse_unfinished_restore};
 pub use spec::{ConflictHandler, SweepStrategy, TableSpec};
 
 use atlas_kvs::TableRef;

@@ -208,11 +208,6 @@ impl RemoteAtlas {
         self.pid
     }
 
-    /// The server in words, for a sentence that says who owns a store.
-    pub(crate) fn describe(&self) -> String {
-        format!("process {}, which answers at {}", self.pid, self.target)
-    }
-
     /// Version of the owner's program.
     pub fn owner_version(&self) -> &str {
         &self.version

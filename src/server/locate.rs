@@ -21,7 +21,12 @@ pub(crate) enum Owner {
     /// Nobody: it was given up, or never had one.
     Nobody,
     /// A process that answers here.
-    Server(Box<RemoteAtlas>),
+    Server {
+        /// Connected.
+        server: Box<RemoteAtlas>,
+        /// What it is, in words.
+        name: String,
+    },
     /// A process that can't be asked. It may be alive, or not.
     Unreachable {
         /// What it left of itself.
@@ -51,7 +56,9 @@ pub(crate) async fn find_owner(kvs: &Arc<dyn KeyValueService>) -> Result<Owner> 
         }
         None => unreachable("it answers nobody".to_owned()),
         Some(address) => match locate(kvs, address).await? {
-            Located::Owner(server) => Ok(Owner::Server(server)),
+            Located::Owner(server) => {
+                Ok(Owner::Server { server, name: format!("{contact}, which answers at {address}") })
+            }
             Located::Unreachable(why) => unreachable(format!("its address {address} {why}")),
         },
     }

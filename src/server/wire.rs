@@ -86,7 +86,7 @@ fn grpc_code(code: &str) -> Code {
         "LOCK_HELD" | "REFUSED" | "STORE_IN_USE" | "TRANSACTION_CLOSED" | "LOST_LEADERSHIP" | "CONFIG" => {
             Code::FailedPrecondition
         }
-        "UNAVAILABLE" => Code::Unavailable,
+        "UNAVAILABLE" | "NODES_MISSING" => Code::Unavailable,
         "CORRUPT" | "BACKUP_VOID" => Code::DataLoss,
         "UNKNOWN_OUTCOME" | "INDETERMINATE" => Code::Unknown,
         "PERMISSION" => Code::PermissionDenied,
@@ -378,6 +378,7 @@ impl From<BackupRequest> for pb::CreateBackupRequest {
             repository: Bytes::copy_from_slice(request.repository.as_os_str().as_bytes()),
             name: request.name,
             reason: request.reason,
+            portable: request.portable,
         }
     }
 }
@@ -391,7 +392,7 @@ impl TryFrom<pb::CreateBackupRequest> for BackupRequest {
         if !repository.is_absolute() {
             return Err(Malformed::new("the directory of the repository must be absolute"));
         }
-        Ok(BackupRequest { repository, name: request.name, reason: request.reason })
+        Ok(BackupRequest { repository, name: request.name, reason: request.reason, portable: request.portable })
     }
 }
 
@@ -421,6 +422,7 @@ impl From<BackupInfo> for pb::BackupInfo {
             files: info.files,
             store: info.store,
             namespace: info.namespace,
+            method: info.method,
         }
     }
 }
@@ -441,6 +443,7 @@ impl TryFrom<pb::BackupInfo> for BackupInfo {
             files: info.files,
             store: info.store,
             namespace: info.namespace,
+            method: info.method,
         })
     }
 }
@@ -561,6 +564,7 @@ mod tests {
             Error::AlreadyExists { what: "table 't'".to_owned() },
             Error::BackupLockHeld { holder: "h".to_owned(), since: "s".to_owned(), reason: "r".to_owned() },
             Error::BackupVoid { reason: "lost".to_owned() },
+            Error::NodesMissing { what: "w".to_owned(), reason: "r".to_owned() },
             Error::refused("no", "do that instead"),
             Error::StoreInUse { place: "/data".to_owned(), pid: Some(7) },
             Error::corrupt("file", "bits"),

@@ -311,6 +311,7 @@ impl Inner {
         let lengths = [
             ("row", cell.row.len(), NAME_LEN_MAX.min(store.row_len_max)),
             ("column", cell.column.len(), NAME_LEN_MAX.min(store.column_len_max)),
+            ("row and column", cell.row.len() + cell.column.len(), store.cell_len_max),
             (
                 "value",
                 value.as_ref().map_or(0, Bytes::len),

@@ -13,7 +13,7 @@ use super::tracker::{Begun, SnapshotTracker};
 use crate::config::{CommitModeChoice, TransactionConfig};
 use crate::lock::LockService;
 use crate::ops::BeginOptions;
-use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord};
+use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, refuse_unfinished_restore};
 use crate::timestamp::{LeaseOptions, TimestampOracle, read_stored};
 use crate::{Error, Result};
 use atlas_kvs::{AtomicScan, Durability, KeyValueService, Ownership, RowRange, TableKind, TableRef, Timestamp};
@@ -61,8 +61,11 @@ impl TransactionManager {
     /// [`TimestampOracle::open_with`]; [`Error::Corrupt`] if the store contradicts itself.
     pub async fn open(kvs: Arc<dyn KeyValueService>, options: OpenOptions) -> Result<TransactionManager> {
         let pipeline = uses_pipeline(kvs.as_ref(), options.transactions.commit_mode)?;
+        refuse_unfinished_restore(&kvs).await?;
         MetaRecord::<StoreRecord>::create_table(kvs.as_ref()).await?;
         let store = open_store_record(kvs.clone(), &options.namespace, mode_name(pipeline)).await?;
+        // Once more: a restore that begins now sees our record, or we see its marker.
+        refuse_unfinished_restore(&kvs).await?;
         kvs.create_table(&transactions_table(), TableKind::Atomic, Bytes::new()).await?;
         kvs.create_table(&sweep_queue_table(), TableKind::Versioned, Bytes::new()).await?;
         refuse_open_window(&CleanedWindows::load(kvs.clone()).await?)?;
@@ -239,6 +242,14 @@ impl TransactionManager {
         }
         self.core.oracle.release().await
     }
+}
+
+/// How transactions commit on this store if it is opened with `choice`.
+///
+/// # Errors
+/// [`Error::Config`] for a choice that the store does not allow.
+pub(crate) fn commit_mode_for(kvs: &dyn KeyValueService, choice: CommitModeChoice) -> Result<&'static str> {
+    uses_pipeline(kvs, choice).map(mode_name)
 }
 
 fn mode_name(pipeline: bool) -> &'static str {

@@ -35,8 +35,9 @@ mod window;
 
 pub use constraint::Constraint;
 pub use handle::{NAME_LEN_MAX, Transaction};
+pub(crate) use manager::commit_mode_for;
 pub(crate) use manager::other_namespace;
 pub use manager::{OpenOptions, TransactionManager};
 pub use run::{Outcome, Retriable, RunOptions};
 pub use step::CommitStep;
-pub(crate) use value::check_version;
+pub(crate) use value::{check_version, committed_version, version_len};

@@ -44,6 +44,16 @@ pub(crate) fn encode(content: Option<&[u8]>, commit_ts: Option<Timestamp>) -> By
     bytes.freeze()
 }
 
+/// Writes a value whose commit timestamp is known, as the pipeline leaves it: for restores.
+pub(crate) fn committed_version(content: &[u8], commit_ts: Timestamp) -> Bytes {
+    encode(Some(content), Some(commit_ts))
+}
+
+/// Bytes of a version with a content of `len` bytes, at most.
+pub(crate) fn version_len(len: usize) -> usize {
+    HEADER_LEN_MAX + len
+}
+
 /// Writes a version with room for a commit timestamp that is not known yet; see [`stamp`].
 pub(crate) fn encode_unstamped(content: Option<&[u8]>) -> BytesMut {
     let mut bytes = BytesMut::with_capacity(HEADER_LEN_MAX + content.map_or(0, <[u8]>::len));

@@ -4,20 +4,23 @@
 #![allow(dead_code)]
 
 use async_trait::async_trait;
-use atlas::backup::{BackupLock, BackupSource, DirectoryTarget, Repository, StoreOpener};
-use atlas::ops::{BackupInfo, BackupRequest, no_progress};
+use atlas::backup::{BackupLock, BackupSource, DirectoryTarget, NodeCommands, Repository, StoreOpener, StoreTarget};
+use atlas::ops::{BackupInfo, BackupRequest, TransactionOps, no_progress};
 use atlas::schema::{FORMAT_VERSION, MetaRecord, StoreRecord};
 use atlas::timestamp::TimestampOracle;
 use atlas::transaction::entry::{CleanedWindows, Entry, Fate, transactions_table};
 use atlas::{Cell, Error, Result, RowRange, TableRef, Timestamp};
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, CellBound, CellTimestamps, CellVersionRange,
-    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, NativeSnapshot, Ownership, PutUnlessExists,
-    ResultStream, Scan, SnapshotSummary, TableDescription, TableKind, TableSize, Value, Version, VersionScan,
+    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, NativeSnapshot, OpenSnapshot, Ownership,
+    PutUnlessExists, ResultStream, Scan, SnapshotPart, SnapshotSummary, StreamSnapshot, TableDescription, TableKind,
+    TableSize, Value, Version, VersionScan,
 };
 use atlas_kvs_memory::MemoryStore;
 use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -114,6 +117,7 @@ pub(crate) struct Source {
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) log: tokio::sync::Mutex<Log>,
     pub(crate) in_settle: Option<Hook>,
+    pub(crate) nodes: Option<NodeCommands>,
 }
 
 impl Source {
@@ -128,6 +132,7 @@ impl Source {
             data_dir,
             log: tokio::sync::Mutex::default(),
             in_settle: None,
+            nodes: None,
         }
     }
 
@@ -186,10 +191,22 @@ impl BackupSource for Source {
     fn lock_lease(&self) -> Duration {
         Duration::from_secs(1)
     }
+
+    async fn read_at(&self, _at: Timestamp) -> Result<Box<dyn TransactionOps>> {
+        Err(Error::refused("this source has no transactions to read with", "take another method"))
+    }
+
+    fn node_commands(&self) -> Option<NodeCommands> {
+        self.nodes.clone()
+    }
+
+    fn file_size(&self) -> u64 {
+        1000
+    }
 }
 
 pub(crate) fn request(repository: &Path, name: Option<&str>) -> BackupRequest {
-    BackupRequest { repository: repository.to_owned(), name: name.map(str::to_owned), reason: None }
+    BackupRequest { repository: repository.to_owned(), name: name.map(str::to_owned), reason: None, portable: false }
 }
 
 pub(crate) async fn create(source: &Arc<Source>, repository: &Path, name: Option<&str>) -> Result<BackupInfo> {
@@ -233,8 +250,17 @@ pub(crate) struct Pretender {
     pub(crate) estimate: u64,
     pub(crate) size: u32,
     pub(crate) snapshot_fails: bool,
+    pub(crate) snapshots: Snapshots,
     /// After so many more changes of entries, what happens to the next.
     pub(crate) trouble: parking_lot::Mutex<Option<(u64, Trouble)>>,
+}
+
+/// What snapshots a pretender has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Snapshots {
+    Files,
+    Streams,
+    None,
 }
 
 /// What can happen to a compare-and-set of an entry.
@@ -257,6 +283,7 @@ impl Pretender {
             estimate: 1 << 20,
             size: 3_000_000,
             snapshot_fails: false,
+            snapshots: Snapshots::Files,
             trouble: parking_lot::Mutex::default(),
         }
     }
@@ -309,7 +336,8 @@ impl NativeSnapshot for Pretender {
 #[async_trait]
 impl KeyValueService for Pretender {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { store: "rocksdb", ..self.inner.capabilities() }
+        let store = if self.snapshots == Snapshots::Files { "rocksdb" } else { "pretender" };
+        Capabilities { store, ..self.inner.capabilities() }
     }
     fn ownership(&self) -> Ownership {
         self.inner.ownership()
@@ -410,7 +438,10 @@ impl KeyValueService for Pretender {
         self.inner.availability().await
     }
     fn native_snapshot(&self) -> Option<&dyn NativeSnapshot> {
-        Some(self)
+        (self.snapshots == Snapshots::Files).then_some(self as _)
+    }
+    fn stream_snapshot(&self) -> Option<&dyn StreamSnapshot> {
+        (self.snapshots == Snapshots::Streams).then_some(self as _)
     }
     async fn reopen(&self) -> atlas_kvs::Result<()> {
         self.inner.reopen().await
@@ -418,4 +449,134 @@ impl KeyValueService for Pretender {
     async fn close(&self) -> atlas_kvs::Result<()> {
         self.inner.close().await
     }
+}
+
+/// A pretender that hands over streams has them ready in memory: first a catalog, then a part for each table.
+struct ReadyParts {
+    parts: Vec<SnapshotPart>,
+    content: Vec<Bytes>,
+    fails: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PretendedTable {
+    table: TableRef,
+    kind: TableKind,
+    metadata: Vec<u8>,
+}
+
+/// A version, or with timestamp 0 the value of an atomic cell.
+type PretendedCell = (Vec<u8>, Vec<u8>, u64, Vec<u8>);
+
+#[async_trait]
+impl StreamSnapshot for Pretender {
+    async fn estimated_bytes(&self) -> atlas_kvs::Result<u64> {
+        Ok(self.estimate)
+    }
+
+    /// Not of one moment, which a real one must be: what was settled before makes any order right.
+    async fn begin(&self) -> atlas_kvs::Result<Box<dyn OpenSnapshot>> {
+        let (mut tables, mut names, mut content) = (Vec::new(), vec!["catalog".to_owned()], Vec::new());
+        for (number, table) in self.inner.tables().await?.into_iter().enumerate() {
+            let mut cells: Vec<PretendedCell> = Vec::new();
+            match table.kind {
+                TableKind::Versioned => {
+                    let mut found =
+                        self.inner.scan_versions(&table.table, VersionScan::new(RowRange::all(), Timestamp::MAX));
+                    while let Some(cell) = found.try_next().await? {
+                        for version in cell.versions {
+                            let bound = CellBound::new(cell.cell.clone(), version.ts.next());
+                            let value = self.inner.get(&table.table, &[bound]).await?.remove(0).expect("it is there");
+                            let Cell { row, column } = cell.cell.clone();
+                            cells.push((row.to_vec(), column.to_vec(), version.ts.get(), value.bytes.to_vec()));
+                        }
+                    }
+                }
+                TableKind::Atomic => {
+                    let mut found = self.inner.scan_atomic(&table.table, AtomicScan::new(RowRange::all()));
+                    while let Some((cell, value)) = found.try_next().await? {
+                        cells.push((cell.row.to_vec(), cell.column.to_vec(), 0, value.to_vec()));
+                    }
+                }
+            }
+            names.push(format!("table-{number}"));
+            content.push(serde_json::to_vec(&cells).expect("plain data").into());
+            tables.push(PretendedTable { table: table.table, kind: table.kind, metadata: table.metadata.to_vec() });
+        }
+        content.insert(0, serde_json::to_vec(&tables).expect("plain data").into());
+        let parts = names.into_iter().map(|name| SnapshotPart { name, estimated_bytes: 7 }).collect();
+        Ok(Box::new(ReadyParts { parts, content, fails: self.snapshot_fails }))
+    }
+
+    async fn load(&self, part: &str, content: ResultStream<Bytes>) -> atlas_kvs::Result<()> {
+        let content = content.try_collect::<Vec<Bytes>>().await?.concat();
+        let damaged = |error: serde_json::Error| KvsError::corrupt("a part", error.to_string());
+        let Some(number) = part.strip_prefix("table-") else {
+            for table in serde_json::from_slice::<Vec<PretendedTable>>(&content).map_err(damaged)? {
+                self.inner.create_table(&table.table, table.kind, table.metadata.into()).await?;
+            }
+            return Ok(());
+        };
+        let table = self.inner.tables().await?.remove(number.parse::<usize>().expect("a number"));
+        for (row, column, ts, value) in serde_json::from_slice::<Vec<PretendedCell>>(&content).map_err(damaged)? {
+            let (cell, value) = (Cell::new(row, column), Bytes::from(value));
+            match (table.kind, Timestamp::new(ts).filter(|ts| ts.is_data())) {
+                (TableKind::Versioned, Some(ts)) => {
+                    self.inner.put_versions(&table.table, vec![(cell, Value { ts, bytes: value })]).await?;
+                }
+                (TableKind::Versioned, None) => self.inner.add_sentinels(&table.table, &[cell]).await?,
+                (TableKind::Atomic, _) => {
+                    let put = self.inner.put_unless_exists(&table.table, &cell, value).await?;
+                    assert_eq!(put, PutUnlessExists::Written, "the store was empty");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish_load(&self) -> atlas_kvs::Result<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl OpenSnapshot for ReadyParts {
+    fn parts(&self) -> &[SnapshotPart] {
+        &self.parts
+    }
+
+    fn read(&self, part: usize) -> ResultStream<Bytes> {
+        let chunks: Vec<_> = self.content[part].chunks(700).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        futures::stream::iter(chunks).boxed()
+    }
+
+    async fn finish(self: Box<Self>) -> atlas_kvs::Result<()> {
+        if self.fails {
+            return Err(KvsError::Unavailable { reason: "as the test wished".to_owned(), source: None });
+        }
+        Ok(())
+    }
+}
+
+/// A source over a pretender with these snapshots, with `directory/repo` for its repository.
+pub(crate) async fn pretended_on_a_server(directory: &Path, snapshots: Snapshots) -> Source {
+    let store = Pretender { snapshots, ..Pretender::new(directory) };
+    let source = Source::new(Arc::new(store), None).await;
+    source.transact_many(10).await;
+    source
+}
+
+/// A store on a server, empty, and targets that lead there.
+pub(crate) fn empty_server(directory: &Path, snapshots: Snapshots) -> Arc<dyn KeyValueService> {
+    Arc::new(Pretender { snapshots, ..Pretender::new(directory) })
+}
+
+/// A target of its own for each caller, as if each were another process.
+pub(crate) fn server_target(kvs: &Arc<dyn KeyValueService>) -> StoreTarget {
+    let (kvs, store) = (Arc::clone(kvs), kvs.capabilities().store);
+    let opener: atlas::backup::ConnectionOpener = Arc::new(move || {
+        let kvs = Arc::clone(&kvs);
+        Box::pin(async move { Ok(kvs) })
+    });
+    StoreTarget::new("a server", store, "default", opener).with_lease(Duration::from_millis(500))
 }

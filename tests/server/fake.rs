@@ -127,6 +127,7 @@ pub(crate) fn backup_info(name: &str) -> BackupInfo {
         files: 4,
         store: "fake".to_owned(),
         namespace: "n".to_owned(),
+        method: "files".to_owned(),
     }
 }
 

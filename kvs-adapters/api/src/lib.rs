@@ -23,6 +23,7 @@ mod error;
 pub mod key;
 mod scan;
 mod service;
+mod snapshot;
 mod table;
 
 pub use batch::{AtomicBatch, BatchGuard, BatchOp, Durability};
@@ -33,6 +34,7 @@ pub use service::{
     Availability, Capabilities, CheckAndSet, KeyValueService, Limits, NativeSnapshot, Ownership, PutUnlessExists,
     SnapshotSummary,
 };
+pub use snapshot::{OpenSnapshot, PART_NAME_LEN_MAX, SnapshotPart, StreamSnapshot, is_part_name};
 pub use table::{TableDescription, TableKind, TableRef, TableSize};
 
 /// A stream of results that borrows nothing from the store. It ends after its first error.

@@ -2,8 +2,8 @@
 
 use crate::{
     AtomicBatch, AtomicScan, Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Durability, Result,
-    ResultStream, RowRange, Scan, TableDescription, TableKind, TableRef, TableSize, Timestamp, Value, Version,
-    VersionScan,
+    ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef, TableSize, Timestamp, Value,
+    Version, VersionScan,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -143,6 +143,11 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
     /// The store's own live snapshot, where it has one.
     fn native_snapshot(&self) -> Option<&dyn NativeSnapshot>;
 
+    /// The store's own live snapshot as streams, where it has one: for stores on servers.
+    fn stream_snapshot(&self) -> Option<&dyn StreamSnapshot> {
+        None
+    }
+
     /// Closes and opens the store again, so that what is in its log becomes what is in the store: the way out of
     /// `Indeterminate` for a store with one owner. Running scans fail with `Closed`. Stores on servers do nothing.
     async fn reopen(&self) -> Result<()>;
@@ -205,6 +210,9 @@ pub struct Limits {
     pub row_len_max: usize,
     /// Column.
     pub column_len_max: usize,
+    /// Row and column of one cell together, in stores that keep them in one key of limited length. Elsewhere it is the
+    /// sum of the two. The error of a cell that is over it names the `row and column`.
+    pub cell_len_max: usize,
     /// Value.
     pub value_len_max: usize,
     /// Whether a row or column may be empty. Where it may not, writing one fails with `Unsupported` before anything is

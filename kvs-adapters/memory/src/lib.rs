@@ -29,6 +29,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     limits: Limits {
         row_len_max: 64 * 1024,
         column_len_max: 64 * 1024,
+        cell_len_max: 128 * 1024,
         value_len_max: 256 * 1024 * 1024,
         empty_names: true,
     },

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::config::PostgresConfig;
+use crate::tls;
 use atlas_kvs::{KvsError, TableKind, TableRef};
 use deadpool_postgres::{HookError, PoolError, TimeoutType};
 use std::error::Error as _;
@@ -85,6 +86,14 @@ pub(crate) enum Stakes {
 /// What a failure means.
 pub(crate) fn explain(failure: Failure, stakes: Stakes) -> Trouble {
     let lost = stakes == Stakes::Committed;
+    if let Failure::Unsent(error) = &failure
+        && let Some(reason) = tls::distrust(error)
+    {
+        return Trouble::Final(KvsError::Backend {
+            reason: format!("the encrypted connection failed, check host, sslmode and root certificate: {reason}"),
+            source: None,
+        });
+    }
     match failure {
         Failure::Silence(waited) if lost => Trouble::Final(indeterminate(silent(waited), None)),
         Failure::Silence(waited) | Failure::UnsentSilence(waited) => Trouble::Final(unavailable(silent(waited), None)),

@@ -33,6 +33,9 @@
 //! dead before anything was sent, are tried again before anyone is told. A connection whose state is not known is
 //! closed, never used again.
 //!
+//! Every connection of a store leads to the same database: system identifier, timeline and database are checked, so that
+//! a fail-over is told and nothing is written to what may lack the last commits. The store has to be opened anew then.
+//!
 //! # Not supported
 //!
 //! Poolers that lend a server connection for one transaction only: settings and prepared statements belong to a
@@ -41,14 +44,17 @@
 mod atomic;
 mod catalog;
 mod config;
+mod connect;
 mod delete;
 mod errors;
+mod hosts;
 mod names;
 mod read;
 mod scan;
 mod session;
 mod store;
+mod tls;
 mod write;
 
-pub use config::{Password, PostgresConfig};
+pub use config::{Password, PostgresConfig, SslMode};
 pub use store::PostgresStore;

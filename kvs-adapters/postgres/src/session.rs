@@ -1,22 +1,20 @@
-//! Connections: how they are made, lent and given up.
+//! Connections: how they are lent, used and given up.
 
+use crate::catalog::column;
 use crate::config::PostgresConfig;
+use crate::connect;
 use crate::errors::{Answer, Attempt, Failure, Stakes, Trouble, explain, no_connection};
 use crate::names::Names;
+use crate::tls::Tls;
 use atlas_kvs::KvsError;
-use deadpool_postgres::{
-    Client, ClientWrapper, Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime,
-};
+use deadpool_postgres::{Client, Object, Pool};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
-use tokio_postgres::config::TargetSessionAttrs;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{NoTls, Row, SimpleQueryMessage};
 
-/// The first one that vacuums tables which only grow, as ours do between sweeps.
-const SERVER_VERSION_MIN: u32 = 13_00_00;
 /// How much longer than its own limit a server is waited for.
 const SILENCE: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 5;
@@ -27,54 +25,29 @@ pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);
 pub(crate) struct Server {
     pub(crate) config: PostgresConfig,
     pub(crate) names: Names,
+    tls: Tls,
     pool: Pool,
 }
 
 impl Server {
-    pub(crate) fn new(config: PostgresConfig) -> atlas_kvs::Result<Server> {
+    pub(crate) async fn new(config: PostgresConfig) -> atlas_kvs::Result<Server> {
         if config.namespace.is_empty() {
             return Err(KvsError::Misconfigured {
                 reason: "a namespace has at least one character".to_owned(),
                 source: None,
             });
         }
-        let mut postgres = tokio_postgres::Config::new();
-        postgres
-            .host(&config.host)
-            .port(config.port)
-            .user(&config.user)
-            .dbname(&config.dbname)
-            .application_name(&config.application_name)
-            .connect_timeout(config.connect_timeout)
-            .keepalives_idle(Duration::from_secs(30))
-            // A standby, or a primary that became one, answers from the past.
-            .target_session_attrs(TargetSessionAttrs::ReadWrite);
-        if let Some(password) = &config.password {
-            postgres.password(password.expose());
-        }
-        let manager = Manager::from_config(postgres, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-        let settings = session_settings(&config);
-        let pool = Pool::builder(manager)
-            .max_size(config.pool_size.max(1))
-            .wait_timeout(Some(config.pool_timeout))
-            .create_timeout(Some(config.connect_timeout))
-            .recycle_timeout(Some(config.connect_timeout))
-            .runtime(Runtime::Tokio1)
-            .post_create(Hook::async_fn(move |client: &mut ClientWrapper, _| {
-                let settings = settings.clone();
-                Box::pin(async move { prepare_session(client, &settings).await })
-            }))
-            .build()
-            .map_err(|error| KvsError::Backend { reason: error.to_string(), source: Some(error.into()) })?;
+        let tls = Tls::new(&config).await?;
+        let pool = connect::pool(&config, &tls).await?;
         let names = Names::new(&config.namespace);
-        Ok(Server { config, names, pool })
+        Ok(Server { config, names, tls, pool })
     }
 
     /// A connection that nobody else uses.
     pub(crate) async fn session(&self) -> Attempt<Session> {
         let client = self.pool.get().await.map_err(|error| no_connection(error, &self.config))?;
         let timeout = self.config.statement_timeout;
-        Ok(Session { client: Some(client), busy: false, in_transaction: false, timeout })
+        Ok(Session { client: Some(client), busy: false, in_transaction: false, timeout, tls: self.tls.clone() })
     }
 
     pub(crate) fn check_open(&self) -> atlas_kvs::Result<()> {
@@ -95,6 +68,13 @@ impl Server {
     pub(crate) async fn read(&self, sql: &str, params: &[Param<'_>]) -> Attempt<Vec<Row>> {
         let mut session = self.session().await?;
         session.query(sql, params).await.map_err(|failure| explain(failure, Stakes::Read))
+    }
+
+    /// What each connection was checked to lead to.
+    pub(crate) async fn identity(&self) -> Attempt<String> {
+        let rows = self.read(connect::IDENTITY, &[]).await?;
+        let row = rows.first().ok_or_else(|| KvsError::corrupt("the server", "it has no identity"))?;
+        column(row, 0, "the server")
     }
 
     /// Repeats what had no effect and may have one the next time.
@@ -118,39 +98,6 @@ impl Server {
     }
 }
 
-/// What each connection is set to.
-///
-/// All statements walk primary keys, and are written so that there is one good way to do so. Statistics, which lag
-/// behind, could only mislead the planner into reading a whole table that was small a minute ago.
-fn session_settings(config: &PostgresConfig) -> String {
-    let statement_timeout = config.statement_timeout.as_millis();
-    let idle_timeout = config.idle_in_transaction_timeout.as_millis();
-    format!(
-        "SET client_min_messages = warning; SET search_path = pg_catalog; \
-         SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off; \
-         SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-         SET enable_mergejoin = off; SET max_parallel_workers_per_gather = 0; SET jit = off; \
-         SET plan_cache_mode = force_generic_plan; SET lock_timeout = 0; \
-         SET statement_timeout = {statement_timeout}; SET idle_in_transaction_session_timeout = {idle_timeout}; \
-         SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    )
-}
-
-async fn prepare_session(client: &ClientWrapper, settings: &str) -> Result<(), HookError> {
-    let answer = client.simple_query("SHOW server_version_num").await.map_err(HookError::Backend)?;
-    let version = answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0)?.parse::<u32>().ok(),
-        _ => None,
-    });
-    if version.is_none_or(|version| version < SERVER_VERSION_MIN) {
-        let version =
-            version.map_or_else(|| "of an unknown version".to_owned(), |number| (number / 10_000).to_string());
-        let needed = SERVER_VERSION_MIN / 10_000;
-        return Err(HookError::message(format!("the server is PostgreSQL {version}; {needed} or later is needed")));
-    }
-    client.batch_execute(settings).await.map_err(HookError::Backend)
-}
-
 /// A connection on loan.
 ///
 /// It goes back into the pool only if it is known to be between transactions. Otherwise, also when a caller drops the
@@ -162,6 +109,7 @@ pub(crate) struct Session {
     busy: bool,
     in_transaction: bool,
     timeout: Duration,
+    tls: Tls,
 }
 
 impl Session {
@@ -264,14 +212,14 @@ impl Drop for Session {
         if !self.busy && !self.in_transaction {
             return;
         }
-        let cancel = client.cancel_token();
+        let (cancel, tls) = (client.cancel_token(), self.tls.clone());
         let closed = client.is_closed();
         drop(Object::take(client));
         // The server looks at the connection only when it has something to say.
         if let (false, Ok(runtime)) = (closed, tokio::runtime::Handle::try_current()) {
             runtime.spawn(async move {
                 // Best effort: without it the statement runs until its time-out.
-                let _ = tokio::time::timeout(SILENCE, cancel.cancel_query(NoTls)).await;
+                let _ = tokio::time::timeout(SILENCE, tls.cancel(&cancel)).await;
             });
         }
     }

@@ -15,10 +15,15 @@ use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
 
-/// An entry of a primary key has at most 2,704 bytes, a third of a page. Row and column share them with some 40 bytes
-/// of headers, timestamp and padding.
-const LIMITS: Limits =
-    Limits { row_len_max: 1_600, column_len_max: 1_024, value_len_max: 256 << 20, empty_names: true };
+/// An entry of a primary key has at most 2,704 bytes, a third of a page, however little of it can be compressed. Row
+/// and column share them with 34 bytes at most of headers, timestamp and padding.
+const LIMITS: Limits = Limits {
+    row_len_max: 2_048,
+    column_len_max: 2_048,
+    cell_len_max: 2_656,
+    value_len_max: 256 << 20,
+    empty_names: true,
+};
 
 /// A store in a PostgreSQL database.
 ///
@@ -38,7 +43,7 @@ impl PostgresStore {
     /// [`KvsError::AccessDenied`] if it refuses the user or what the user does; [`KvsError::Misconfigured`] if it has no
     /// such database, is older than PostgreSQL 13, or the schema has a format that this program does not know.
     pub async fn connect(config: PostgresConfig) -> Result<PostgresStore> {
-        let server = Arc::new(Server::new(config)?);
+        let server = Arc::new(Server::new(config).await?);
         server.set_up().await?;
         Ok(PostgresStore { server })
     }
@@ -50,7 +55,7 @@ impl PostgresStore {
     /// # Errors
     /// As [`connect`](Self::connect).
     pub async fn connect_existing(config: PostgresConfig) -> Result<Option<PostgresStore>> {
-        let server = Arc::new(Server::new(config)?);
+        let server = Arc::new(Server::new(config).await?);
         Ok(server.set_up_existing().await?.then_some(PostgresStore { server }))
     }
 
@@ -80,7 +85,8 @@ impl fmt::Debug for PostgresStore {
 
 fn check_cell(cell: &Cell) -> Result<()> {
     check_len("row", cell, cell.row.len(), LIMITS.row_len_max)?;
-    check_len("column", cell, cell.column.len(), LIMITS.column_len_max)
+    check_len("column", cell, cell.column.len(), LIMITS.column_len_max)?;
+    check_len("row and column", cell, cell.row.len() + cell.column.len(), LIMITS.cell_len_max)
 }
 
 fn check_value(cell: &Cell, value: &Bytes) -> Result<()> {
@@ -240,6 +246,10 @@ impl KeyValueService for PostgresStore {
             }
         }
         self.server.write(Writes::of_batch(&batch.ops), batch.guard.as_ref(), durability).await
+    }
+
+    async fn identity(&self) -> Result<Option<String>> {
+        self.server.attempts(|| self.server.identity()).await.map(Some)
     }
 
     async fn availability(&self) -> Availability {

@@ -358,6 +358,9 @@ async fn stopped_client_does_not_hold_back_its_successor() {
     let (old, new) = (Some(Bytes::from_static(b"1")), Some(Bytes::from_static(b"2")));
     let changed = fixture.store.check_and_set(&table("a"), &cell("fence"), old, new).await;
     assert_eq!(changed.expect("the server has ended the other transaction"), CheckAndSet::Applied);
+    let still_open = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1 AND state = 'idle in transaction'";
+    let open = fixture.activity(still_open, &fixture.namespace.config.application_name).await;
+    assert!(open.is_empty(), "the change waits for whoever has seen the guard");
     let error = batch.await.expect("no panic").expect_err("the connection was ended");
     assert!(error.is_indeterminate(), "{error:?}");
     let error = fixture.store.apply(put("1"), Durability::Synced).await.expect_err("the fence has changed");
@@ -380,36 +383,6 @@ async fn refused_begin_leaves_nothing_behind() {
     store.apply(batch, Durability::Synced).await.expect_err("BEGIN was refused");
     assert_eq!(stored(&fixture.store).await, [0, 0]);
     assert_eq!(fixture.store.get_atomic(&table("a"), &[cell("r")]).await.expect("can be read"), [None]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn writes_are_durable_whatever_the_default_and_relaxed_ones_need_not() {
-    let fixture = Fixture::new(|_| {}).await;
-    let user = &fixture.namespace.config.user;
-    let (t, a) = (fixture.sql_table("v_t"), fixture.sql_table("a_a"));
-    let check = "ADD CHECK (current_setting('synchronous_commit') <> 'off')";
-    let sql =
-        format!("ALTER TABLE {t} {check}; ALTER TABLE {a} {check}; ALTER ROLE \"{user}\" SET synchronous_commit = off");
-    fixture.admin.batch_execute(&sql).await.expect("the test may do so");
-    let store = fixture.namespace.open().await;
-    fixture.admin.batch_execute(&format!("ALTER ROLE \"{user}\" RESET synchronous_commit")).await.expect("can reset");
-
-    put_one(&store, 1).await.expect("a put waits for the disk");
-    put_both(&store, 2).await.expect("a put waits for the disk");
-    let set = store.check_and_set(&table("a"), &cell("r"), None, Some(Bytes::new())).await;
-    assert_eq!(set.expect("it waits for the disk"), CheckAndSet::Applied);
-    let batch = |ts| AtomicBatch {
-        guard: None,
-        ops: vec![BatchOp::Put {
-            table: table("t"),
-            cell: cell("r"),
-            ts: Timestamp::saturating(ts),
-            value: Bytes::new(),
-        }],
-    };
-    store.apply(batch(3), Durability::Synced).await.expect("a synced batch waits for the disk");
-    store.apply(batch(4), Durability::Relaxed).await.expect_err("the table refuses who does not wait");
-    store.apply(batch(5), Durability::Synced).await.expect("the setting ends with its transaction");
 }
 
 #[tokio::test]

@@ -137,8 +137,12 @@ async fn longest_names_that_nothing_compresses_fit() {
         };
         (0..len).map(|_| next()).collect()
     };
-    for _ in 0..50 {
-        let cell = Cell::new(noise(limits.row_len_max), noise(limits.column_len_max));
+    // Every way in which lengths are padded, from long rows to long columns.
+    let rows = (0..16).map(|less| limits.row_len_max - less);
+    let columns = (0..16).map(|less| limits.cell_len_max - (limits.column_len_max - less));
+    let halves = (0..16).map(|more| limits.cell_len_max / 2 + more);
+    for row in rows.chain(columns).chain(halves) {
+        let cell = Cell::new(noise(row), noise(limits.cell_len_max - row));
         let value = Bytes::from(noise(100));
         let ops = vec![
             BatchOp::Put { table: t.clone(), cell: cell.clone(), ts: Timestamp::MAX.previous(), value: value.clone() },

@@ -25,8 +25,13 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-const LIMITS: Limits =
-    Limits { row_len_max: 64 << 10, column_len_max: 64 << 10, value_len_max: 256 << 20, empty_names: true };
+const LIMITS: Limits = Limits {
+    row_len_max: 64 << 10,
+    column_len_max: 64 << 10,
+    cell_len_max: 128 << 10,
+    value_len_max: 256 << 20,
+    empty_names: true,
+};
 /// More cells than this are not looked up on a thread of the runtime: other tasks wait meanwhile.
 const MEMORY_READS_MAX: usize = 128;
 /// How long to wait until running operations let go of the database.

@@ -178,7 +178,7 @@ pub async fn long_names_are_kept_or_refused(store: &mut TestStore) {
     for (number, cell) in cells.iter().enumerate() {
         let put = store.put_versions(&t, vec![(cell.clone(), value(1, number.to_string()))]).await;
         let set = store.check_and_set(&a, cell, None, Some(bytes(number.to_string()))).await;
-        if limits.row_len_max < 1_500 || limits.column_len_max < 1_500 {
+        if limits.row_len_max < 1_500 || limits.column_len_max < 1_500 || limits.cell_len_max < 3_000 {
             assert_fails!(put, KvsError::TooLarge { .. });
             assert_fails!(set, KvsError::TooLarge { .. });
         } else {
@@ -186,11 +186,35 @@ pub async fn long_names_are_kept_or_refused(store: &mut TestStore) {
             assert_eq!(set.expect("the names are within the limits"), CheckAndSet::Applied);
         }
     }
-    if limits.row_len_max >= 1_500 && limits.column_len_max >= 1_500 {
+    if limits.row_len_max >= 1_500 && limits.column_len_max >= 1_500 && limits.cell_len_max >= 3_000 {
         assert_eq!(cells_of(store, &t, everything()).await, cells);
         let expected = [0, 1, 2, 3].map(|number| Some(bytes(number.to_string())));
         assert_eq!(store.get_atomic(&a, &cells).await.expect("cells can be read"), expected);
     }
+
+    // One of the two at a time is within the limits of every store but the smallest.
+    let (t, a) = (versioned(store, "t1").await, atomic(store, "a1").await);
+    let short = [0_u8, 255];
+    let rows = short.map(|last| cell(name(last), "c"));
+    let columns = short.map(|last| cell("r", name(last)));
+    let mut expected = Vec::new();
+    for (limit, cells) in [(limits.row_len_max, rows), (limits.column_len_max, columns)] {
+        for cell in cells {
+            let put = store.put_versions(&t, vec![(cell.clone(), value(1, "v"))]).await;
+            let set = store.check_and_set(&a, &cell, None, Some(bytes("v"))).await;
+            if limit < 1_500 {
+                assert_fails!(put, KvsError::TooLarge { .. });
+                assert_fails!(set, KvsError::TooLarge { .. });
+            } else {
+                put.expect("the name is within the limit");
+                assert_eq!(set.expect("the name is within the limit"), CheckAndSet::Applied);
+                expected.push(cell);
+            }
+        }
+    }
+    assert_eq!(cells_of(store, &t, everything()).await, expected);
+    let standing = store.get_atomic(&a, &expected).await.expect("cells can be read");
+    assert_eq!(standing, vec![Some(bytes("v")); expected.len()]);
 }
 
 /// Names of exactly the stated length are accepted, as far as a test can make them.
@@ -198,9 +222,17 @@ pub async fn names_at_the_limits_are_accepted(store: &mut TestStore) {
     let t = versioned(store, "t").await;
     let limits = store.capabilities().limits;
     let name = |limit: usize| vec![b'n'; limit.min(1 << 20)];
-    let cells = [cell(name(limits.row_len_max), "c"), cell("a", name(limits.column_len_max))];
+    let mut cells = vec![cell("a", name(limits.column_len_max)), cell(name(limits.row_len_max), "c")];
+    if limits.cell_len_max <= limits.row_len_max + limits.column_len_max && limits.cell_len_max <= 1 << 20 {
+        let column = limits.cell_len_max - limits.row_len_max;
+        let row = limits.cell_len_max - limits.column_len_max;
+        cells.push(cell(name(limits.row_len_max), name(column)));
+        cells.push(cell(name(row), name(limits.column_len_max)));
+    }
+    cells.sort_unstable();
+    cells.dedup();
     store.put_versions(&t, cells.iter().map(|cell| (cell.clone(), value(1, "v"))).collect()).await.expect("they fit");
-    assert_eq!(cells_of(store, &t, everything()).await, [cells[1].clone(), cells[0].clone()]);
+    assert!(cells_of(store, &t, everything()).await == cells, "they are kept");
 }
 
 /// Lengths over the stated limits fail with `TooLarge` in every writing operation, before anything is written.
@@ -212,6 +244,11 @@ pub async fn lengths_over_the_limits_are_refused(store: &mut TestStore) {
     let mut offences = Vec::new();
     offences.extend(over(limits.row_len_max).map(|row| (Cell::new(row, "c"), fine.clone())));
     offences.extend(over(limits.column_len_max).map(|column| (Cell::new("r", column), fine.clone())));
+    if limits.cell_len_max < limits.row_len_max + limits.column_len_max {
+        let row = Bytes::from(vec![0; limits.row_len_max]);
+        let column = over(limits.cell_len_max - limits.row_len_max);
+        offences.extend(column.map(|column| (Cell::new(row, column), fine.clone())));
+    }
     for (cell, _) in &offences {
         assert_fails!(store.add_sentinels(&t, &[Cell::new("a", "a"), cell.clone()]).await, KvsError::TooLarge { .. });
     }

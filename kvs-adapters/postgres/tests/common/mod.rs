@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each target uses a part")]
 
+pub(crate) mod server;
+
 use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,6 +35,8 @@ pub(crate) fn config(namespace: &str) -> PostgresConfig {
 /// A namespace of its own; what was made in it is removed in the end.
 pub(crate) struct Namespace {
     pub(crate) config: PostgresConfig,
+    /// False on a server that goes with its test.
+    pub(crate) remove: bool,
 }
 
 impl Namespace {
@@ -43,7 +47,7 @@ impl Namespace {
     }
 
     pub(crate) fn named(name: &str) -> Namespace {
-        Namespace { config: config(name) }
+        Namespace { config: config(name), remove: true }
     }
 
     pub(crate) async fn open(&self) -> PostgresStore {
@@ -53,6 +57,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if !self.remove {
+            return;
+        }
         let config = self.config.clone();
         // A runtime of its own: the test's may be the one that drops this.
         let cleaned = std::thread::spawn(move || {

@@ -1,0 +1,298 @@
+//! Portable backups: what a transaction at the backup timestamp reads, written again as one ordinary commit below it.
+//!
+//! Only what applications wrote is in them: of each cell the one visible value. What the layer keeps for itself is not
+//! copied but made anew, so the backup fits a store of any kind:
+//!
+//! ```text
+//!   from   every cell as of B             into   one version of each cell at start_ts = B - 2, in which its commit
+//!          the tables with their specs           timestamp B - 1 lies beside the value; the entry B - 2 -> B - 1;
+//!          (manifest) namespace, B, F            a record of the store, and of the oracle with a bound above B
+//! ```
+//!
+//! From there it goes on like every restore: what follows finds an ordinary store in which one transaction committed
+//! everything right before B. Both numbers are free: the store holds nothing else, and a state at B that is not empty
+//! took a start and a commit below B.
+
+use super::cells::{self, Cells, FrameWriter, PREAMBLE};
+use super::chunks::{self, ChunkFiles, PARALLEL};
+use super::contents::{Contents, PortableTable, table_stem};
+use super::create::BackupStep;
+use super::files::{Jobs, Meter};
+use super::manifest::{Manifest, ManifestFile};
+use super::restore::RestoreStep;
+use crate::ops::{ScanOptions, TransactionOps};
+use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, TableSpec};
+use crate::timestamp::OracleRecord;
+use crate::transaction::entry::{Entry, transactions_table};
+use crate::transaction::sweep_queue::sweep_queue_table;
+use crate::transaction::{committed_version, version_len};
+use crate::{Error, Result};
+use atlas_kvs::{KeyValueService, PutUnlessExists, TableKind, Timestamp, Value};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How many cells are fetched at a time, of each table.
+const PAGE: usize = 128;
+
+/// Most bytes written into the store at a time, one cell excepted.
+const WRITE_SIZE: usize = 1 << 20;
+
+/// Bytes that a portable backup of a store would hold, estimated from what its tables hold.
+pub(super) async fn estimated_bytes(kvs: &dyn KeyValueService) -> Result<u64> {
+    let mut bytes = 0u64;
+    for table in kvs.tables().await? {
+        if !table.table.is_internal() {
+            bytes = bytes.saturating_add(kvs.table_size(&table.table).await?.bytes);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Reads every table of applications as `reader` sees it into files in `directory`, several tables at once.
+pub(super) async fn copy_out(
+    jobs: &Jobs,
+    kvs: &dyn KeyValueService,
+    reader: Arc<dyn TransactionOps>,
+    directory: &Path,
+    file_size: u64,
+    estimate: u64,
+) -> Result<(Vec<ManifestFile>, Contents)> {
+    let mut tables = Vec::new();
+    for description in kvs.tables().await? {
+        if !description.table.is_internal() {
+            let spec = TableSpec::from_description(&description)?;
+            tables.push(PortableTable { table: description.table, spec, cells: 0, files: 0 });
+        }
+    }
+    let meter = jobs.meter(BackupStep::Copy.name(), estimate);
+    let copy = |(place, table): (usize, PortableTable)| {
+        let (reader, meter) = (Arc::clone(&reader), Arc::clone(&meter));
+        let into =
+            ChunkFiles { directory: directory.to_owned(), stem: table_stem(place), preamble: PREAMBLE, file_size };
+        async move {
+            let cells = Arc::new(AtomicU64::new(0));
+            let frames = frames(reader, table.clone(), Arc::clone(&cells));
+            let files = chunks::write(jobs, frames, into, meter).await?;
+            let count = u32::try_from(files.len()).unwrap_or(u32::MAX);
+            let cells = cells.load(Ordering::Relaxed);
+            Ok::<_, Error>((files, PortableTable { cells, files: count, ..table }))
+        }
+        .boxed()
+    };
+    // Made before the first is polled: a closure that lives as long as the stream would not be `Send` enough.
+    let copies: Vec<BoxFuture<'_, Result<(Vec<ManifestFile>, PortableTable)>>> =
+        tables.into_iter().enumerate().map(copy).collect();
+    let copied: Vec<_> = stream::iter(copies).buffered(PARALLEL).try_collect().await?;
+    let (files, tables): (Vec<_>, Vec<_>) = copied.into_iter().unzip();
+    Ok((files.into_iter().flatten().collect(), Contents::Portable { tables }))
+}
+
+/// The frames of a table; `count` is the number of cells when they have ended.
+fn frames(
+    reader: Arc<dyn TransactionOps>,
+    table: PortableTable,
+    count: Arc<AtomicU64>,
+) -> BoxStream<'static, Result<bytes::Bytes>> {
+    async_stream::try_stream! {
+        let options = ScanOptions { page_size: PAGE, ..ScanOptions::default() };
+        let mut cells = reader.scan(&table.table, options).await?;
+        let mut frames = FrameWriter::default();
+        while let Some((cell, value)) = cells.try_next().await? {
+            if let Some(frame) = frames.push(&cell, &value)? {
+                yield frame;
+            }
+        }
+        if let Some(frame) = frames.take() {
+            yield frame;
+        }
+        count.store(frames.cells(), Ordering::Relaxed);
+    }
+    .boxed()
+}
+
+/// Reads every frame of a portable backup. Answers the number of cells.
+///
+/// # Errors
+/// [`Error::Corrupt`] if it does not hold what the manifest says.
+pub(super) async fn check(directory: &Path, manifest: &Manifest, tables: &[PortableTable], jobs: &Jobs) -> Result<u64> {
+    let meter = jobs.meter("read", manifest.store_files().map(|file| file.size).sum());
+    let mut total = 0;
+    for (place, table) in tables.iter().enumerate() {
+        let mut seen = 0;
+        for file in manifest.chunks(&table_stem(place), table.files) {
+            let mut cells = read_cells(directory.join(&file.path), file, Arc::clone(&meter));
+            while let Some(cells) = cells.try_next().await? {
+                seen += cells.len() as u64;
+            }
+        }
+        check_count(manifest, table, seen)?;
+        total += seen;
+    }
+    Ok(total)
+}
+
+fn check_count(manifest: &Manifest, table: &PortableTable, seen: u64) -> Result<()> {
+    if seen == table.cells {
+        return Ok(());
+    }
+    Err(Error::corrupt(
+        format!("backup '{}', table '{}'", manifest.id, table.table),
+        format!("it holds {seen} cells instead of {}", table.cells),
+    ))
+}
+
+fn read_cells(path: PathBuf, file: ManifestFile, meter: Arc<Meter>) -> BoxStream<'static, Result<Cells>> {
+    let place = path.display().to_string();
+    chunks::read(path, file, meter, move |source, send| cells::read_frames(source, &place, send))
+}
+
+/// Writes a portable backup into a store that holds nothing, several tables at once. `namespace` and `commit_mode` are
+/// what the store will be opened with.
+pub(super) async fn load(
+    kvs: &Arc<dyn KeyValueService>,
+    directory: &Path,
+    manifest: &Manifest,
+    tables: &[PortableTable],
+    jobs: &Jobs,
+    namespace: &str,
+    commit_mode: &str,
+) -> Result<()> {
+    MetaRecord::<StoreRecord>::create_table(kvs.as_ref()).await?;
+    kvs.create_table(&transactions_table(), TableKind::Atomic, bytes::Bytes::new()).await?;
+    kvs.create_table(&sweep_queue_table(), TableKind::Versioned, bytes::Bytes::new()).await?;
+    for table in tables {
+        kvs.create_table(&table.table, TableKind::Versioned, table.spec.to_metadata()).await?;
+    }
+    if let Some((start_ts, commit_ts)) = numbers(manifest, tables)? {
+        let load = Load { kvs, directory, manifest, start_ts, commit_ts };
+        load.data(tables, jobs).await?;
+        load.entry().await?;
+    }
+    // Last: they make it a store.
+    write_records(kvs, manifest, namespace, commit_mode).await
+}
+
+/// The start and commit timestamp of everything; nothing for a backup without cells.
+fn numbers(manifest: &Manifest, tables: &[PortableTable]) -> Result<Option<(Timestamp, Timestamp)>> {
+    if tables.iter().all(|table| table.cells == 0) {
+        return Ok(None);
+    }
+    let commit_ts = manifest.backup_ts.previous();
+    let start_ts = commit_ts.previous();
+    if start_ts.is_data() && start_ts < commit_ts {
+        return Ok(Some((start_ts, commit_ts)));
+    }
+    Err(Error::corrupt(
+        format!("backup '{}'", manifest.id),
+        format!("it holds cells, though nothing can have committed below {}", manifest.backup_ts),
+    ))
+}
+
+struct Load<'a> {
+    kvs: &'a Arc<dyn KeyValueService>,
+    directory: &'a Path,
+    manifest: &'a Manifest,
+    start_ts: Timestamp,
+    commit_ts: Timestamp,
+}
+
+impl Load<'_> {
+    async fn data(&self, tables: &[PortableTable], jobs: &Jobs) -> Result<()> {
+        let bytes = self.manifest.store_files().map(|file| file.size).sum();
+        let meter = jobs.meter(RestoreStep::Copy.name(), bytes);
+        let loads: Vec<BoxFuture<'_, Result<()>>> = tables
+            .iter()
+            .enumerate()
+            .map(|(place, table)| self.table(place, table, Arc::clone(&meter)).boxed())
+            .collect();
+        stream::iter(loads).buffer_unordered(PARALLEL).try_collect().await
+    }
+
+    async fn table(&self, place: usize, table: &PortableTable, meter: Arc<Meter>) -> Result<()> {
+        let mut seen = 0;
+        for file in self.manifest.chunks(&table_stem(place), table.files) {
+            let mut cells = read_cells(self.directory.join(&file.path), file, Arc::clone(&meter));
+            while let Some(cells) = cells.try_next().await? {
+                seen += cells.len() as u64;
+                self.put(table, cells).await?;
+            }
+        }
+        check_count(self.manifest, table, seen)
+    }
+
+    async fn put(&self, table: &PortableTable, cells: Cells) -> Result<()> {
+        let (mut versions, mut size) = (Vec::with_capacity(cells.len()), 0);
+        for (cell, content) in cells {
+            size += cell.row.len() + cell.column.len() + version_len(content.len());
+            let bytes = committed_version(&content, self.commit_ts);
+            versions.push((cell, Value { ts: self.start_ts, bytes }));
+            if size >= WRITE_SIZE {
+                self.kvs.put_versions(&table.table, std::mem::take(&mut versions)).await?;
+                size = 0;
+            }
+        }
+        Ok(self.kvs.put_versions(&table.table, versions).await?)
+    }
+
+    /// After the data, as in every commit.
+    async fn entry(&self) -> Result<()> {
+        let entry = Entry::Committed(self.commit_ts).encode();
+        let cell = Entry::cell(self.start_ts);
+        match self.kvs.put_unless_exists(&transactions_table(), &cell, entry.clone()).await? {
+            PutUnlessExists::Written => Ok(()),
+            // A write of ours whose answer was lost on the way.
+            PutUnlessExists::Exists(found) if found == entry => Ok(()),
+            PutUnlessExists::Exists(_) => Err(not_alone("the entry of the restored data")),
+        }
+    }
+}
+
+async fn write_records(
+    kvs: &Arc<dyn KeyValueService>,
+    manifest: &Manifest,
+    namespace: &str,
+    commit_mode: &str,
+) -> Result<()> {
+    let oracle = OracleRecord {
+        epoch: 0,
+        holder: None,
+        // As if `backup_ts` had been the last number issued.
+        bound: manifest.backup_ts.next(),
+        renewal: 0,
+        lease_ms: 0,
+        contact: None,
+        database: None,
+    };
+    put_record(MetaRecord::new(Arc::clone(kvs), "oracle"), &oracle).await?;
+    let store = StoreRecord {
+        format_version: FORMAT_VERSION,
+        store_id: uuid::Uuid::new_v4(),
+        namespace: namespace.to_owned(),
+        commit_mode: commit_mode.to_owned(),
+        created: jiff::Timestamp::now().to_string(),
+        restored_from: Some(manifest.id.clone()),
+    };
+    put_record(MetaRecord::new(Arc::clone(kvs), "store"), &store).await
+}
+
+async fn put_record<T>(record: MetaRecord<T>, content: &T) -> Result<()>
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq,
+{
+    match record.replace(None, Some(content)).await? {
+        Replaced::Done(_) => Ok(()),
+        Replaced::Other(Some((found, _))) if found == *content => Ok(()),
+        Replaced::Other(_) => Err(not_alone("a record of the restored store")),
+    }
+}
+
+fn not_alone(what: &str) -> Error {
+    Error::refused(
+        format!("{what} is there already: somebody else writes into the store that is being restored"),
+        "stop every process that uses the store, then `atlas backup restore --resume --into CONFIG`",
+    )
+}

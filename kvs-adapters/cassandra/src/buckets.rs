@@ -18,8 +18,9 @@
 //! A mark is written before the first key of its child and never removed. Scans follow marks and nothing else, and merge
 //! a bucket with its children whatever is in them. So two processes need not agree on which buckets are full or how they
 //! are split: each decides for itself, from what it finds in a bucket when it first has to do with it and from what it
-//! has put there since. They then disagree about where a key belongs, which makes a bucket a little too large, or gives
-//! two children of which one contains the other, and nothing worse.
+//! has put there since. They then disagree about where a key belongs, which makes a bucket larger (each process may fill
+//! it once, and what is under way is not counted), or gives two children of which one contains the other, and nothing
+//! worse.
 
 use crate::errors::Attempt;
 use crate::session::Cluster;

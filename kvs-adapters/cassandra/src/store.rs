@@ -50,28 +50,30 @@ impl Tables {
     /// A table, looked up unless it is known. `looks` is how often it was looked for in vain by the same caller.
     pub(crate) async fn find(&self, name: &TableRef, kind: TableKind, looks: u32) -> Result<Arc<Table>> {
         self.cluster.check_open()?;
-        let known = self.known.get(name).map(|table| Arc::clone(&table));
-        let table = match known {
-            Some(table) => table,
-            None => {
-                // A node may not have heard of the table yet, though the others agree on it.
-                if looks > 1 {
-                    tokio::time::sleep(Duration::from_millis(10 << looks)).await;
-                }
-                let entry = self.cluster.ready_entry(&self.catalog, name).await?;
-                let entry = entry.ok_or_else(|| KvsError::NoSuchTable(name.clone()))?;
-                let keys_max = self.cluster.config.bucket_keys_max;
-                let table =
-                    || Arc::new(Table::new(&self.cluster.keyspace, name.clone(), entry.kind, entry.id, keys_max));
-                // What another one has learnt of the table meanwhile is kept.
-                let mut known = self.known.entry(name.clone()).or_insert_with(table);
-                if known.id != entry.id {
-                    *known = table();
-                }
-                Arc::clone(&known)
+        if let Some(known) = self.known.get(name).map(|table| Arc::clone(&table)) {
+            if known.kind == kind {
+                return Ok(known);
             }
-        };
-        if table.kind == kind { Ok(table) } else { Err(wrong_kind(name, table.kind)) }
+            // Another process may have dropped it and created one of the other kind.
+            self.known.remove_if(name, |_, still| still.id == known.id);
+        }
+        // A node may not have heard of the table yet, though the others agree on it.
+        if looks > 1 {
+            tokio::time::sleep(Duration::from_millis(10 << looks)).await;
+        }
+        let entry = self.cluster.ready_entry(&self.catalog, name).await?;
+        let entry = entry.ok_or_else(|| KvsError::NoSuchTable(name.clone()))?;
+        if entry.kind != kind {
+            return Err(wrong_kind(name, entry.kind));
+        }
+        let keys_max = self.cluster.config.bucket_keys_max;
+        let table = || Arc::new(Table::new(&self.cluster.keyspace, name.clone(), entry.kind, entry.id, keys_max));
+        // What another one has learnt of the table meanwhile is kept.
+        let mut known = self.known.entry(name.clone()).or_insert_with(table);
+        if known.id != entry.id {
+            *known = table();
+        }
+        Ok(Arc::clone(&known))
     }
 
     /// Forgets a table that is not there any more, so that it is looked up again.

@@ -41,12 +41,11 @@ mod wire;
 pub use client::RemoteAtlas;
 pub use listen::{Addresses, Server, serve, serve_socket};
 pub(crate) use listen::{Listeners, check_addresses};
-pub(crate) use locate::{Located, locate};
+pub(crate) use locate::{Owner, find_owner};
 pub use locks::{LocalLocks, LockLease, LockOps};
 pub use services::{Limits, Services};
 pub use socket::socket_path;
 pub(crate) use standby::Standby;
-pub(crate) use token::Token;
 pub use token::{FILE_VARIABLE as TOKEN_FILE_VARIABLE, token_path};
 
 use crate::Result;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Name of the record.
-pub(crate) const RECORD: &str = "server-token";
+const RECORD: &str = "server-token";
 
 /// The record. Not `Debug`: nobody shows it.
 #[derive(Clone, Serialize, Deserialize)]
@@ -22,7 +22,8 @@ pub(crate) struct TokenRecord {
     token: String,
 }
 
-fn record(kvs: Arc<dyn KeyValueService>) -> MetaRecord<TokenRecord> {
+/// The record in the store.
+pub(crate) fn record(kvs: Arc<dyn KeyValueService>) -> MetaRecord<TokenRecord> {
     MetaRecord::new(kvs, RECORD)
 }
 

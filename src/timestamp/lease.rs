@@ -80,6 +80,11 @@ impl Lease {
         self.clock.now() < *self.until.borrow()
     }
 
+    /// How long ago the last renewal was asked for. A lease that was given up is as old as can be.
+    pub(super) fn age(&self) -> Duration {
+        (self.clock.now() + trusted(self.length)).saturating_sub(*self.until.borrow())
+    }
+
     /// The record was changed at our wish, for which we asked at `asked`.
     pub(super) fn renewed(&self, asked: Duration) {
         // Given up is given up: a renewal that was on its way brings nothing back.

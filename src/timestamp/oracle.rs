@@ -88,8 +88,8 @@ impl TimestampOracle {
     /// Cancel safe, but a takeover that was under way may make the next one wait for a lease.
     ///
     /// # Errors
-    /// [`Error::Refused`] if another process owns a shared store and renews its lease, or if the numbers were issued
-    /// on another database; [`Error::Interrupted`] if the stand-by was cancelled; [`Error::Corrupt`] for a damaged
+    /// [`Error::StoreOwned`] if another process owns a shared store and renews its lease; [`Error::Refused`] if the
+    /// numbers were issued on another database; [`Error::Interrupted`] if the stand-by was cancelled; [`Error::Corrupt`] for a damaged
     /// record; [`Error::LostLeadership`] if another instance takes over meanwhile.
     pub async fn open_with(kvs: Arc<dyn KeyValueService>, options: LeaseOptions) -> Result<TimestampOracle> {
         match kvs.ownership() {
@@ -121,6 +121,14 @@ impl TimestampOracle {
     /// Cancelled when another instance has taken over. A release does not cancel it.
     pub fn lost(&self) -> CancellationToken {
         self.issuer.lost.clone()
+    }
+
+    /// How long ago the lease was last renewed; `None` on a store with one owner.
+    pub fn lease_age(&self) -> Option<Duration> {
+        match &self.issuer.right {
+            Right::InProcess(_) => None,
+            Right::Leased(lease) => Some(lease.age()),
+        }
     }
 
     /// Whether the right to issue is held at this moment: on a shared store, whether no successor can have begun yet.

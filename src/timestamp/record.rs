@@ -85,12 +85,12 @@ impl OracleRecord {
     }
 
     /// The lease its holder has promised to renew, if it has.
-    pub(super) fn lease(&self) -> Option<Duration> {
+    pub(crate) fn lease(&self) -> Option<Duration> {
         (self.lease_ms > 0).then(|| Duration::from_millis(self.lease_ms))
     }
 
     /// Whose it is, for people.
-    pub(super) fn owner(&self) -> String {
+    pub(crate) fn owner(&self) -> String {
         self.contact.as_ref().map_or_else(|| "a process that left no name".to_owned(), Contact::to_string)
     }
 

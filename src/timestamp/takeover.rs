@@ -3,7 +3,7 @@
 use super::fence::FenceRecord;
 use super::lease::LeaseOptions;
 use super::oracle::{BLOCK, check_bound};
-use super::record::OracleRecord;
+use super::record::{Contact, OracleRecord};
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use atlas_kvs::{KeyValueService, Timestamp};
@@ -79,7 +79,8 @@ async fn attempt(
         bound: Timestamp::saturating(found.bound.get() + BLOCK),
         renewal: 0,
         lease_ms: u64::try_from(options.lease.as_millis()).unwrap_or(u64::MAX),
-        contact: Some(options.contact.clone()),
+        // Who stood by for a week has owned nothing meanwhile.
+        contact: Some(Contact { since: jiff::Timestamp::now().to_string(), ..options.contact.clone() }),
         database: database.or(found.database),
     };
     let asked = options.clock.now();
@@ -126,13 +127,8 @@ impl Watch<'_> {
 
     /// An owner that lives and is not going to be waited for any longer.
     fn refusal(&self, found: &OracleRecord) -> Option<Error> {
-        (self.alive && self.options.standby.is_none() && self.waited() >= self.options.wait).then(|| {
-            Error::refused(
-                format!("the store is in use by {}", found.owner()),
-                "end that process, or use commands that it answers while it runs; `atlas serve --standby` waits and \
-                 takes over when it ends",
-            )
-        })
+        let refuse = self.alive && self.options.standby.is_none() && self.waited() >= self.options.wait;
+        refuse.then(|| Error::StoreOwned { owner: found.owner() })
     }
 
     async fn pause(&self) -> Result<()> {

@@ -41,7 +41,6 @@ impl Server {
             let found = self.has_schema().await?;
             if found {
                 self.check_format().await?;
-                self.warn_of_lies().await?;
             }
             Ok(found)
         })

@@ -13,7 +13,8 @@ const PASSWORD_LEN_MAX: u64 = 4096;
 /// Connects to the database and makes the namespace's schema if it is missing.
 #[cfg(feature = "postgres")]
 pub(super) async fn open_postgres(settings: &PostgresKvs, namespace: &str) -> Result<Arc<dyn KeyValueService>> {
-    use atlas_kvs_postgres::{Password, PostgresConfig, PostgresStore};
+    use crate::config::SslModeChoice;
+    use atlas_kvs_postgres::{Password, PostgresConfig, PostgresStore, SslMode};
 
     let config = PostgresConfig {
         host: settings.host.clone(),
@@ -21,6 +22,12 @@ pub(super) async fn open_postgres(settings: &PostgresKvs, namespace: &str) -> Re
         user: settings.user.clone(),
         password: password(&settings.password, &settings.password_file)?.map(Password::from),
         dbname: settings.database.clone(),
+        ssl_mode: match settings.ssl_mode {
+            SslModeChoice::Disable => SslMode::Disable,
+            SslModeChoice::Require => SslMode::Require,
+            SslModeChoice::VerifyFull => SslMode::VerifyFull,
+        },
+        ssl_root_certificate: Some(settings.ssl_root_certificate.clone()).filter(|file| !file.as_os_str().is_empty()),
         namespace: namespace.to_owned(),
         pool_size: settings.pool_size as usize,
         connect_timeout: settings.connect_timeout,

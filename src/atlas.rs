@@ -5,22 +5,25 @@ use crate::config::AtlasConfig;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::{
     BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, Operations, ProgressSink,
-    ScanOptions, StoreStatus, TableInfo, TransactionOps,
+    ScanOptions, StoreOwner, StoreStatus, TableInfo, TransactionOps,
 };
 use crate::registry::{self, OpenedStore};
 use crate::schema::{MetaRecord, Replaced, TableSpec};
-use crate::server::{Server, Services};
+use crate::server::{self, Listeners, Owner, Server, Services};
+use crate::timestamp::{Contact, LeaseOptions, read_stored};
 use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
 use crate::{Error, Result, doctor, punch};
 use async_trait::async_trait;
 use atlas_kvs::{
-    Cell, KeyValueService, KvsError, RowRange, TableDescription, TableKind, TableRef, Timestamp, VersionScan,
+    Cell, KeyValueService, KvsError, Ownership, RowRange, TableDescription, TableKind, TableRef, Timestamp, VersionScan,
 };
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,8 +57,9 @@ struct Store {
     closed: OnceCell<()>,
     backups: TaskTracker,
     closing: CancellationToken,
-    // Ends with the store.
+    // These two end with the store.
     puncher: AbortOnDropHandle<()>,
+    _cleaner: Option<AbortOnDropHandle<()>>,
 }
 
 /// The server of the socket; ends when it is dropped.
@@ -68,6 +72,42 @@ struct ServerHandle {
 impl Drop for ServerHandle {
     fn drop(&mut self) {
         self.stop.cancel();
+    }
+}
+
+/// How a store is taken over. All of it counts only where several processes can reach it.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening {
+    /// What this process is, for people.
+    pub(crate) program: String,
+    /// Where it is going to answer.
+    pub(crate) address: Option<SocketAddr>,
+    /// How long a living owner is waited for.
+    pub(crate) wait: Duration,
+    /// Waits for its end, until this is cancelled.
+    pub(crate) standby: Option<CancellationToken>,
+}
+
+impl Default for Opening {
+    /// An application that is named as its file is, and waits for nobody.
+    fn default() -> Opening {
+        let file = std::env::args_os().next().map(PathBuf::from);
+        let name = file.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+        let program = name.unwrap_or_else(|| "an application".to_owned());
+        Opening { program, address: None, wait: Duration::ZERO, standby: None }
+    }
+}
+
+impl Opening {
+    pub(crate) fn lease(&self, config: &AtlasConfig) -> LeaseOptions {
+        let address = self.address.map(|address| address.to_string());
+        LeaseOptions {
+            lease: config.leader.lease,
+            wait: self.wait,
+            standby: self.standby.clone(),
+            contact: Contact { address, ..Contact::this_process(self.program.as_str()) },
+            ..LeaseOptions::default()
+        }
     }
 }
 
@@ -85,31 +125,74 @@ struct SweepPin {
 }
 
 impl Atlas {
-    /// Opens the store that the configuration names, or makes it, and serves the socket in its directory, so that
-    /// the command line works while the application runs.
+    /// Opens the store that the configuration names, or makes it, and answers the command line while the application
+    /// runs: on the socket in the store's directory, or, if the store is on a server, on a port of this machine that
+    /// the system chooses and the store tells.
     ///
     /// # Errors
-    /// [`Error::StoreInUse`] if another process owns the store and does not let go within ten seconds;
-    /// [`Error::Refused`] for another namespace or commit mode or an unfinished restore; [`Error::Corrupt`] if it
-    /// contradicts itself.
+    /// [`Error::StoreInUse`] if another process owns the directory and does not let go within ten seconds;
+    /// [`Error::StoreOwned`] if another process owns the store on a server: at once if it serves, after ten seconds
+    /// otherwise; a dead one is waited for until its lease is over. [`Error::Refused`] for another namespace or commit
+    /// mode or an unfinished restore; [`Error::Corrupt`] if it contradicts itself.
     pub async fn open(config: AtlasConfig) -> Result<Atlas> {
+        if registry::is_shared(&config.key_value_service) {
+            return Atlas::open_shared(config).await;
+        }
         let atlas = Atlas::open_unserved(config, WAIT_FOR_OWNER).await?;
         let Some(data_dir) = atlas.data_dir().map(Path::to_owned) else { return Ok(atlas) };
         let server = Server::bind_socket(atlas.services(), &data_dir).await?;
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move { server.run(stopped.cancelled_owned()).await });
-        let server = ServerHandle { stop, task: Mutex::new(Some(task)) };
-        Ok(Atlas { server: Some(Arc::new(server)), ..atlas })
+        Ok(atlas.served_by(server))
     }
 
-    /// Opens the store without serving its socket: for short commands, and for those who serve it themselves.
+    async fn open_shared(config: AtlasConfig) -> Result<Atlas> {
+        // Before the store is taken over, so that its new owner can be found from the first moment.
+        let listeners = Listeners::any().await?;
+        let opened = registry::open(&config, WAIT_FOR_OWNER).await?;
+        let wait = match server::find_owner(&opened.kvs).await? {
+            Owner::Server { name, .. } => return Err(Error::StoreOwned { owner: name }),
+            Owner::Unreachable { record, .. }
+                if record.contact.as_ref().is_some_and(|owner| owner.address.is_some()) =>
+            {
+                Duration::ZERO
+            }
+            // Short commands have no address, and are soon done.
+            Owner::Unreachable { .. } | Owner::Nobody => WAIT_FOR_OWNER,
+        };
+        let opening = Opening { address: listeners.grpc_address(), wait, ..Opening::default() };
+        let atlas = Atlas::open_as(config, opened, opening).await?;
+        let served = async { Server::on(listeners, atlas.services_to_serve().await?, None).await };
+        match served.await {
+            Ok(server) => Ok(atlas.served_by(server)),
+            Err(error) => {
+                let _ = atlas.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    fn served_by(self, server: Server) -> Atlas {
+        let stop = CancellationToken::new();
+        let (stopped, lost) = (stop.clone(), self.lost());
+        let task = tokio::spawn(async move {
+            let ended = async {
+                tokio::select! {
+                    () = stopped.cancelled() => {}
+                    () = lost.cancelled() => tracing::error!("another process has taken the store over"),
+                }
+            };
+            server.run(ended).await;
+        });
+        let server = ServerHandle { stop, task: Mutex::new(Some(task)) };
+        Atlas { server: Some(Arc::new(server)), ..self }
+    }
+
+    /// Opens the store without answering others: for short commands, and for those who serve it themselves.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open), with `wait_for_owner` for another process that is alive.
     pub async fn open_unserved(config: AtlasConfig, wait_for_owner: Duration) -> Result<Atlas> {
         let opened = registry::open(&config, wait_for_owner).await?;
-        Atlas::start(config, opened).await
+        Atlas::open_as(config, opened, Opening { wait: wait_for_owner, ..Opening::default() }).await
     }
 
     /// Opens a store that was made elsewhere, for tests and for stores this program does not know.
@@ -119,18 +202,23 @@ impl Atlas {
     pub async fn with_store(config: AtlasConfig, kvs: Arc<dyn KeyValueService>) -> Result<Atlas> {
         let location = kvs.capabilities().store.to_owned();
         let durability = atlas_kvs::Durability::Synced;
-        Atlas::start(config, OpenedStore { kvs, location, data_dir: None, durability }).await
+        Atlas::open_as(config, OpenedStore { kvs, location, data_dir: None, durability }, Opening::default()).await
     }
 
-    async fn start(config: AtlasConfig, opened: OpenedStore) -> Result<Atlas> {
+    /// Takes an open store over for transactions.
+    pub(crate) async fn open_as(config: AtlasConfig, opened: OpenedStore, opening: Opening) -> Result<Atlas> {
         let options = OpenOptions {
             namespace: config.namespace.clone(),
             transactions: config.transactions.clone(),
             durability: opened.durability,
+            lease: opening.lease(&config),
         };
         let manager = TransactionManager::open(opened.kvs.clone(), options).await?;
         punch::create_table(opened.kvs.as_ref()).await?;
         let puncher = AbortOnDropHandle::new(tokio::spawn(punch_regularly(manager.clone())));
+        // Nobody leaves challenges where nobody looks for an owner.
+        let is_shared = matches!(opened.kvs.ownership(), Ownership::Shared);
+        let cleaner = is_shared.then(|| AbortOnDropHandle::new(tokio::spawn(clean_challenges(manager.clone()))));
         let backup_lock = BackupLock::new(opened.kvs.clone());
         let opened_at = Instant::now();
         let store = Store {
@@ -143,6 +231,7 @@ impl Atlas {
             backups: TaskTracker::new(),
             closing: CancellationToken::new(),
             puncher,
+            _cleaner: cleaner,
         };
         Ok(Atlas { store: Arc::new(store), server: None })
     }
@@ -153,6 +242,39 @@ impl Atlas {
         Services::new(Arc::new(unserved.clone()))
             .locks(Arc::new(crate::server::LocalLocks::new(self.store.manager.locks().clone())))
             .namespace(&self.store.manager.store().namespace)
+    }
+
+    /// As [`services`](Self::services), and clients that find this process through the store are let in.
+    pub(crate) async fn services_to_serve(&self) -> Result<Services> {
+        let kvs = self.kvs().clone();
+        if !matches!(kvs.ownership(), Ownership::Shared) {
+            return Ok(self.services());
+        }
+        let token = server::store_token::renew(kvs.clone(), self.store.manager.oracle().epoch()).await?;
+        Ok(self.services().shared(kvs, token))
+    }
+
+    /// Cancelled when another process has taken the store over: nothing can be done with it here any more.
+    pub fn lost(&self) -> CancellationToken {
+        self.store.manager.oracle().lost()
+    }
+
+    /// Who owns the store, as the store itself tells, and how old our lease is. `None` where there is no lease.
+    pub(crate) async fn owner(&self) -> Result<Option<StoreOwner>> {
+        let Some(age) = self.store.manager.oracle().lease_age() else { return Ok(None) };
+        let record = read_stored(self.kvs().clone()).await?;
+        Ok(record.and_then(|record| {
+            let contact = record.contact?;
+            Some(StoreOwner {
+                program: contact.program,
+                pid: contact.pid,
+                host: contact.host,
+                address: contact.address,
+                since: contact.since,
+                lease_ms: record.lease_ms,
+                lease_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            })
+        }))
     }
 
     /// The configuration it was opened with.
@@ -362,6 +484,22 @@ async fn raise_deletion_floor(manager: &TransactionManager) -> Result<()> {
     backup::clean::DeletionFloor::raise(manager.kvs().clone(), manager.oracle().fresh().await?).await
 }
 
+/// Removes the questions of clients that were killed before they could.
+async fn clean_challenges(manager: TransactionManager) {
+    let mut seen = BTreeSet::new();
+    loop {
+        if let Err(error) = server::challenge::clean(manager.kvs().as_ref(), &mut seen).await
+            && !manager.is_closed()
+        {
+            tracing::warn!(%error, "challenges that clients left could not be removed");
+        }
+        tokio::time::sleep(server::challenge::CLEAN_EVERY).await;
+        if manager.is_closed() {
+            return;
+        }
+    }
+}
+
 async fn punch_regularly(manager: TransactionManager) {
     loop {
         let punched = async { punch::punch(manager.kvs().as_ref(), manager.oracle().fresh().await?).await };
@@ -526,6 +664,7 @@ impl Operations for Atlas {
             location: self.store.opened.location.clone(),
             store_id: manager.store().store_id,
             owner_pid: std::process::id(),
+            owner: self.owner().await?,
             commit_mode: manager.commit_mode().to_owned(),
             epoch: manager.oracle().epoch(),
             last_timestamp: manager.oracle().last_issued(),

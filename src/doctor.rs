@@ -6,6 +6,8 @@
 use crate::Atlas;
 use crate::ops::{DoctorFinding, FindingLevel, Operations};
 use crate::schema::{TRANSACTIONS_TABLE, TableSpec};
+use crate::server::{self, Owner};
+use crate::timestamp::read_stored;
 use crate::transaction::entry::{CleanedWindows, Entry, transactions_table};
 use crate::transaction::{check_version, sweep_queue};
 use crate::{Error, Result, backup};
@@ -17,7 +19,8 @@ const LOCK_HELD_LONG_SECS: i64 = 24 * 3600;
 const BACKUP_OLD_SECS: i64 = 7 * 24 * 3600;
 
 /// Names of the checks, the quick ones first.
-pub(crate) const CHECKS: [&str; 6] = ["store", "timestamps", "restore", "backup-lock", "backup", "data"];
+pub(crate) const CHECKS: [&str; 9] =
+    ["store", "database", "lease", "address", "timestamps", "restore", "backup-lock", "backup", "data"];
 /// The deep check, done only when it or `all` is asked for.
 const DEEP: &str = "data";
 
@@ -32,6 +35,9 @@ pub(crate) async fn examine(atlas: &Atlas, checks: &[String]) -> Result<Vec<Doct
     for name in CHECKS.into_iter().filter(|name| wanted(name)) {
         let found = match name {
             "store" => store(atlas).await,
+            "database" => database(atlas).await,
+            "lease" => lease(atlas).await,
+            "address" => address(atlas).await,
             "timestamps" => timestamps(atlas).await,
             "restore" => restore(atlas).await,
             "backup-lock" => backup_lock(atlas).await,
@@ -62,6 +68,77 @@ async fn store(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
         Availability::Terminal(reason) => (FindingLevel::Fail, format!("the store can't be used: {reason}")),
     };
     Ok(vec![finding("store", level, message, None)])
+}
+
+/// Whether the numbers go on in the database in which they were issued.
+async fn database(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    const CHECK: &str = "database";
+    let Some(here) = atlas.store_below().identity().await? else {
+        return fine(CHECK, "this store can't be moved to another database unnoticed");
+    };
+    let recorded = read_stored(atlas.store_below().clone()).await?.and_then(|record| record.database);
+    match recorded {
+        Some(recorded) if recorded != here => Ok(vec![finding(
+            CHECK,
+            FindingLevel::Fail,
+            format!("the timestamps were issued on database {recorded}, and this is {here}"),
+            Some(
+                "after a fail-over: stop every process on it, and run `atlas timestamp fast-forward` with a timestamp \
+                 above all that were issued"
+                    .to_owned(),
+            ),
+        )]),
+        Some(_) => fine(CHECK, format!("it is the one the timestamps were issued on: {here}")),
+        None => fine(CHECK, format!("it is {here}")),
+    }
+}
+
+/// Whether this process owns the store, and renews its lease in time.
+async fn lease(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    const CHECK: &str = "lease";
+    let oracle = atlas.transactions().oracle();
+    let Some(owner) = atlas.owner().await? else {
+        return match oracle.lease_age() {
+            None => fine(CHECK, "the store has one owner, which needs no lease"),
+            Some(_) => {
+                Ok(vec![finding(CHECK, FindingLevel::Fail, "the store has no owner on record".to_owned(), None)])
+            }
+        };
+    };
+    let message = format!(
+        "`{}`, process {} on {}, owns the store since {}; its lease of {} ms was renewed {} ms ago",
+        owner.program, owner.pid, owner.host, owner.since, owner.lease_ms, owner.lease_age_ms
+    );
+    if let Err(error) = oracle.check_held() {
+        let hint = Some("look whether the store answers in time; a longer `leader.lease` waits longer".to_owned());
+        return Ok(vec![finding(CHECK, FindingLevel::Fail, format!("{message}: {error}"), hint)]);
+    }
+    // It is renewed several times while it lasts.
+    if owner.lease_age_ms > owner.lease_ms / 2 {
+        let hint = Some("the store answers late: look at its load, or set a longer `leader.lease`".to_owned());
+        return Ok(vec![finding(CHECK, FindingLevel::Warn, message, hint)]);
+    }
+    fine(CHECK, message)
+}
+
+/// Whether commands on this machine find the owner through the store, as it says.
+async fn address(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    const CHECK: &str = "address";
+    let Some(owner) = atlas.owner().await? else {
+        return fine(CHECK, "the owner of this store is not looked for through the store");
+    };
+    let Some(address) = owner.address else {
+        // A command that opened the store for itself, or a server that was told so.
+        return fine(CHECK, format!("`{}` answers no other process", owner.program));
+    };
+    match server::find_owner(atlas.store_below()).await? {
+        Owner::Server { .. } => fine(CHECK, format!("commands on {} reach the owner at {address}", owner.host)),
+        Owner::Unreachable { why, .. } => {
+            let hint = Some("end the owner, and start it again".to_owned());
+            Ok(vec![finding(CHECK, FindingLevel::Fail, format!("the owner can't be asked by others: {why}"), hint)])
+        }
+        Owner::Nobody => Ok(vec![finding(CHECK, FindingLevel::Fail, "the owner has gone meanwhile".to_owned(), None)]),
+    }
 }
 
 async fn timestamps(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {

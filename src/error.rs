@@ -180,6 +180,12 @@ pub enum Error {
         /// Its owner's process id, where it is known.
         pid: Option<u32>,
     },
+    /// Another process owns a store that several can reach, and is alive.
+    #[error("the store is in use by {owner}")]
+    StoreOwned {
+        /// Which process, where, and since when.
+        owner: String,
+    },
     /// Damage found.
     #[error("damage in {place}: {reason}")]
     Corrupt {
@@ -269,6 +275,8 @@ pub mod exit {
     pub const DOCTOR: u8 = 10;
     /// Not permitted.
     pub const PERMISSION: u8 = 11;
+    /// A server lost its store to another process.
+    pub const LOST: u8 = 12;
     /// Interrupted from the keyboard.
     pub const INTERRUPTED: u8 = 130;
     /// Asked to terminate.
@@ -313,9 +321,9 @@ impl Error {
             Error::BackupVoid { .. } => "BACKUP_VOID",
             Error::NodesMissing { .. } => "NODES_MISSING",
             Error::Refused { .. } => "REFUSED",
-            Error::StoreInUse { .. } | Error::Kvs(KvsError::InUse { .. }) => "STORE_IN_USE",
+            Error::StoreInUse { .. } | Error::StoreOwned { .. } | Error::Kvs(KvsError::InUse { .. }) => "STORE_IN_USE",
             Error::Corrupt { .. } | Error::Kvs(KvsError::Corrupt { .. }) => "CORRUPT",
-            Error::Config { .. } => "CONFIG",
+            Error::Config { .. } | Error::Kvs(KvsError::Misconfigured { .. }) => "CONFIG",
             Error::Usage(_) | Error::Kvs(KvsError::InvalidTableName { .. }) => "USAGE",
             Error::LostLeadership { .. } => "LOST_LEADERSHIP",
             Error::Unavailable { .. } | Error::Kvs(KvsError::Unavailable { .. }) => "UNAVAILABLE",
@@ -323,6 +331,7 @@ impl Error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => "PERMISSION",
             Error::Io { .. } => "IO",
             Error::Remote { code, .. } => code,
+            Error::Kvs(KvsError::AccessDenied { .. }) => "PERMISSION",
             Error::Kvs(KvsError::Backend { source: Some(source), .. })
                 if io_kind(source.as_ref()) == Some(std::io::ErrorKind::PermissionDenied) =>
             {
@@ -344,7 +353,8 @@ impl Error {
             "CORRUPT" | "BACKUP_VOID" => exit::DAMAGED,
             "NODES_MISSING" => exit::PARTIAL,
             "CONFIG" => exit::CONFIG,
-            "REFUSED" | "STORE_IN_USE" | "LOST_LEADERSHIP" => exit::REFUSED,
+            "REFUSED" | "STORE_IN_USE" => exit::REFUSED,
+            "LOST_LEADERSHIP" => exit::LOST,
             "PERMISSION" => exit::PERMISSION,
             "INTERRUPTED" => exit::INTERRUPTED,
             _ => match self {
@@ -380,6 +390,13 @@ impl Error {
             }
             Error::StoreInUse { pid: Some(pid), .. } | Error::Kvs(KvsError::InUse { pid: Some(pid), .. }) => {
                 Some(format!("wait for process {pid}, stop it, or let it serve: `atlas serve`"))
+            }
+            Error::StoreOwned { .. } => Some(
+                "wait for that process or end it; or start a server that takes over when it ends: `atlas serve --standby`"
+                    .to_owned(),
+            ),
+            Error::LostLeadership { .. } => {
+                Some("open the store again, or start the server again: it waits for its turn".to_owned())
             }
             Error::Kvs(KvsError::NoSuchTable(_)) => Some("`atlas table list` shows the tables".to_owned()),
             Error::AlreadyExists { what } if what.starts_with("backup '") => {

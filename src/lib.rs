@@ -3,6 +3,7 @@
 mod atlas;
 pub mod backup;
 pub mod cli;
+pub mod clock;
 pub mod config;
 mod demo;
 mod doctor;

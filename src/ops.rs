@@ -263,6 +263,9 @@ pub struct StoreStatus {
     pub store_id: uuid::Uuid,
     /// Process that owns it.
     pub owner_pid: u32,
+    /// What is known of that process, on a store that several can reach; `None` elsewhere.
+    #[serde(default)]
+    pub owner: Option<StoreOwner>,
     /// `step_by_step` or `pipeline`.
     pub commit_mode: String,
     /// Epoch of the timestamp oracle.
@@ -285,6 +288,25 @@ pub struct StoreStatus {
     pub uptime_ms: u64,
     /// Version of the program that owns the store.
     pub version: String,
+}
+
+/// The process that owns a store which several can reach, and its lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreOwner {
+    /// What it is, such as `atlas serve`.
+    pub program: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The machine it runs on.
+    pub host: String,
+    /// Where it answers over gRPC, if it does.
+    pub address: Option<String>,
+    /// Since when it owns the store, RFC 3339.
+    pub since: String,
+    /// How long it may be silent before another one takes over, in milliseconds.
+    pub lease_ms: u64,
+    /// How long ago it renewed its lease, in milliseconds.
+    pub lease_age_ms: u64,
 }
 
 /// A finding of the doctor.

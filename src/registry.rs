@@ -62,18 +62,12 @@ pub(crate) async fn open(config: &AtlasConfig, wait_for_owner: Duration) -> Resu
                 durability: durability(*sync),
             })
         }
-        KvsConfig::Postgres(settings) => Ok(OpenedStore {
-            kvs: servers::open_postgres(settings, &config.namespace).await?,
-            location: location(&config.key_value_service),
-            data_dir: None,
-            durability: durability(settings.sync),
-        }),
-        KvsConfig::Cassandra(settings) => Ok(OpenedStore {
-            kvs: servers::open_cassandra(settings, &config.namespace).await?,
-            location: location(&config.key_value_service),
-            data_dir: None,
-            durability: Durability::Synced,
-        }),
+        KvsConfig::Postgres(settings) => {
+            Ok(on_server(&config.key_value_service, servers::open_postgres(settings, &config.namespace).await?))
+        }
+        KvsConfig::Cassandra(settings) => {
+            Ok(on_server(&config.key_value_service, servers::open_cassandra(settings, &config.namespace).await?))
+        }
         KvsConfig::Memory {} => Ok(OpenedStore {
             kvs: Arc::new(MemoryStore::new()),
             location: "memory".to_owned(),
@@ -83,16 +77,71 @@ pub(crate) async fn open(config: &AtlasConfig, wait_for_owner: Duration) -> Resu
     }
 }
 
+/// True for a store that several processes reach, and find each other through.
+pub(crate) fn is_shared(config: &KvsConfig) -> bool {
+    matches!(config, KvsConfig::Postgres(_) | KvsConfig::Cassandra(_))
+}
+
+/// Connects to the configured store on a server, and makes nothing.
+///
+/// # Errors
+/// [`Error::NotFound`] if there is none; those of the store.
+pub(crate) async fn open_existing(config: &AtlasConfig) -> Result<OpenedStore> {
+    let namespace = &config.namespace;
+    let found = match &config.key_value_service {
+        KvsConfig::Postgres(settings) => servers::existing_postgres(settings, namespace).await?,
+        KvsConfig::Cassandra(settings) => servers::existing_cassandra(settings, namespace).await?,
+        KvsConfig::Rocksdb { .. } | KvsConfig::Memory {} => return open(config, Duration::ZERO).await,
+    };
+    let opened = found.map(|kvs| on_server(&config.key_value_service, kvs));
+    opened.ok_or_else(|| no_store(format!("namespace '{namespace}' of {}", location(&config.key_value_service))))
+}
+
+/// Refuses if there is no store yet; what is wrong in another way is told when it is opened.
+///
+/// # Errors
+/// [`Error::NotFound`], and those of a store on a server.
+pub(crate) async fn check_exists(config: &AtlasConfig) -> Result<()> {
+    match &config.key_value_service {
+        KvsConfig::Rocksdb { data_dir, .. } if is_missing_or_empty(data_dir) => {
+            Err(no_store(format!("{} (keyValueService.dataDir)", data_dir.display())))
+        }
+        KvsConfig::Rocksdb { .. } | KvsConfig::Memory {} => Ok(()),
+        KvsConfig::Postgres(_) | KvsConfig::Cassandra(_) => Ok(open_existing(config).await?.kvs.close().await?),
+    }
+}
+
+/// There is no store in `place`.
+pub(crate) fn no_store(place: String) -> Error {
+    Error::NotFound { what: format!("store in {place}; `atlas table create` and `atlas serve` make one") }
+}
+
+/// What can't be read is not missing: opening it tells why.
+fn is_missing_or_empty(dir: &Path) -> bool {
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
+
 /// Where the configured store is, for people; no secrets.
-fn location(config: &KvsConfig) -> String {
+pub(crate) fn location(config: &KvsConfig) -> String {
     match config {
-        KvsConfig::Rocksdb { data_dir, .. } => data_dir.display().to_string(),
         KvsConfig::Postgres(settings) => {
             format!("database '{}' at {}:{}", settings.database, settings.host, settings.port)
         }
         KvsConfig::Cassandra(settings) => format!("the cluster at {}", settings.contact_points),
+        KvsConfig::Rocksdb { data_dir, .. } => data_dir.display().to_string(),
         KvsConfig::Memory {} => "memory".to_owned(),
     }
+}
+
+fn on_server(config: &KvsConfig, kvs: Arc<dyn KeyValueService>) -> OpenedStore {
+    let durability = match config {
+        KvsConfig::Postgres(settings) if !settings.sync => Durability::Relaxed,
+        _ => Durability::Synced,
+    };
+    OpenedStore { kvs, location: location(config), data_dir: None, durability }
 }
 
 /// Refuses a place that is something else: a store that is made in it would mix with what is there.

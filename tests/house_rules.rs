@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 ///
 /// The server speaks for whatever implements `ops::Operations`, so it lies below the store that serves itself by it.
 const LAYERS: [&[&str]; 7] = [
-    &["error"],
+    &["error", "clock"],
     &["config", "schema"],
     &["ops", "timestamp", "lock"],
     &["transaction"],

@@ -224,8 +224,9 @@ mod tests {
         fn changed_bytes_are_damage(cells in any_cells(), at in any::<proptest::sample::Index>(), bit in 0..8) {
             let mut file = encoded(&cells);
             let at = at.index(file.len());
-            file[at] ^= 1 << bit;
-            prop_assert!(matches!(decoded(&file), Err(Error::Corrupt { .. })));
+            file[at] ^= 1_u8 << bit;
+            let refused = matches!(decoded(&file), Err(Error::Corrupt { .. }));
+            prop_assert!(refused);
         }
 
         #[test]

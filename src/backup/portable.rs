@@ -263,6 +263,9 @@ async fn write_records(
         // As if `backup_ts` had been the last number issued.
         bound: manifest.backup_ts.next(),
         renewal: 0,
+        lease_ms: 0,
+        contact: None,
+        database: None,
     };
     put_record(MetaRecord::new(Arc::clone(kvs), "oracle"), &oracle).await?;
     let store = StoreRecord {

@@ -29,6 +29,7 @@ use super::{portable, streams};
 use crate::config::CommitModeChoice;
 use crate::ops::ProgressSink;
 use crate::schema::{MetaRecord, Replaced, StoreRecord};
+use crate::server::store_token;
 use crate::timestamp::OracleRecord;
 use crate::transaction::commit_mode_for;
 use crate::{Error, Result};
@@ -626,7 +627,9 @@ impl Run<'_> {
             return Err(Error::corrupt(self.target.location(), "the copy has no record of the store it came from"));
         }
         let oracle = MetaRecord::<OracleRecord>::new(Arc::clone(kvs), "oracle");
-        edit(&oracle, |record: OracleRecord| Some(OracleRecord { holder: None, ..record })).await?;
+        edit(&oracle, |record: OracleRecord| Some(OracleRecord { holder: None, contact: None, ..record })).await?;
+        // Who may read the original must not be let in by the owner of the copy.
+        edit(&store_token::record(Arc::clone(kvs)), |_| None).await?;
         edit(&last_backup(Arc::clone(kvs)), |_| None).await?;
         Ok(store_id)
     }

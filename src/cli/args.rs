@@ -517,6 +517,9 @@ pub(crate) struct ServeArgs {
     /// Address of gRPC, or off
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) grpc: Option<String>,
+    /// Wait while another process owns the store, and take over when it ends
+    #[arg(long)]
+    pub(crate) standby: bool,
 }
 
 #[derive(Args, Debug)]

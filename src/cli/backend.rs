@@ -1,33 +1,43 @@
 //! The one place where the program meets what it operates on. Tests put another backend in its place.
 
-use crate::atlas::WAIT_FOR_OWNER;
+use crate::atlas::{Opening, WAIT_FOR_OWNER};
 use crate::backup::{self, Repository, RestoreReport};
 use crate::config::AtlasConfig;
 use crate::ops::{BackupInfo, Operations, ProgressSink};
-use crate::server::{self, Server};
+use crate::server::{self, Listeners, Owner, Server, Services, Standby};
+use crate::timestamp;
 use crate::transaction::other_namespace;
 use crate::{Atlas, Error, Result, registry};
 use async_trait::async_trait;
-use atlas_kvs::{KeyValueService, KvsError, Timestamp};
+use atlas_kvs::{KeyValueService, KvsError, Ownership, Timestamp};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// What the program needs from the rest of the crate.
 #[async_trait]
 pub(crate) trait Backend: Send + Sync {
-    /// Asks for a server at the socket of the data directory; `None` if nobody answers there.
-    async fn find_server(&self, config: &AtlasConfig) -> Result<Option<Arc<dyn Operations>>>;
+    /// Refuses with `NotFound` if there is no store yet. Makes nothing.
+    async fn check_exists(&self, config: &AtlasConfig) -> Result<()> {
+        registry::check_exists(config).await
+    }
+
+    /// Asks for a server: at the socket of the data directory, or where a store on a server says that its owner is.
+    /// Makes nothing.
+    async fn find_server(&self, config: &AtlasConfig) -> Result<Search>;
 
     /// Opens the store in this process. `StoreInUse` if another one owns it.
     async fn open_store(&self, config: &AtlasConfig) -> Result<Arc<dyn Operations>>;
 
-    /// Opens the store and serves it until `shutdown`; calls `ready` once when clients can connect.
+    /// Opens the store and serves it until `shutdown`; calls `ready` once when clients can connect. With `standby` it
+    /// waits first until no other process owns the store. `LostLeadership` if another one takes it over.
     async fn serve(
         &self,
         config: &AtlasConfig,
+        standby: bool,
         ready: Box<dyn FnOnce(Serving) + Send>,
         shutdown: CancellationToken,
     ) -> Result<()>;
@@ -74,6 +84,16 @@ pub(crate) trait Backend: Send + Sync {
         target: &AtlasConfig,
         progress: ProgressSink,
     ) -> Result<RestoreSummary>;
+}
+
+/// What the search for a server has found.
+pub(crate) enum Search {
+    /// It.
+    Server(Arc<dyn Operations>),
+    /// There is a store, and nobody who answers for it. If somebody owns it, why he can't be asked.
+    Nobody(Option<String>),
+    /// There is no store, as an error says.
+    NoStore(Error),
 }
 
 /// Where a server can be found.
@@ -140,16 +160,177 @@ pub(crate) struct RestoreSummary {
 }
 
 /// The real one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stores;
+pub(crate) struct Stores {
+    /// What this process is called where others see that it owns a store.
+    program: String,
+    /// Where people are told that something takes long.
+    say: Box<dyn Fn(&str) + Send + Sync>,
+}
 
-/// Opens a stopped store without starting anything on it.
+impl Stores {
+    pub(crate) fn new(program: String, say: impl Fn(&str) + Send + Sync + 'static) -> Stores {
+        Stores { program, say: Box::new(say) }
+    }
+
+    fn opening(&self) -> Opening {
+        Opening { program: self.program.clone(), ..Opening::default() }
+    }
+
+    /// Opens a stopped store without starting anything on it, and keeps others away while `work` changes it.
+    async fn on_stopped<T, F>(
+        &self,
+        config: &AtlasConfig,
+        work: impl FnOnce(Arc<dyn KeyValueService>) -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send,
+    {
+        let kvs = open_stopped(config).await?;
+        let oracle = match kvs.ownership() {
+            Ownership::Exclusive(_) => None,
+            Ownership::Shared => {
+                let lease = self.opening().lease(config);
+                let taken = self.patiently(&kvs, timestamp::take_over_for_command(kvs.clone(), lease)).await;
+                Some(taken.map_err(|error| only_stopped(config, error))?)
+            }
+        };
+        let done = work(kvs.clone()).await;
+        // The next opener need not wait.
+        let released = match &oracle {
+            Some(oracle) => oracle.release().await,
+            None => Ok(()),
+        };
+        kvs.close().await?;
+        let done = done?;
+        released.map(|()| done)
+    }
+
+    /// Tells people why they wait, if they do: a dead owner is given time to prove that it is alive.
+    async fn patiently<T>(&self, kvs: &Arc<dyn KeyValueService>, opened: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::pin!(opened);
+        tokio::select! {
+            opened = &mut opened => return opened,
+            () = tokio::time::sleep(TELL_AFTER) => {}
+        }
+        if let Ok(Some(record)) = timestamp::read_stored(kvs.clone()).await
+            && record.holder.is_some()
+            && let Some(lease) = record.lease()
+        {
+            (self.say)(&format!(
+                "waiting up to {} s to be sure that {} is gone",
+                lease.as_secs().max(1),
+                record.owner()
+            ));
+        }
+        opened.await
+    }
+
+    async fn serve_shared(
+        &self,
+        config: &AtlasConfig,
+        standby: bool,
+        ready: Box<dyn FnOnce(Serving) + Send>,
+        shutdown: CancellationToken,
+    ) -> Result<()> {
+        // Before anything is taken over, so that the new owner can be found from the first moment.
+        let listeners = Listeners::bind(&config.server).await?;
+        let opened = registry::open(config, Duration::ZERO).await?;
+        if !standby && let Owner::Server { name, .. } = server::find_owner(&opened.kvs).await? {
+            // At once: it answered, so it is alive.
+            return Err(Error::StoreOwned { owner: name });
+        }
+        let kvs = opened.kvs.clone();
+        let opening =
+            Opening { address: listeners.grpc_address(), standby: standby.then(|| shutdown.clone()), ..self.opening() };
+        let owned = Atlas::open_as(config.clone(), opened, opening);
+        let atlas = tokio::select! {
+            owned = answering(&listeners, kvs.clone(), owned) => match owned {
+                Err(Error::Interrupted) if shutdown.is_cancelled() => return Ok(kvs.close().await?),
+                owned => owned?,
+            },
+            // A stand-by ends by itself, and in order.
+            () = shutdown.cancelled(), if !standby => return Ok(kvs.close().await?),
+        };
+        let lost = atlas.lost();
+        let served = async {
+            let server = Server::on(listeners, with_token_file(atlas.services_to_serve().await?), None).await?;
+            serve_until(server, ready, async {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = lost.cancelled() => tracing::error!("another process has taken the store over; this one ends"),
+                }
+            })
+            .await;
+            Ok(())
+        };
+        let served = served.await;
+        let closed = atlas.close().await;
+        if lost.is_cancelled() && !shutdown.is_cancelled() {
+            let reason = "another process has taken the store over, so this server has ended".to_owned();
+            return Err(Error::LostLeadership { reason });
+        }
+        served.and(closed)
+    }
+}
+
+/// How long people are left without a word.
+const TELL_AFTER: Duration = Duration::from_millis(1500);
+/// How often a stand-by looks whom it waits for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Answers as a stand-by while `opened` waits for the owner of the store.
+async fn answering<T>(
+    listeners: &Listeners,
+    kvs: Arc<dyn KeyValueService>,
+    opened: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let (tell, owner) = watch::channel(String::new());
+    let standby = Standby::start(listeners, owner)?;
+    let looking = async {
+        loop {
+            if let Ok(Some(record)) = timestamp::read_stored(kvs.clone()).await
+                && record.holder.is_some()
+                && tell.send_if_modified(|known| std::mem::replace(known, record.owner()) != *known)
+            {
+                tracing::info!(owner = record.owner(), "waiting for the owner of the store to end");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let opened = tokio::select! {
+        opened = opened => opened,
+        never = looking => never,
+    };
+    drop(standby);
+    opened
+}
+
+fn with_token_file(services: Services) -> Services {
+    match std::env::var_os(server::TOKEN_FILE_VARIABLE).filter(|path| !path.is_empty()) {
+        Some(path) => services.token_file(path),
+        None => services,
+    }
+}
+
+async fn serve_until(server: Server, ready: Box<dyn FnOnce(Serving) + Send>, end: impl Future<Output = ()> + Send) {
+    let addresses = server.addresses().clone();
+    ready(Serving {
+        socket: addresses.socket,
+        http: addresses.http.map(|address| address.to_string()),
+        grpc: addresses.grpc.map(|address| address.to_string()),
+    });
+    server.run(end).await;
+}
+
 async fn open_stopped(config: &AtlasConfig) -> Result<Arc<dyn KeyValueService>> {
     if let Some(data_dir) = registry::data_dir(&config.key_value_service)
         && let Some(server) = server::connect(data_dir).await?
     {
         // No use in waiting: who serves does not hold the store for a moment only.
         return Err(in_use(data_dir, Some(server.owner_pid())));
+    }
+    if registry::is_shared(&config.key_value_service) {
+        return Ok(registry::open_existing(config).await?.kvs);
     }
     match registry::open(config, WAIT_FOR_OWNER).await {
         Ok(opened) => Ok(opened.kvs),
@@ -163,6 +344,18 @@ fn in_use(data_dir: &Path, pid: Option<u32>) -> Error {
     Error::refused(
         format!("this command runs on a stopped store only, and {} is in use by {owner}", data_dir.display()),
         format!("stop {owner} and repeat the command"),
+    )
+}
+
+fn only_stopped(config: &AtlasConfig, error: Error) -> Error {
+    let Error::StoreOwned { owner } = error else { return error };
+    let place = registry::location(&config.key_value_service);
+    Error::refused(
+        format!(
+            "this command runs on a stopped store only, and namespace '{}' of {place} is in use by {owner}",
+            config.namespace
+        ),
+        "stop that process and repeat the command",
     )
 }
 
@@ -180,26 +373,60 @@ fn restored(report: RestoreReport) -> RestoreSummary {
 
 #[async_trait]
 impl Backend for Stores {
-    async fn find_server(&self, config: &AtlasConfig) -> Result<Option<Arc<dyn Operations>>> {
-        let Some(data_dir) = registry::data_dir(&config.key_value_service) else { return Ok(None) };
-        let Some(server) = server::connect(data_dir).await? else { return Ok(None) };
+    async fn find_server(&self, config: &AtlasConfig) -> Result<Search> {
+        let server = if registry::is_shared(&config.key_value_service) {
+            let opened = match registry::open_existing(config).await {
+                Ok(opened) => opened,
+                Err(error @ Error::NotFound { .. }) => return Ok(Search::NoStore(error)),
+                Err(error) => return Err(error),
+            };
+            let owner = server::find_owner(&opened.kvs).await;
+            opened.kvs.close().await?;
+            match owner? {
+                Owner::Server { server, .. } => *server,
+                Owner::Unreachable { why, .. } => return Ok(Search::Nobody(Some(why))),
+                Owner::Nobody => return Ok(Search::Nobody(None)),
+            }
+        } else {
+            if let Err(error @ Error::NotFound { .. }) = registry::check_exists(config).await {
+                return Ok(Search::NoStore(error));
+            }
+            let Some(data_dir) = registry::data_dir(&config.key_value_service) else { return Ok(Search::Nobody(None)) };
+            match server::connect(data_dir).await? {
+                Some(server) => server,
+                None => return Ok(Search::Nobody(None)),
+            }
+        };
         match server.namespace() {
             Some(found) if found != config.namespace => Err(other_namespace(found, &config.namespace)),
-            _ => Ok(Some(Arc::new(server))),
+            _ => Ok(Search::Server(Arc::new(server))),
         }
     }
 
     async fn open_store(&self, config: &AtlasConfig) -> Result<Arc<dyn Operations>> {
         // Not served: a client that finds a short command's socket would lose its store in the middle of its work.
-        Ok(Arc::new(Atlas::open_unserved(config.clone(), Duration::ZERO).await?))
+        let opened = registry::open(config, Duration::ZERO).await?;
+        let kvs = opened.kvs.clone();
+        let owned = Atlas::open_as(config.clone(), opened, self.opening());
+        Ok(Arc::new(self.patiently(&kvs, owned).await?))
     }
 
     async fn serve(
         &self,
         config: &AtlasConfig,
+        standby: bool,
         ready: Box<dyn FnOnce(Serving) + Send>,
         shutdown: CancellationToken,
     ) -> Result<()> {
+        if registry::is_shared(&config.key_value_service) {
+            return self.serve_shared(config, standby, ready, shutdown).await;
+        }
+        if standby {
+            return Err(Error::refused(
+                "a store in a directory has no stand-by: its owner is known by a lock that the system gives back at once",
+                "leave out --standby, and let a supervisor start the server again",
+            ));
+        }
         if let Some(data_dir) = registry::data_dir(&config.key_value_service)
             && let Some(server) = server::connect(data_dir).await?
         {
@@ -208,19 +435,9 @@ impl Backend for Stores {
             return Err(Error::StoreInUse { place, pid: Some(server.owner_pid()) });
         }
         let atlas = Atlas::open_unserved(config.clone(), WAIT_FOR_OWNER).await?;
-        let mut services = atlas.services();
-        if let Some(path) = std::env::var_os(server::TOKEN_FILE_VARIABLE).filter(|path| !path.is_empty()) {
-            services = services.token_file(path);
-        }
-        let served = match Server::bind(services, &config.server, atlas.data_dir()).await {
+        let served = match Server::bind(with_token_file(atlas.services()), &config.server, atlas.data_dir()).await {
             Ok(server) => {
-                let addresses = server.addresses().clone();
-                ready(Serving {
-                    socket: addresses.socket,
-                    http: addresses.http.map(|address| address.to_string()),
-                    grpc: addresses.grpc.map(|address| address.to_string()),
-                });
-                server.run(shutdown.cancelled()).await;
+                serve_until(server, ready, shutdown.cancelled()).await;
                 Ok(())
             }
             Err(error) => Err(error),
@@ -236,10 +453,8 @@ impl Backend for Stores {
         dry_run: bool,
         progress: ProgressSink,
     ) -> Result<CleanSummary> {
-        let kvs = open_stopped(config).await?;
-        let report = backup::clean_transactions(kvs.clone(), ts, dry_run, &progress).await;
-        kvs.close().await?;
-        let report = report?;
+        let clean = |kvs| async move { backup::clean_transactions(kvs, ts, dry_run, &progress).await };
+        let report = self.on_stopped(config, clean).await?;
         Ok(CleanSummary {
             scanned: report.scanned,
             rolled_back: report.rolled_back,
@@ -254,10 +469,8 @@ impl Backend for Stores {
         ts: Timestamp,
         allow_large_jump: bool,
     ) -> Result<FastForwardSummary> {
-        let kvs = open_stopped(config).await?;
-        let report = backup::fast_forward(kvs.clone(), ts, allow_large_jump).await;
-        kvs.close().await?;
-        let report = report?;
+        let forward = |kvs| backup::fast_forward(kvs, ts, allow_large_jump);
+        let report = self.on_stopped(config, forward).await?;
         Ok(FastForwardSummary { before: report.before, after: report.after })
     }
 

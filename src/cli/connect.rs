@@ -1,11 +1,11 @@
 //! From a configuration to operations, on whichever side of a socket the store is.
 
 use super::Context;
+use super::backend::Search;
 use crate::config::{AtlasConfig, KvsConfig};
 use crate::ops::Operations;
 use crate::{Error, Result};
 use atlas_kvs::KvsError;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,30 +25,32 @@ pub(crate) enum Access {
 /// Operations on the configured store: by the server that owns it, else in this process. Closed when the command ends.
 pub(crate) async fn connect(context: &Context, access: Access) -> Result<Arc<dyn Operations>> {
     let config = &context.config()?.config;
-    if access == Access::Existing {
-        check_exists(config)?;
+    let offline = context.globals.offline;
+    if offline && access == Access::Existing {
+        context.backend.check_exists(config).await?;
     }
     if matches!(config.key_value_service, KvsConfig::Memory {}) {
         context.note("warning: this store is in memory: what is written into it is gone with this command");
     }
     let deadline = Instant::now() + WAIT_FOR_OWNER;
+    let mut silent = None;
     let operations = loop {
         // Anew in each round: the owner may have begun to serve, or gone.
-        if !context.globals.offline
-            && let Some(server) = context.backend.find_server(config).await?
-        {
-            break server;
+        if !offline {
+            match context.backend.find_server(config).await? {
+                Search::Server(server) => break server,
+                Search::NoStore(error) if access == Access::Existing => return Err(error),
+                Search::NoStore(_) => silent = None,
+                Search::Nobody(why) => silent = why,
+            }
         }
         match context.backend.open_store(config).await {
-            Err(error)
-                if is_in_use(&error)
-                    && context.globals.offline
-                    && context.backend.find_server(config).await?.is_some() =>
-            {
+            Err(error) if is_in_use(&error) && offline && is_served(context, config).await? => {
                 let what = format!("{error}, which serves it, and --offline opens the store in this process");
                 return Err(Error::refused(what, "leave out --offline"));
             }
             Err(error) if is_in_use(&error) && Instant::now() < deadline => tokio::time::sleep(ASK_EVERY).await,
+            Err(Error::StoreOwned { owner }) => return Err(Error::StoreOwned { owner: with_reason(owner, silent) }),
             result => break result?,
         }
     };
@@ -56,28 +58,19 @@ pub(crate) async fn connect(context: &Context, access: Access) -> Result<Arc<dyn
     Ok(operations)
 }
 
+async fn is_served(context: &Context, config: &AtlasConfig) -> Result<bool> {
+    Ok(matches!(context.backend.find_server(config).await?, Search::Server(_)))
+}
+
+/// Who owns the store, and why he can't be asked instead.
+fn with_reason(owner: String, silent: Option<String>) -> String {
+    match silent {
+        Some(why) => format!("{owner}, which can't be asked: {why}"),
+        None => owner,
+    }
+}
+
 /// True if another process owns the store.
 pub(crate) fn is_in_use(error: &Error) -> bool {
-    matches!(error, Error::StoreInUse { .. } | Error::Kvs(KvsError::InUse { .. }))
-}
-
-/// Refuses if there is no store yet.
-pub(crate) fn check_exists(config: &AtlasConfig) -> Result<()> {
-    match &config.key_value_service {
-        KvsConfig::Rocksdb { data_dir, .. } if is_missing_or_empty(data_dir) => {
-            let dir = data_dir.display();
-            let what =
-                format!("store in {dir} (keyValueService.dataDir); `atlas table create` and `atlas serve` make one");
-            Err(Error::NotFound { what })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What can't be read is not missing: opening it tells why.
-fn is_missing_or_empty(dir: &Path) -> bool {
-    match std::fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-    }
+    matches!(error, Error::StoreInUse { .. } | Error::StoreOwned { .. } | Error::Kvs(KvsError::InUse { .. }))
 }

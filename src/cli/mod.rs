@@ -70,7 +70,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(exit::FAILURE);
         }
     };
-    let context = Context::new(&cli, Arc::new(Stores), Environment::of_process());
+    let quiet = cli.globals.quiet;
+    let stores = Stores::new(format!("atlas {}", cli.command.words()), move |text| {
+        if !quiet {
+            say(text);
+        }
+    });
+    let context = Context::new(&cli, Arc::new(stores), Environment::of_process());
     let format = cli.globals.output.unwrap_or(match std::io::stdout().is_terminal() {
         true => Format::Table,
         false => Format::Plain,
@@ -406,7 +412,7 @@ async fn dispatch(command: Command, context: &Context, output: &mut Output) -> O
         Command::Kv(command) => Ok(kv::run(command, context, output).await?),
         Command::Import(args) => import::run(args, context).await,
         Command::Backup(command) => Ok(backup::run(command, context).await?),
-        Command::Serve(_) => Ok(serve::run(context, output).await?),
+        Command::Serve(args) => Ok(serve::run(&args, context, output).await?),
         Command::Status => Ok(status::run(context).await?),
         Command::Doctor(args) => Ok(doctor::run(args, context).await?),
         Command::Config(command) => Ok(config::run(command, context)?),

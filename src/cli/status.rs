@@ -5,7 +5,7 @@ use super::connect::{Access, connect};
 use super::output::{Reply, count, millis, pairs, size};
 use super::{backup_lock, table};
 use crate::Result;
-use crate::ops::{Connection, StoreStatus};
+use crate::ops::{Connection, StoreOwner, StoreStatus};
 use serde_json::json;
 
 pub(crate) async fn run(context: &Context) -> Result<Reply> {
@@ -35,8 +35,20 @@ fn rows(status: &StoreStatus, connection: &Connection) -> Vec<(&'static str, Str
     let owner = match connection {
         Connection::Local => "nobody; opened for this command".to_owned(),
         Connection::Remote { address, .. } => {
-            format!("process {} for {}, at {address}", status.owner_pid, millis(status.uptime_ms))
+            let uptime = millis(status.uptime_ms);
+            match &status.owner {
+                Some(StoreOwner { program, pid, host, .. }) => {
+                    format!("{}, process {pid} on {} for {uptime}, at {address}", shown(program), shown(host))
+                }
+                None => format!("process {} for {uptime}, at {address}", status.owner_pid),
+            }
         }
+    };
+    let lease = match (&status.owner, connection) {
+        (Some(owner), Connection::Remote { .. }) => {
+            Some(format!("{}, renewed {} ago", millis(owner.lease_ms), millis(owner.lease_age_ms)))
+        }
+        _ => None,
     };
     let lock = match &status.backup_lock {
         Some(record) => format!("held by {}", super::output::visible(record.holder.as_bytes())),
@@ -46,7 +58,7 @@ fn rows(status: &StoreStatus, connection: &Connection) -> Vec<(&'static str, Str
         Some(backup) => format!("{}, {}, {}, {}", backup.id, backup.state, backup.started, size(backup.bytes)),
         None => "none".to_owned(),
     };
-    vec![
+    let mut rows = vec![
         ("namespace", status.namespace.clone()),
         ("store", format!("{} in {}", status.store, status.location)),
         ("store id", status.store_id.to_string()),
@@ -60,5 +72,13 @@ fn rows(status: &StoreStatus, connection: &Connection) -> Vec<(&'static str, Str
         ("backup lock", lock),
         ("last backup", last_backup),
         ("version", status.version.clone()),
-    ]
+    ];
+    // Beside its owner.
+    rows.splice(4..4, lease.map(|lease| ("lease", lease)));
+    rows
+}
+
+/// What another process says of itself is for the screen only after a look at it.
+fn shown(text: &str) -> String {
+    super::output::visible(text.as_bytes())
 }

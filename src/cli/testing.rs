@@ -1,7 +1,7 @@
 //! A store for tests of the command line: the plainest thing that keeps the promises of `Operations`.
 
 use super::args::{Cli, Format};
-use super::backend::{Backend, CleanSummary, FastForwardSummary, RestoreSummary, Serving, VerifySummary};
+use super::backend::{Backend, CleanSummary, FastForwardSummary, RestoreSummary, Search, Serving, VerifySummary};
 use super::output::Output;
 use super::{Context, execute};
 use crate::config::{AtlasConfig, Environment, KvsConfig};
@@ -122,8 +122,11 @@ impl FakeBackend {
 
 #[async_trait]
 impl Backend for FakeBackend {
-    async fn find_server(&self, _config: &AtlasConfig) -> Result<Option<Arc<dyn Operations>>> {
-        Ok(None)
+    async fn find_server(&self, config: &AtlasConfig) -> Result<Search> {
+        Ok(match self.check_exists(config).await {
+            Err(error) => Search::NoStore(error),
+            Ok(()) => Search::Nobody(None),
+        })
     }
 
     async fn open_store(&self, config: &AtlasConfig) -> Result<Arc<dyn Operations>> {
@@ -133,6 +136,7 @@ impl Backend for FakeBackend {
     async fn serve(
         &self,
         _config: &AtlasConfig,
+        _standby: bool,
         ready: Box<dyn FnOnce(Serving) + Send>,
         _shutdown: CancellationToken,
     ) -> Result<()> {
@@ -370,6 +374,7 @@ impl Operations for FakeStore {
             location: "nowhere".to_owned(),
             store_id: uuid::Uuid::nil(),
             owner_pid: 1,
+            owner: None,
             commit_mode: "pipeline".to_owned(),
             epoch: 1,
             last_timestamp: Timestamp::FIRST,

@@ -80,7 +80,7 @@ fn rfc3339(millis: i64) -> Result<String> {
 
 async fn clean_transactions(ts: Timestamp, dry_run: bool, context: &Context) -> Result<Reply> {
     let config = &context.config()?.config;
-    connect::check_exists(config)?;
+    context.backend.check_exists(config).await?;
     let reporter = context.reporter();
     let summary = context.backend.clean_transactions(config, ts, dry_run, reporter.sink()).await;
     let summary = summary.map_err(|error| only_stopped("clean-transactions", error))?;
@@ -102,7 +102,7 @@ async fn clean_transactions(ts: Timestamp, dry_run: bool, context: &Context) -> 
 
 async fn fast_forward(ts: Timestamp, allow_large_jump: bool, context: &Context) -> Result<Reply> {
     let config = &context.config()?.config;
-    connect::check_exists(config)?;
+    context.backend.check_exists(config).await?;
     let summary = context.backend.fast_forward(config, ts, allow_large_jump).await;
     let summary = summary.map_err(|error| only_stopped("fast-forward", error))?;
     let is_changed = summary.after > summary.before;

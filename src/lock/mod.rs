@@ -13,14 +13,13 @@
 //! after its *tenure* a holder is refreshed no more, however alive. [`HeldLocks`] does the refreshing, and knows that
 //! the locks are lost before the service gives them away. Locks live in memory: with a new epoch all tokens are void.
 
-mod clock;
 mod descriptor;
 mod held;
 mod service;
 
 #[cfg(test)]
-pub(crate) use clock::mock;
-pub use clock::{BootClock, Clock};
+pub(crate) use crate::clock::mock;
+pub use crate::clock::{BootClock, Clock};
 pub use descriptor::LockDescriptor;
 pub use held::{HeldLocks, LockClient};
 pub use service::{LockHolder, LockOptions, LockRequest, LockService, LockToken};

@@ -13,9 +13,25 @@ const PASSWORD_LEN_MAX: u64 = 4096;
 /// Connects to the database and makes the namespace's schema if it is missing.
 #[cfg(feature = "postgres")]
 pub(super) async fn open_postgres(settings: &PostgresKvs, namespace: &str) -> Result<Arc<dyn KeyValueService>> {
-    use atlas_kvs_postgres::{Password, PostgresConfig, PostgresStore};
+    Ok(Arc::new(atlas_kvs_postgres::PostgresStore::connect(postgres_config(settings, namespace)?).await?))
+}
 
-    let config = PostgresConfig {
+/// Connects to the database; `None` if it has no schema of the namespace.
+#[cfg(feature = "postgres")]
+pub(super) async fn existing_postgres(
+    settings: &PostgresKvs,
+    namespace: &str,
+) -> Result<Option<Arc<dyn KeyValueService>>> {
+    let config = postgres_config(settings, namespace)?;
+    let store = atlas_kvs_postgres::PostgresStore::connect_existing(config).await?;
+    Ok(store.map(|store| -> Arc<dyn KeyValueService> { Arc::new(store) }))
+}
+
+#[cfg(feature = "postgres")]
+fn postgres_config(settings: &PostgresKvs, namespace: &str) -> Result<atlas_kvs_postgres::PostgresConfig> {
+    use atlas_kvs_postgres::{Password, PostgresConfig};
+
+    Ok(PostgresConfig {
         host: settings.host.clone(),
         port: settings.port,
         user: settings.user.clone(),
@@ -26,8 +42,7 @@ pub(super) async fn open_postgres(settings: &PostgresKvs, namespace: &str) -> Re
         connect_timeout: settings.connect_timeout,
         statement_timeout: settings.statement_timeout,
         ..PostgresConfig::default()
-    };
-    Ok(Arc::new(PostgresStore::connect(config).await?))
+    })
 }
 
 #[cfg(not(feature = "postgres"))]
@@ -35,7 +50,22 @@ pub(super) async fn open_postgres(_settings: &PostgresKvs, _namespace: &str) -> 
     Err(super::not_built("postgres"))
 }
 
+#[cfg(not(feature = "postgres"))]
+pub(super) async fn existing_postgres(
+    _settings: &PostgresKvs,
+    _namespace: &str,
+) -> Result<Option<Arc<dyn KeyValueService>>> {
+    Err(super::not_built("postgres"))
+}
+
 pub(super) async fn open_cassandra(_settings: &CassandraKvs, _namespace: &str) -> Result<Arc<dyn KeyValueService>> {
+    Err(super::not_built("cassandra"))
+}
+
+pub(super) async fn existing_cassandra(
+    _settings: &CassandraKvs,
+    _namespace: &str,
+) -> Result<Option<Arc<dyn KeyValueService>>> {
     Err(super::not_built("cassandra"))
 }
 

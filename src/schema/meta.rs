@@ -4,7 +4,7 @@
 //! backup lock, the cleaned windows. A record is JSON, so that a person with any store tool can read it.
 
 use crate::{Error, Result};
-use atlas_kvs::{Cell, CheckAndSet, KeyValueService, TableKind, TableRef};
+use atlas_kvs::{BatchGuard, Cell, CheckAndSet, KeyValueService, TableKind, TableRef};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,11 @@ impl<T: Serialize + DeserializeOwned> MetaRecord<T> {
                 Ok(Replaced::Other(found))
             }
         }
+    }
+
+    /// The guard of batches that count only as long as the record is what was loaded.
+    pub fn guard(&self, loaded: Bytes) -> BatchGuard {
+        BatchGuard { table: meta_table(), cell: self.cell.clone(), expected: loaded }
     }
 
     fn decode(&self, bytes: &Bytes) -> Result<T> {

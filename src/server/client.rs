@@ -4,10 +4,11 @@
 //! may have reached the server is `INDETERMINATE`. A commit is asked about once more over a new connection, because the
 //! server keeps the outcome; only if that fails too, it is `UNKNOWN_OUTCOME`.
 
+use super::challenge::Challenge;
 use super::locks::{LockLease, LockOps};
 use super::proto as pb;
 use super::socket;
-use super::token::{self, Credentials};
+use super::token::{self, Credentials, Token};
 use super::wire::{self, Malformed};
 use super::{MESSAGE_LEN_MAX, PAGE_LEN, PING_INTERVAL, PROTOCOL};
 use crate::ops::{
@@ -36,6 +37,9 @@ use uuid::Uuid;
 /// server.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long who is found through the store may take to prove that it has that store; a little longer than it gives
+/// itself for it.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(7);
 /// How much a message that can be divided has at most; small enough to be sent while others want to be, too.
 const CHUNK_LEN: usize = 4 * PAGE_LEN;
 const CELLS_PER_GET: usize = 1_000;
@@ -147,15 +151,32 @@ impl RemoteAtlas {
         RemoteAtlas::greet(Target::Tcp(target), credentials).await
     }
 
+    /// Asks who listens at `address` whether it has the store in which `challenge` lies. Shows it no token.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if nobody answers in time, or who answers can't tell.
+    pub(super) async fn is_met_at(address: SocketAddr, challenge: &Challenge) -> Result<bool> {
+        let target = Target::Tcp(address);
+        let unavailable = |reason: String| Error::Unavailable { what: target.to_string(), reason };
+        let mut client = pb::identity_client::IdentityClient::new(target.channel());
+        let asked = client.prove(pb::ProveRequest { name: challenge.name() });
+        match tokio::time::timeout(PROOF_TIMEOUT, asked).await {
+            Ok(Ok(answer)) => Ok(challenge.is_met_by(&answer.get_ref().proof, address)),
+            Ok(Err(status)) => Err(unavailable(status.message().to_owned())),
+            Err(_) => Err(unavailable(format!("no answer within {} s", PROOF_TIMEOUT.as_secs()))),
+        }
+    }
+
+    /// Connects to a server that has proved what it is.
+    pub(super) async fn connect_proven(address: SocketAddr, token: &Token) -> Result<RemoteAtlas> {
+        RemoteAtlas::greet(Target::Tcp(address), Credentials::of(token)).await
+    }
+
     async fn greet(target: Target, credentials: Credentials) -> Result<RemoteAtlas> {
         let channel = target.channel();
         let (version, store_id, namespace) = (String::new(), None, None);
         let mut remote = RemoteAtlas { target, channel, credentials, pid: 0, version, store_id, namespace };
-        let request = pb::HelloRequest {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol: PROTOCOL,
-            store_challenge: Bytes::new(),
-        };
+        let request = pb::HelloRequest { version: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL };
         let mut client = remote.admin_client();
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.hello(request)).await.map_err(|_| {
             let reason = format!("it accepts connections but did not answer within {} s", ANSWER_TIMEOUT.as_secs());

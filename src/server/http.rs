@@ -13,6 +13,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use std::fmt::Write;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How long the store may take to answer before it counts as not there.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,6 +25,23 @@ pub(super) fn router(api: Api) -> Router {
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .with_state(api)
+}
+
+/// While another process owns the store: alive, and not ready. `owner` is what is known of that process.
+pub(super) fn standby_router(owner: watch::Receiver<String>) -> Router {
+    let not_ready = || async { (StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({"code": "STANDBY"}))) };
+    let status = async move || Json(serde_json::json!({"state": "standby", "owner": *owner.borrow()}));
+    Router::new()
+        .route("/healthz", get(async || "standby\n"))
+        .route("/readyz", get(not_ready))
+        .route("/status", get(status))
+        .route("/metrics", get(standby_metrics))
+}
+
+async fn standby_metrics() -> Response {
+    let mut text = MetricsText(String::new());
+    text.leading(false);
+    text.into_response()
 }
 
 /// Ready means: the store answers, and new work is taken.
@@ -49,6 +67,7 @@ fn public(status: &StoreStatus) -> serde_json::Value {
     let mut public = serde_json::json!(status);
     if let Some(fields) = public.as_object_mut() {
         fields.remove("location");
+        fields.insert("state".to_owned(), serde_json::json!("leading"));
         let held = status.backup_lock.as_ref();
         fields.insert("backup_lock".to_owned(), serde_json::json!(held.map(json_of_lock)));
     }
@@ -61,10 +80,7 @@ fn json_of_lock(lock: &BackupLockRecord) -> serde_json::Value {
 
 async fn metrics(State(api): State<Api>) -> Response {
     match in_time(api.operations.status()).await {
-        Ok(status) => {
-            let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
-            ([content_type], metrics_text(&status, api.transactions.open_count())).into_response()
-        }
+        Ok(status) => metrics_text(&status, api.transactions.open_count()).into_response(),
         Err(error) => unavailable(&error),
     }
 }
@@ -84,8 +100,9 @@ fn unavailable(error: &Error) -> Response {
 }
 
 /// The status in the text format of Prometheus.
-fn metrics_text(status: &StoreStatus, held: usize) -> String {
+fn metrics_text(status: &StoreStatus, held: usize) -> MetricsText {
     let mut text = MetricsText(String::new());
+    text.leading(true);
     text.family("atlas_info", "gauge", "What is running; always 1.");
     let labels = [("namespace", &status.namespace), ("store", &status.store), ("version", &status.version)]
         .map(|(name, value)| (name, value.as_str()));
@@ -121,12 +138,22 @@ fn metrics_text(status: &StoreStatus, held: usize) -> String {
             text.sample("atlas_last_backup_started_seconds", &[], started.as_second());
         }
     }
-    text.0
+    text
 }
 
 struct MetricsText(String);
 
 impl MetricsText {
+    fn leading(&mut self, leads: bool) {
+        self.family("atlas_leading", "gauge", "1 if this process owns the store, 0 while it stands by.");
+        self.sample("atlas_leading", &[], u8::from(leads));
+    }
+
+    fn into_response(self) -> Response {
+        let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+        ([content_type], self.0).into_response()
+    }
+
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}").expect("a string takes everything");
     }

@@ -8,7 +8,7 @@ use super::PING_INTERVAL;
 use super::http;
 use super::services::{Api, Limits, Services};
 use super::socket::{self, OwnerSocket, SocketFile};
-use super::token::{self, Guard};
+use super::token::{self, Guard, Token};
 use crate::config::ServerConfig;
 use crate::{Error, Result};
 use futures::Stream;
@@ -112,10 +112,18 @@ impl Server {
     /// * [`Error::StoreInUse`] if a living process serves the socket.
     /// * [`Error::Io`] if the socket or the token of gRPC over TCP can't be made, or the token can't be used.
     pub async fn bind(services: impl Into<Services>, config: &ServerConfig, data_dir: Option<&Path>) -> Result<Server> {
+        Server::on(Listeners::bind(config).await?, services, data_dir).await
+    }
+
+    /// As [`bind`](Self::bind), on ports that are bound already.
+    pub(crate) async fn on(
+        listeners: Listeners,
+        services: impl Into<Services>,
+        data_dir: Option<&Path>,
+    ) -> Result<Server> {
         let services = services.into();
         let limits = services.limits.clone();
-        let grpc = bind_tcp("atlasdb.server.grpc", &config.grpc).await?;
-        let http = bind_tcp("atlasdb.server.http", &config.http).await?;
+        let (grpc_address, http_address) = (listeners.grpc_address(), listeners.http_address());
         // Later, because it replaces what stands in the directory.
         let socket = match data_dir {
             Some(data_dir) => Some(socket::bind(data_dir).await?),
@@ -123,17 +131,17 @@ impl Server {
         };
         let token_file = services.token_file.clone().or_else(|| data_dir.map(token::token_path));
         // Last: with the socket the directory is ours, and nobody else writes a token.
-        let grpc = match grpc {
-            Some(listener) => Some((listener, guard(token_file).await?)),
+        let grpc = match listeners.grpc {
+            Some(listener) => Some((listener, guard(token_file, services.store_token.as_ref()).await?)),
             None => None,
         };
-        let address = |listener: &TcpListener| listener.local_addr().ok();
         let addresses = Addresses {
             socket: socket.as_ref().map(|socket| socket.file.path().to_owned()),
-            grpc: grpc.as_ref().and_then(|(listener, _)| address(listener)),
-            http: http.as_ref().and_then(address),
+            grpc: grpc_address,
+            http: http_address,
         };
-        Ok(Server { api: Api::new(services), limits, socket, grpc, http, addresses })
+        let api = Api::new(services, grpc_address);
+        Ok(Server { api, limits, socket, grpc, http: listeners.http, addresses })
     }
 
     /// Where it is reached; the ports are those that were given where the configuration says 0.
@@ -145,7 +153,7 @@ impl Server {
     /// seconds. Cancel safety as [`serve_socket`].
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let Server { api, limits, socket, grpc, http, addresses: _ } = self;
-        let closing = Closing { ending: CancellationToken::new(), cut: CancellationToken::new() };
+        let closing = Closing::default();
         // Dropped with this future: connections live in tasks of their own.
         let _cut_at_last = closing.cut.clone().drop_guard();
         let mut listeners = JoinSet::new();
@@ -158,7 +166,7 @@ impl Server {
             listeners.spawn(serve_grpc(router, limits.clone(), listener, closing.clone()));
         }
         if let Some(listener) = http {
-            listeners.spawn(serve_http(api.clone(), limits.clone(), listener, closing.clone()));
+            listeners.spawn(serve_http(http::router(api.clone()), limits.clone(), listener, closing.clone()));
         }
         tokio::select! {
             () = shutdown => {}
@@ -168,21 +176,56 @@ impl Server {
     }
 }
 
-/// The token that calls over TCP must carry.
-async fn guard(token_file: Option<PathBuf>) -> Result<Guard> {
-    let Some(path) = token_file else {
-        return Err(Error::Config {
-            place: "atlasdb.server.grpc".to_owned(),
-            reason: format!(
-                "a store without a directory has no place for the token of TCP: name a file for it in {}, or set \
-                 server.grpc to off",
-                token::FILE_VARIABLE
-            ),
-        });
+/// Ports that are bound, and answered by nobody yet. What connects meanwhile waits.
+pub(crate) struct Listeners {
+    pub(super) grpc: Option<TcpListener>,
+    pub(super) http: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds the addresses configured.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub(crate) async fn bind(config: &ServerConfig) -> Result<Listeners> {
+        let grpc = bind_tcp("atlasdb.server.grpc", &config.grpc).await?;
+        let http = bind_tcp("atlasdb.server.http", &config.http).await?;
+        Ok(Listeners { grpc, http })
+    }
+
+    /// A port for gRPC that the system chooses, and nothing else.
+    pub(crate) async fn any() -> Result<Listeners> {
+        Listeners::bind(&ServerConfig { http: "off".to_owned(), grpc: "127.0.0.1:0".to_owned() }).await
+    }
+
+    pub(crate) fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    pub(crate) fn http_address(&self) -> Option<SocketAddr> {
+        self.http.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+}
+
+/// The tokens that calls over TCP may carry.
+async fn guard(token_file: Option<PathBuf>, store_token: Option<&Token>) -> Result<Guard> {
+    let by_file = match token_file {
+        Some(path) => tokio::task::spawn_blocking(move || Guard::load(&path))
+            .await
+            .map_err(|error| Error::io("reading the server's token", io::Error::other(error)))??,
+        None if store_token.is_some() => Guard::default(),
+        None => {
+            return Err(Error::Config {
+                place: "atlasdb.server.grpc".to_owned(),
+                reason: format!(
+                    "a store without a directory has no place for the token of TCP: name a file for it in {}, or set \
+                     server.grpc to off",
+                    token::FILE_VARIABLE
+                ),
+            });
+        }
     };
-    tokio::task::spawn_blocking(move || Guard::load(&path))
-        .await
-        .map_err(|error| Error::io("reading the server's token", io::Error::other(error)))?
+    Ok(store_token.into_iter().fold(by_file, Guard::and))
 }
 
 /// Aborts what is abandoned; never returns.
@@ -221,15 +264,15 @@ async fn finished(listeners: &mut JoinSet<()>) {
 }
 
 /// The two moments of the end.
-#[derive(Clone)]
-struct Closing {
+#[derive(Clone, Default)]
+pub(super) struct Closing {
     /// Nobody is let in, and connections close when their calls are done.
-    ending: CancellationToken,
+    pub(super) ending: CancellationToken,
     /// Connections break.
-    cut: CancellationToken,
+    pub(super) cut: CancellationToken,
 }
 
-async fn serve_grpc<L: Listen>(router: axum::Router, limits: Limits, listener: L, closing: Closing) {
+pub(super) async fn serve_grpc<L: Listen>(router: axum::Router, limits: Limits, listener: L, closing: Closing) {
     let connections = Connections::new(listener, &limits, closing.cut);
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(CALLS_MAX)
@@ -242,9 +285,9 @@ async fn serve_grpc<L: Listen>(router: axum::Router, limits: Limits, listener: L
     }
 }
 
-async fn serve_http(api: Api, limits: Limits, listener: TcpListener, closing: Closing) {
+pub(super) async fn serve_http(router: axum::Router, limits: Limits, listener: TcpListener, closing: Closing) {
     let connections = Connections::new(listener, &limits, closing.cut);
-    let served = axum::serve(connections, http::router(api)).with_graceful_shutdown(closing.ending.cancelled_owned());
+    let served = axum::serve(connections, router).with_graceful_shutdown(closing.ending.cancelled_owned());
     if let Err(error) = served.await {
         tracing::error!(%error, "a listener failed");
     }
@@ -298,7 +341,7 @@ async fn bind_tcp(key: &str, text: &str) -> Result<Option<TcpListener>> {
 // ---- connections
 
 /// Something that accepts connections, of whoever may connect.
-trait Listen: Send + 'static {
+pub(super) trait Listen: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// The next one. Cancel safe.

@@ -24,22 +24,28 @@
 // How large an error may be is decided where it is defined.
 #![allow(clippy::result_large_err)]
 
+pub(crate) mod challenge;
 mod client;
 mod http;
 mod listen;
+mod locate;
 mod locks;
 mod services;
 mod socket;
+mod standby;
+pub(crate) mod store_token;
 mod token;
 mod transactions;
 mod wire;
 
 pub use client::RemoteAtlas;
-pub(crate) use listen::check_addresses;
 pub use listen::{Addresses, Server, serve, serve_socket};
+pub(crate) use listen::{Listeners, check_addresses};
+pub(crate) use locate::{Owner, find_owner};
 pub use locks::{LocalLocks, LockLease, LockOps};
 pub use services::{Limits, Services};
 pub use socket::socket_path;
+pub(crate) use standby::Standby;
 pub use token::{FILE_VARIABLE as TOKEN_FILE_VARIABLE, token_path};
 
 use crate::Result;

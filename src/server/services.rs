@@ -1,21 +1,25 @@
 //! The services of the protocol, each call a thin translation to [`Operations`].
 
+use super::challenge;
 use super::locks::{LockLease, LockOps};
 use super::proto as pb;
+use super::token::Token;
 use super::transactions::{OpenTransaction, Transactions};
 use super::wire;
 use super::{LOCKS_MAX, MESSAGE_LEN_MAX, PAGE_LEN, PROTOCOL};
 use crate::ops::{BackupRequest, BeginOptions, Operations, Progress, ProgressSink};
 use crate::{Cell, Error, TableRef};
 use async_trait::async_trait;
+use atlas_kvs::KeyValueService;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use pb::create_backup_response::Event;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
@@ -25,6 +29,9 @@ use uuid::Uuid;
 const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// How long Hello waits for the store to tell its identity.
 const STORE_ID_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many proofs are made at a time, and how long the store may take for one.
+const PROOFS_AT_ONCE: usize = 4;
+const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most cells of a message.
 const PAGE_CELLS_MAX: usize = 1_000;
 /// What a write costs in memory besides its bytes.
@@ -72,12 +79,23 @@ pub struct Services {
     pub(super) limits: Limits,
     pub(super) token_file: Option<PathBuf>,
     pub(super) namespace: Option<String>,
+    /// The store that others find us through, and the token in it.
+    pub(super) shared: Option<Arc<dyn KeyValueService>>,
+    pub(super) store_token: Option<Token>,
 }
 
 impl Services {
     /// Operations, without locks for others.
     pub fn new(operations: Arc<dyn Operations>) -> Services {
-        Services { operations, locks: None, limits: Limits::default(), token_file: None, namespace: None }
+        Services {
+            operations,
+            locks: None,
+            limits: Limits::default(),
+            token_file: None,
+            namespace: None,
+            shared: None,
+            store_token: None,
+        }
     }
 
     /// And a lock service.
@@ -93,6 +111,11 @@ impl Services {
     /// And other limits than the usual ones.
     pub fn limits(self, limits: Limits) -> Services {
         Services { limits, ..self }
+    }
+
+    /// And proofs for clients that have found us through the store, which then show the token in it.
+    pub(crate) fn shared(self, kvs: Arc<dyn KeyValueService>, token: Token) -> Services {
+        Services { shared: Some(kvs), store_token: Some(token), ..self }
     }
 
     /// And the token of calls over TCP in another file than `server.token` of the data directory.
@@ -125,6 +148,9 @@ pub(super) struct Shared {
     pub(super) stop: CancellationToken,
     store_id: OnceCell<String>,
     namespace: Option<String>,
+    /// What proofs are made from: the store, and where we listen.
+    identity: Option<(Arc<dyn KeyValueService>, SocketAddr)>,
+    proofs: Semaphore,
 }
 
 impl std::ops::Deref for Api {
@@ -151,7 +177,7 @@ fn refused_with(detail: pb::ErrorDetail) -> Status {
 }
 
 impl Api {
-    pub(super) fn new(services: Services) -> Api {
+    pub(super) fn new(services: Services, grpc: Option<SocketAddr>) -> Api {
         Api(Arc::new(Shared {
             operations: services.operations,
             locks: services.locks,
@@ -159,6 +185,8 @@ impl Api {
             stop: CancellationToken::new(),
             store_id: OnceCell::new(),
             namespace: services.namespace,
+            identity: services.shared.zip(grpc),
+            proofs: Semaphore::new(PROOFS_AT_ONCE),
         }))
     }
 
@@ -182,6 +210,7 @@ impl Api {
             tables_server::TablesServer,
             transactions_server::TransactionsServer,
             backup_server::BackupServer,
+            identity_server::IdentityServer,
             admin_server::AdminServer,
         )
         .fallback(no_such_service)
@@ -546,6 +575,35 @@ fn backup_events(operations: Arc<dyn Operations>, request: BackupRequest) -> Pag
 }
 
 #[async_trait]
+impl pb::identity_server::Identity for Api {
+    async fn prove(&self, request: Request<pb::ProveRequest>) -> Answer<pb::ProveResponse> {
+        let Some((kvs, address)) = &self.identity else {
+            let hint = "use the socket in its directory, or show the token";
+            return Err(refused(Error::refused("this server is not found through its store", hint)));
+        };
+        // Anybody may ask. So many at a time, and the store is not kept busy by strangers.
+        let _turn = self.proofs.acquire().await.expect("the semaphore is never closed");
+        let asked = challenge::answer(&**kvs, &request.get_ref().name, *address);
+        let proof = tokio::time::timeout(PROOF_TIMEOUT, asked).await.unwrap_or_else(|_| {
+            let reason = format!("no answer within {} s", PROOF_TIMEOUT.as_secs());
+            Err(Error::Unavailable { what: "the store".to_owned(), reason })
+        });
+        let proof = proof.map_err(|error| match error {
+            // Strangers learn nothing of the store.
+            Error::Usage(_) => refused(error),
+            error => {
+                tracing::warn!(%error, "a challenge could not be read");
+                let reason = "it can't read its store".to_owned();
+                refused(Error::Unavailable { what: "the server".to_owned(), reason })
+            }
+        })?;
+        answer(pb::ProveResponse {
+            proof: proof.map_or_else(Bytes::new, |proof| Bytes::copy_from_slice(proof.as_bytes())),
+        })
+    }
+}
+
+#[async_trait]
 impl pb::admin_server::Admin for Api {
     async fn hello(&self, _: Request<pb::HelloRequest>) -> Answer<pb::HelloResponse> {
         // A store in trouble must not keep an operator from connecting to ask what the trouble is.
@@ -557,7 +615,6 @@ impl pb::admin_server::Admin for Api {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store_id,
             protocol: PROTOCOL,
-            store_token: Bytes::new(),
             namespace: self.namespace.clone(),
         })
     }

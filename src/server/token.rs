@@ -2,7 +2,8 @@
 //!
 //! The socket asks the system who is at its other end. A port of the loopback address can't: every user of the machine
 //! reaches it. So whoever calls there proves that it can read a file that only the owner of the store, and root, can
-//! read. The file is made when TCP is served first, and stays; removing it makes the next start write another one.
+//! read. The file is made when TCP is served first, and stays; removing it makes the next start write another one. A
+//! store without a directory keeps a token in itself instead ([`store_token`](super::store_token)).
 
 use super::wire;
 use crate::{Error, Result};
@@ -29,14 +30,36 @@ pub const FILE_VARIABLE: &str = "ATLAS_SERVER_TOKEN_FILE";
 const HEADER: &str = "authorization";
 const SCHEME: &str = "Bearer ";
 const TOKEN_LEN: usize = 32;
+/// The one call that needs no token.
+const FREE_CALL: &str = "atlas.v1.Identity/Prove";
 
 /// Where the token of the server of `data_dir` is.
 pub fn token_path(data_dir: &Path) -> PathBuf {
     data_dir.join(TOKEN_NAME)
 }
 
-/// Reads a token, as digits.
-fn read(path: &Path) -> io::Result<String> {
+/// A token. Not `Debug`: nobody shows it.
+#[derive(Clone)]
+pub(crate) struct Token(String);
+
+impl Token {
+    pub(super) fn random() -> io::Result<Token> {
+        let mut token = [0; TOKEN_LEN];
+        OsRng.try_fill_bytes(&mut token).map_err(io::Error::other)?;
+        Ok(Token(hex::encode(token)))
+    }
+
+    pub(super) fn from_digits(digits: &str) -> Option<Token> {
+        hex::decode(digits).is_ok_and(|token| token.len() == TOKEN_LEN).then(|| Token(digits.to_owned()))
+    }
+
+    pub(super) fn digits(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Reads a token.
+fn read(path: &Path) -> io::Result<Token> {
     let file = File::open(path)?;
     let mode = file.metadata()?.mode();
     if mode & 0o077 != 0 {
@@ -46,9 +69,8 @@ fn read(path: &Path) -> io::Result<String> {
     }
     let mut text = String::new();
     file.take(1024).read_to_string(&mut text)?;
-    let digits = text.trim();
-    if hex::decode(digits).is_ok_and(|token| token.len() == TOKEN_LEN) {
-        return Ok(digits.to_owned());
+    if let Some(token) = Token::from_digits(text.trim()) {
+        return Ok(token);
     }
     let reason =
         format!("it does not hold {} hexadecimal digits: remove it, and the server makes a new one", 2 * TOKEN_LEN);
@@ -56,10 +78,8 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// Writes a new token. After a crash there is a whole file or none.
-fn make(path: &Path) -> io::Result<String> {
-    let mut token = [0; TOKEN_LEN];
-    OsRng.try_fill_bytes(&mut token).map_err(io::Error::other)?;
-    let digits = hex::encode(token);
+fn make(path: &Path) -> io::Result<Token> {
+    let token = Token::random()?;
     let temporary = path.with_extension("token.tmp");
     // What a killed process left may have another mode, which opening it again would keep.
     match std::fs::remove_file(&temporary) {
@@ -67,20 +87,21 @@ fn make(path: &Path) -> io::Result<String> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    writeln!(file, "{digits}")?;
+    writeln!(file, "{}", token.digits())?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()?;
-    Ok(digits)
+    Ok(token)
 }
 
-/// What a server lets in.
-#[derive(Clone)]
+/// What a server lets in: any of a few tokens.
+#[derive(Clone, Default)]
 pub(super) struct Guard {
     /// Two of these are compared in the same time wherever they differ.
-    wanted: blake3::Hash,
-    path: Arc<Path>,
+    wanted: Vec<blake3::Hash>,
+    /// The file that one of them is in.
+    path: Option<Arc<Path>>,
 }
 
 impl Guard {
@@ -94,22 +115,43 @@ impl Guard {
             result => result,
         };
         let token = token.map_err(|error| Error::io(format!("the server's token {}", path.display()), error))?;
-        Ok(Guard { wanted: blake3::hash(token.as_bytes()), path: path.into() })
+        Ok(Guard { wanted: vec![blake3::hash(token.digits().as_bytes())], path: Some(path.into()) })
+    }
+
+    /// And whoever has this one.
+    pub(super) fn and(mut self, token: &Token) -> Guard {
+        self.wanted.push(blake3::hash(token.digits().as_bytes()));
+        self
     }
 
     fn lets_in(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(HEADER).and_then(|value| value.to_str().ok()?.strip_prefix(SCHEME));
-        given.is_some_and(|token| blake3::hash(token.as_bytes()) == self.wanted)
+        given.is_some_and(|token| self.wanted.contains(&blake3::hash(token.as_bytes())))
     }
 
     fn refusal(&self, headers: &HeaderMap) -> Error {
-        let path = self.path.display();
         let problem =
             if headers.contains_key(HEADER) { "another token than" } else { "no token; over TCP a call needs" };
+        let (place, hint) = match &self.path {
+            Some(path) => (
+                path.display().to_string(),
+                format!(
+                    "set {FILE_VARIABLE}={}, as a user that may read it, or use the socket beside it",
+                    path.display()
+                ),
+            ),
+            None => (
+                "the store".to_owned(),
+                format!(
+                    "`atlas` with the store's configuration finds it; for other clients, start `atlas serve` with \
+                     {FILE_VARIABLE}=FILE and give them that file"
+                ),
+            ),
+        };
         Error::Remote {
             code: "UNAUTHENTICATED".to_owned(),
-            message: format!("the call carries {problem} the one in {path}"),
-            hint: Some(format!("set {FILE_VARIABLE}={path}, as a user that may read it, or use the socket beside it")),
+            message: format!("the call carries {problem} the one in {place}"),
+            hint: Some(hint),
             retriable: false,
             exit_code: crate::exit::PERMISSION,
         }
@@ -118,7 +160,9 @@ impl Guard {
 
 /// Lets a call through, or answers it. For [`axum::middleware::from_fn_with_state`].
 pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response<Body> {
-    if guard.lets_in(request.headers()) {
+    // By this call a client finds out whether it may show us its token at all.
+    let is_free = request.uri().path().strip_prefix('/').is_some_and(|path| path == FREE_CALL);
+    if is_free || guard.lets_in(request.headers()) {
         return next.run(request).await;
     }
     wire::status_of(&guard.refusal(request.headers())).into_http()
@@ -138,10 +182,15 @@ impl Credentials {
             ErrorKind::NotFound => Error::NotFound { what: format!("token file {}", path.display()) },
             _ => Error::io(format!("the server's token {}", path.display()), error),
         })?;
+        Ok(Credentials::of(&token))
+    }
+
+    /// This token.
+    pub(super) fn of(token: &Token) -> Credentials {
         let mut value: MetadataValue<Ascii> =
-            format!("{SCHEME}{token}").parse().expect("a word, a space and digits are a header");
+            format!("{SCHEME}{}", token.digits()).parse().expect("a word, a space and digits are a header");
         value.set_sensitive(true);
-        Ok(Credentials(Some(value)))
+        Credentials(Some(value))
     }
 }
 
@@ -202,5 +251,11 @@ mod tests {
             assert!(!guard.lets_in(&with(&wrong)), "{wrong}");
         }
         assert!(!guard.lets_in(&HeaderMap::new()));
+        let other = Token::random().expect("random bytes");
+        let both = guard.clone().and(&other);
+        assert!(both.lets_in(&with(&format!("Bearer {token}"))));
+        assert!(both.lets_in(&with(&format!("Bearer {}", other.digits()))));
+        assert!(!guard.lets_in(&with(&format!("Bearer {}", other.digits()))));
+        assert!(!Guard::default().lets_in(&with("Bearer ")), "who was given no token lets nobody in");
     }
 }

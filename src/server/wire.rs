@@ -6,7 +6,7 @@
 use super::proto as pb;
 use crate::ops::{
     BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, DoctorFinding, FindingLevel, Progress, ScanOptions,
-    StoreStatus, TableInfo,
+    StoreOwner, StoreStatus, TableInfo,
 };
 use crate::schema::{ConflictHandler, SweepStrategy, TableSpec};
 use crate::{Cell, ColumnSelection, Error, RowRange, TableRef, Timestamp, exit};
@@ -35,7 +35,8 @@ pub(super) fn detail_of(error: &Error) -> pb::ErrorDetail {
         code: error.code().to_owned(),
         message: shortened(error.to_string(), SENTENCE_LEN_MAX),
         hint: error.hint().map(|hint| shortened(hint, SENTENCE_LEN_MAX)),
-        retriable: error.is_retriable(),
+        // Nothing was applied, and whoever connects anew finds the new owner. For us ourselves it is final.
+        retriable: error.is_retriable() || matches!(error, Error::LostLeadership { .. }),
         exit_code: error.exit_code().into(),
     }
 }
@@ -457,6 +458,7 @@ impl From<StoreStatus> for pb::StoreStatus {
             location: status.location,
             store_id: status.store_id.to_string(),
             owner_pid: status.owner_pid,
+            owner: status.owner.map(Into::into),
             commit_mode: status.commit_mode,
             epoch: status.epoch,
             last_timestamp: status.last_timestamp.get(),
@@ -482,6 +484,7 @@ impl TryFrom<pb::StoreStatus> for StoreStatus {
             location: status.location,
             store_id: id_text(&status.store_id, "store_id")?,
             owner_pid: status.owner_pid,
+            owner: status.owner.map(Into::into),
             commit_mode: status.commit_mode,
             epoch: status.epoch,
             last_timestamp: timestamp(status.last_timestamp)?,
@@ -494,6 +497,20 @@ impl TryFrom<pb::StoreStatus> for StoreStatus {
             uptime_ms: status.uptime_ms,
             version: status.version,
         })
+    }
+}
+
+impl From<StoreOwner> for pb::StoreOwner {
+    fn from(owner: StoreOwner) -> pb::StoreOwner {
+        let StoreOwner { program, pid, host, address, since, lease_ms, lease_age_ms } = owner;
+        pb::StoreOwner { program, pid, host, address, since, lease_ms, lease_age_ms }
+    }
+}
+
+impl From<pb::StoreOwner> for StoreOwner {
+    fn from(owner: pb::StoreOwner) -> StoreOwner {
+        let pb::StoreOwner { program, pid, host, address, since, lease_ms, lease_age_ms } = owner;
+        StoreOwner { program, pid, host, address, since, lease_ms, lease_age_ms }
     }
 }
 

@@ -11,11 +11,18 @@
 //!
 //! Two issuers with blocks of their own would hand out numbers out of order, so there is one at a time. An issuer
 //! takes over by raising the *epoch* in the same compare-and-set that moves the bound, and every older one finds out
-//! before its next answer: in a store with one owner through a number the two share in memory, elsewhere through the
-//! record itself.
+//! before its next answer: in a store with one owner through a number the two share in memory, elsewhere because the
+//! record is a [lease](LeaseOptions) that it failed to renew. What it had on its way by then is stopped by a fence, in
+//! stores that can compare one with each batch.
 
+mod fence;
+mod lease;
 mod oracle;
 mod record;
+mod takeover;
 
-pub use oracle::{TimestampOracle, TimestampRange};
-pub use record::{FastForward, LARGE_JUMP, OracleRecord, fast_forward_stored, read_stored};
+pub use fence::FenceRecord;
+pub(crate) use fence::{BatchFence, Raised};
+pub use lease::LeaseOptions;
+pub use oracle::{TimestampOracle, TimestampRange, take_over_for_command};
+pub use record::{Contact, FastForward, LARGE_JUMP, OracleRecord, fast_forward_stored, read_stored};

@@ -3,8 +3,9 @@
 use super::buffer::LocalWriteBuffer;
 use super::core::CommitPath;
 use super::handle::{Inner, PreCommitCondition};
-use super::pipeline::{self, Loser, Member, Payload, Pipeline, Verdict};
+use super::pipeline::{self, Member, Payload, Pipeline, Verdict};
 use super::read::Rivals;
+use super::reservations::Loser;
 use super::step::{CommitStep, reach};
 use super::sweep_queue;
 use super::value;
@@ -93,6 +94,8 @@ impl CommitJob {
         let keys = self.conflict_keys(handlers).await?;
         // Before the data too: what has lost already need not be written.
         let mut checked_from = self.check_large(pipeline, &keys, transaction.read_ts).await?;
+        // No fence here, also where others can reach the store: data without an entry is never seen, however late it
+        // comes, and the entry is written behind the fence.
         if let Err(error) = self.put_queue_and_data(None).await {
             // Some of it may be there. It must never be followed by a commit, and nobody need wonder about it later.
             let _ = pipeline.roll_back(transaction.start_ts).await;

@@ -14,9 +14,9 @@ use crate::config::{CommitModeChoice, TransactionConfig};
 use crate::lock::LockService;
 use crate::ops::BeginOptions;
 use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, refuse_unfinished_restore};
-use crate::timestamp::{TimestampOracle, read_stored};
+use crate::timestamp::{LeaseOptions, TimestampOracle, read_stored};
 use crate::{Error, Result};
-use atlas_kvs::{AtomicScan, Durability, KeyValueService, RowRange, TableKind, TableRef, Timestamp};
+use atlas_kvs::{AtomicScan, Durability, KeyValueService, Ownership, RowRange, TableKind, TableRef, Timestamp};
 use bytes::Bytes;
 use futures::stream::StreamExt;
 use parking_lot::RwLock;
@@ -49,14 +49,16 @@ pub struct OpenOptions {
     pub transactions: TransactionConfig,
     /// Whether a commit waits until it would survive the loss of power.
     pub durability: Durability,
+    /// How to become its owner, on a store that several processes share.
+    pub lease: LeaseOptions,
 }
 
 impl TransactionManager {
     /// Checks a store, takes over its timestamps, and makes it ready for transactions.
     ///
     /// # Errors
-    /// [`Error::Refused`] for another namespace, format, commit mode, or an unfinished restore;
-    /// [`Error::Corrupt`] if the store contradicts itself.
+    /// [`Error::Refused`] for another namespace, format, commit mode, or an unfinished restore, and those of
+    /// [`TimestampOracle::open_with`]; [`Error::Corrupt`] if the store contradicts itself.
     pub async fn open(kvs: Arc<dyn KeyValueService>, options: OpenOptions) -> Result<TransactionManager> {
         let pipeline = uses_pipeline(kvs.as_ref(), options.transactions.commit_mode)?;
         refuse_unfinished_restore(&kvs).await?;
@@ -66,18 +68,28 @@ impl TransactionManager {
         refuse_unfinished_restore(&kvs).await?;
         kvs.create_table(&transactions_table(), TableKind::Atomic, Bytes::new()).await?;
         kvs.create_table(&sweep_queue_table(), TableKind::Versioned, Bytes::new()).await?;
-        let windows = CleanedWindows::load(kvs.clone()).await?;
-        refuse_open_window(&windows)?;
+        refuse_open_window(&CleanedWindows::load(kvs.clone()).await?)?;
         check_bound(kvs.clone()).await?;
-        let claim = if pipeline { Some(claim(kvs.as_ref()).await?) } else { None };
-        let oracle = Arc::new(TimestampOracle::open(kvs.clone()).await?);
-        // Everything that was issued before lies below the bound we start at, and nothing of it is on its way.
+        let exclusive = matches!(kvs.ownership(), Ownership::Exclusive(_));
+        // Elsewhere the lease sees to it, over all processes.
+        let claim = if pipeline && exclusive { Some(claim(kvs.as_ref()).await?) } else { None };
+        let oracle = Arc::new(TimestampOracle::open_with(kvs.clone(), options.lease.clone()).await?);
+        let windows = match windows_of_owner(kvs.clone()).await {
+            Ok(windows) => windows,
+            Err(error) => {
+                // So that the command which is needed now need not wait for our lease to run out.
+                let _ = oracle.release().await;
+                return Err(error);
+            }
+        };
+        // Everything that was issued before lies below the bound we start at, and nothing of it is on its way: it was
+        // a write of this process, or the fence stops it. What commits step by step is met by readers as undecided.
         let tracker = SnapshotTracker::new(oracle.last_issued());
         let entries = Arc::new(TransactionTable::new(kvs.clone(), windows));
         let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
         let config = options.transactions;
         let mender = Arc::new(Mender::new(kvs.clone()));
-        let path = if let Some(claim) = claim {
+        let path = if pipeline {
             CommitPath::Pipeline(Pipeline::start(
                 kvs.clone(),
                 oracle.clone(),
@@ -258,20 +270,17 @@ async fn claim(kvs: &dyn KeyValueService) -> Result<Claim> {
     ))
 }
 
-/// The pipeline wants atomic batches and a store that no other process writes to.
+/// The pipeline wants atomic batches. Where other processes can write too, each batch carries the fence of its owner.
 fn uses_pipeline(kvs: &dyn KeyValueService, choice: CommitModeChoice) -> Result<bool> {
     let capabilities = kvs.capabilities();
-    let possible = capabilities.atomic_batch && matches!(kvs.ownership(), atlas_kvs::Ownership::Exclusive(_));
+    let possible = capabilities.atomic_batch;
     match choice {
         CommitModeChoice::Auto => Ok(possible && capabilities.persistent),
         CommitModeChoice::StepByStep => Ok(false),
         CommitModeChoice::Pipeline if possible => Ok(true),
         CommitModeChoice::Pipeline => Err(Error::Config {
             place: "transactions.commitMode".to_owned(),
-            reason: format!(
-                "the commit pipeline needs a store with atomic batches and one owner, not {}",
-                capabilities.store
-            ),
+            reason: format!("the commit pipeline needs a store with atomic batches, not {}", capabilities.store),
         }),
     }
 }
@@ -339,9 +348,16 @@ fn refuse_open_window(windows: &CleanedWindows) -> Result<()> {
     }
 }
 
+/// The cleaned windows, read by the owner: an earlier look may have missed a restore that another owner began since.
+async fn windows_of_owner(kvs: Arc<dyn KeyValueService>) -> Result<CleanedWindows> {
+    let windows = CleanedWindows::load(kvs).await?;
+    refuse_open_window(&windows)?;
+    Ok(windows)
+}
+
 /// Refuses a store whose entries are ahead of its clock: it would issue numbers that were used.
 async fn check_bound(kvs: Arc<dyn KeyValueService>) -> Result<()> {
-    let bound = read_stored(kvs.clone()).await?.map_or(Timestamp::FIRST, |record| record.bound);
+    let mut greatest = None;
     let newest = AtomicScan::new(RowRange::all()).reversed();
     let mut entries = kvs.scan_atomic(&transactions_table(), newest).take(ENTRIES_CHECKED_AT_OPEN);
     while let Some(found) = entries.next().await {
@@ -351,15 +367,18 @@ async fn check_bound(kvs: Arc<dyn KeyValueService>) -> Result<()> {
             Entry::Committed(commit_ts) => commit_ts,
             Entry::RolledBack => start_ts,
         };
-        if seen >= bound {
-            return Err(Error::corrupt(
-                "the timestamp bound",
-                format!(
-                    "timestamp {seen} was used but the bound is {bound}: parts of this store are from different \
-                     times. If it is a restored copy, run `atlas timestamp fast-forward` with a timestamp above {seen}"
-                ),
-            ));
-        }
+        greatest = greatest.max(Some(seen));
     }
-    Ok(())
+    // After the entries: an owner that is at work moves the bound before it writes entries up to it.
+    let bound = read_stored(kvs.clone()).await?.map_or(Timestamp::FIRST, |record| record.bound);
+    match greatest {
+        Some(seen) if seen >= bound => Err(Error::corrupt(
+            "the timestamp bound",
+            format!(
+                "timestamp {seen} was used but the bound is {bound}: parts of this store are from different times. \
+                 If it is a restored copy, run `atlas timestamp fast-forward` with a timestamp above {seen}"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }

@@ -5,7 +5,7 @@
 //! a move of the timestamp bound, or anything else. Whoever is refused because of that calls for help here.
 
 use crate::Error;
-use atlas_kvs::{Availability, KeyValueService, KvsError};
+use atlas_kvs::{Availability, KeyValueService, KvsError, Ownership};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -32,6 +32,10 @@ impl Mender {
     /// Tries once before it returns, and goes on behind the caller's back if that fails: a store that could not be
     /// opened serves no reads either, so that nobody who reads before he writes would come here again.
     pub(crate) async fn after(&self, error: &Error) {
+        // A store on servers is not ours to open.
+        if matches!(self.kvs.ownership(), Ownership::Shared) {
+            return;
+        }
         if !matches!(error, Error::Kvs(_) | Error::Unavailable { .. } | Error::UnknownOutcome { .. }) {
             return;
         }

@@ -22,6 +22,7 @@ mod manager;
 mod mend;
 mod pipeline;
 mod read;
+mod reservations;
 mod run;
 mod scan;
 mod step;

@@ -18,20 +18,26 @@
 //! takes no more work until it has closed and opened the store, which turns the log into the truth, and has settled
 //! each member: an entry that stands is a commit; where none stands it writes *rolled back*, so that none can appear
 //! later. Members that can't be settled in time are told that their outcome is unknown, and settled all the same.
+//!
+//! **Where others can reach the store**, every batch carries the fence of its owner, so that a successor's store takes
+//! none of a leader that slept. There opening the store again would prove nothing: the batch may be on its way inside a
+//! server. The leader raises the fence by a generation instead, which no earlier batch can pass. When the fence shows
+//! that somebody took over, the leader ends, and whoever comes later is told so.
 
 use super::buffer::LocalWriteBuffer;
 use super::entry::{Entry, Fate, transactions_table};
+use super::reservations::{Loser, Reservations};
 use super::step::{CommitStep, reach};
 use super::sweep_queue::sweep_queue_table;
 use super::table::TransactionTable;
 use super::tracker::{Registration, SnapshotTracker};
 use super::value;
 use super::window::{ConflictKey, ConflictWindow};
-use crate::timestamp::TimestampOracle;
+use crate::timestamp::{BatchFence, Raised, TimestampOracle};
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, TableRef, Timestamp};
 use bytes::{Bytes, BytesMut};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -47,11 +53,6 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 /// After this many losses the cells of a large transaction are reserved for its next attempt.
 const LOSSES_BEFORE_RESERVATION: u32 = 2;
-/// A reservation lasts twice as long as the attempt that lost, within these bounds, if its owner does not come back.
-const RESERVED_FOR_MIN: Duration = Duration::from_secs(5);
-const RESERVED_FOR_MAX: Duration = Duration::from_secs(120);
-/// How many cells are reserved at most, over all transactions.
-const RESERVED_MAX: usize = 1 << 20;
 
 /// A transaction at the door of the pipeline.
 #[derive(Debug)]
@@ -114,21 +115,12 @@ enum Request {
     Stop(oneshot::Sender<()>),
 }
 
-/// A large transaction that lost a conflict before it entered.
-#[derive(Debug)]
-pub(crate) struct Loser {
-    pub(crate) work_id: u64,
-    pub(crate) losses: u32,
-    pub(crate) keys: Vec<ConflictKey>,
-    /// How long its attempt took; the next one takes about as long.
-    pub(crate) took: Duration,
-}
-
 /// The way into the pipeline.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     requests: mpsc::Sender<Request>,
     window_floor: Arc<AtomicU64>,
+    oracle: Arc<TimestampOracle>,
 }
 
 impl Pipeline {
@@ -140,14 +132,15 @@ impl Pipeline {
         entries: Arc<TransactionTable>,
         durability: Durability,
         group_size_max: usize,
-        claim: Claim,
+        claim: Option<Claim>,
     ) -> Pipeline {
         let (requests, queue) = mpsc::channel(QUEUE);
         let first_ts = tracker.watermark().next();
         let window_floor = Arc::new(AtomicU64::new(first_ts.get()));
         let leader = Leader {
             kvs,
-            oracle,
+            fence: oracle.batch_fence(),
+            oracle: oracle.clone(),
             tracker,
             entries,
             durability,
@@ -160,7 +153,7 @@ impl Pipeline {
             _claim: claim,
         };
         tokio::spawn(leader.run(queue));
-        Pipeline { requests, window_floor }
+        Pipeline { requests, window_floor, oracle }
     }
 
     /// Commits below this can't be checked by the leader any more.
@@ -172,7 +165,7 @@ impl Pipeline {
     pub(crate) async fn commit(&self, member: Member) -> Verdict {
         let (reply, verdict) = oneshot::channel();
         if self.requests.send(Request::Commit(Box::new(member), reply)).await.is_err() {
-            return Verdict::Failed(stopped());
+            return Verdict::Failed(self.stopped());
         }
         // A leader that vanishes takes its answer along, not necessarily the write.
         verdict.await.unwrap_or_else(|_| Verdict::Unknown("the commit pipeline ended before it answered".to_owned()))
@@ -181,16 +174,16 @@ impl Pipeline {
     /// Writes *rolled back* for a transaction that put data ahead and can't commit.
     pub(crate) async fn roll_back(&self, start_ts: Timestamp) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::RollBack(start_ts, reply)).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())?
+        self.requests.send(Request::RollBack(start_ts, reply)).await.map_err(|_| self.stopped())?;
+        answer.await.map_err(|_| self.stopped())?
     }
 
     /// Waits until every commit with a timestamp drawn before this call is applied, and lifts the watermark to the
     /// last timestamp issued.
     pub(crate) async fn settle(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Marker(reply)).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())
+        self.requests.send(Request::Marker(reply)).await.map_err(|_| self.stopped())?;
+        answer.await.map_err(|_| self.stopped())
     }
 
     /// Tells the leader of a large transaction that lost: after a few losses its cells are reserved for its next attempt.
@@ -211,61 +204,21 @@ impl Pipeline {
             let _ = answer.await;
         }
     }
-}
 
-fn stopped() -> Error {
-    Error::Unavailable { what: "the commit pipeline".to_owned(), reason: "it was stopped".to_owned() }
-}
-
-/// Cells that only one piece of work may write for a while.
-#[derive(Debug, Default)]
-struct Reservations {
-    by_cell: HashMap<u64, u64>,
-    by_work: HashMap<u64, (Instant, Vec<u64>)>,
-}
-
-impl Reservations {
-    fn is_for_another(&self, hash: u64, work_id: u64) -> bool {
-        let Some(owner) = self.by_cell.get(&hash).filter(|owner| **owner != work_id) else { return false };
-        self.by_work.get(owner).is_some_and(|(until, _)| *until > Instant::now())
-    }
-
-    /// Reserves all cells of a loser, or none: two that held a part each of what both need would refuse each other
-    /// for ever. For the same reason a loser gives up what was reserved for its last attempt before anything else.
-    fn add(&mut self, loser: &Loser) {
-        self.forget_expired();
-        self.remove(loser.work_id);
-        let full = self.by_cell.len() + loser.keys.len() > RESERVED_MAX;
-        if full || loser.keys.iter().any(|key| self.by_cell.contains_key(&key.hash)) {
-            return;
-        }
-        let cells: Vec<u64> = loser.keys.iter().map(|key| key.hash).collect();
-        self.by_cell.extend(cells.iter().map(|hash| (*hash, loser.work_id)));
-        let span = loser.took.saturating_mul(2).clamp(RESERVED_FOR_MIN, RESERVED_FOR_MAX);
-        self.by_work.insert(loser.work_id, (Instant::now() + span, cells));
-    }
-
-    fn remove(&mut self, work_id: u64) {
-        if let Some((_, cells)) = self.by_work.remove(&work_id) {
-            for hash in cells {
-                self.by_cell.remove(&hash);
-            }
-        }
-    }
-
-    fn forget_expired(&mut self) {
-        let now = Instant::now();
-        let expired: Vec<u64> =
-            self.by_work.iter().filter(|(_, (until, _))| *until <= now).map(|(work_id, _)| *work_id).collect();
-        for work_id in expired {
-            self.remove(work_id);
-        }
+    /// Why there is no leader any more.
+    fn stopped(&self) -> Error {
+        self.oracle.lost_error().unwrap_or_else(|| Error::Unavailable {
+            what: "the commit pipeline".to_owned(),
+            reason: "it was stopped".to_owned(),
+        })
     }
 }
 
 #[derive(Debug)]
 struct Leader {
     kvs: Arc<dyn KeyValueService>,
+    /// What batches carry where others can reach the store.
+    fence: Option<Arc<BatchFence>>,
     oracle: Arc<TimestampOracle>,
     tracker: Arc<SnapshotTracker>,
     entries: Arc<TransactionTable>,
@@ -279,8 +232,9 @@ struct Leader {
     /// ask the store.
     rolled_back: BTreeSet<Timestamp>,
     reserved: Reservations,
-    /// Nobody else may open this store for commits in this process before the leader has ended.
-    _claim: Claim,
+    /// Nobody else may open this store for commits in this process before the leader has ended. `None` where the
+    /// lease of the store sees to it.
+    _claim: Option<Claim>,
 }
 
 /// A member that is part of the batch.
@@ -307,8 +261,11 @@ impl From<Accepted> for Waiting {
 }
 
 /// The leader has to end in the middle of its work.
-struct Ended {
-    stop: Option<oneshot::Sender<()>>,
+enum Ended {
+    /// The store is closed, or was not settled when it had to be.
+    Unsettled { stop: Option<oneshot::Sender<()>> },
+    /// Somebody else commits on the store now.
+    TakenOver,
 }
 
 /// The right to commit on a store with one owner, of one leader in the process.
@@ -339,6 +296,13 @@ impl Drop for Claim {
     }
 }
 
+/// What became of the members of a group, in their order.
+struct Settled {
+    fates: Vec<Fate>,
+    /// Another owner has begun.
+    taken_over: bool,
+}
+
 /// What shares one batch.
 #[derive(Default)]
 struct Group {
@@ -354,12 +318,18 @@ impl Leader {
             let mut group = self.gather(first, &mut queue).await;
             let stop = group.stop.take();
             let markers = std::mem::take(&mut group.markers);
-            if let Err(Ended { stop }) = self.commit_group(group, &mut queue).await {
-                // Markers and whoever waits behind them see their answers vanish, which says that nothing is settled.
-                if let Some(stop) = stop {
-                    let _ = stop.send(());
+            // Markers and whoever waits behind them see their answers vanish, which says that nothing is settled.
+            match self.commit_group(group, &mut queue).await {
+                // Known from the lease: nothing may be called settled, whatever the group was.
+                Ok(()) if self.oracle.lost_error().is_some() => return self.end_replaced(queue, stop).await,
+                Ok(()) => (),
+                Err(Ended::TakenOver) => return self.end_replaced(queue, stop).await,
+                Err(Ended::Unsettled { stop: late }) => {
+                    for stop in [stop, late].into_iter().flatten() {
+                        let _ = stop.send(());
+                    }
+                    return;
                 }
-                return;
             }
             if !markers.is_empty() || queue.is_empty() {
                 // Between groups no commit is on its way, and later ones are numbered above what was issued so far:
@@ -378,6 +348,23 @@ impl Leader {
                 return;
             }
         }
+    }
+
+    /// Ends because another owner has begun. Whoever is still waiting is told that nothing was applied.
+    async fn end_replaced(self, mut queue: mpsc::Receiver<Request>, stop: Option<oneshot::Sender<()>>) {
+        queue.close();
+        while let Some(request) = queue.recv().await {
+            if let Some(stop) = request.refuse(|| self.replaced()) {
+                let _ = stop.send(());
+            }
+        }
+        if let Some(stop) = stop {
+            let _ = stop.send(());
+        }
+    }
+
+    fn replaced(&self) -> Error {
+        self.oracle.lose("the fence in the store was raised by another instance")
     }
 
     /// Takes what is waiting, admits it in order, and stops at the limits of a group.
@@ -482,7 +469,7 @@ impl Leader {
         if group.commits.is_empty() && group.roll_backs.is_empty() {
             return Ok(());
         }
-        let mut batch = build_batch(&mut group);
+        let mut batch = build_batch(&mut group).guarded(self.fence.as_ref().map(|fence| fence.guard()));
         loop {
             reach(CommitStep::RecordCommit);
             match self.kvs.apply(batch.clone(), self.durability).await {
@@ -491,6 +478,11 @@ impl Leader {
                     return Ok(());
                 }
                 Err(error) if error.is_indeterminate() => return self.settle_unknown(group, error, queue).await,
+                // Nothing was applied, and nothing of ours will be any more.
+                Err(KvsError::GuardFailed { .. }) => {
+                    refuse_all(group, || self.replaced());
+                    return Err(Ended::TakenOver);
+                }
                 // Nothing was applied. A table that is gone concerns its own writers, not the others of the group.
                 Err(KvsError::NoSuchTable(table)) => {
                     drop_writers_of(&table, &mut group, &mut batch);
@@ -499,7 +491,7 @@ impl Leader {
                     }
                 }
                 Err(error) => {
-                    refuse_all(group, &error);
+                    refuse_all(group, || not_applied(&error));
                     return Ok(());
                 }
             }
@@ -533,7 +525,7 @@ impl Leader {
         error: KvsError,
         queue: &mut mpsc::Receiver<Request>,
     ) -> std::result::Result<(), Ended> {
-        tracing::error!(%error, members = group.commits.len(), "a group of commits was not answered; opening the store again");
+        tracing::error!(%error, members = group.commits.len(), "a group of commits was not answered; finding out what became of it");
         let deadline = Instant::now() + SETTLE_WITHIN;
         let last_commit = group.commits.last().map(|accepted| accepted.commit_ts);
         let reason = error.to_string();
@@ -541,46 +533,34 @@ impl Leader {
         let mut roll_backs = group.roll_backs;
         loop {
             match self.try_settle(&waiting, &roll_backs).await {
-                Ok(fates) => {
+                Ok(settled) => {
                     if let Some(last_commit) = last_commit {
                         self.tracker.publish(last_commit);
                     }
-                    for (member, fate) in waiting.into_iter().zip(fates) {
-                        if let Some(reply) = member.reply {
-                            let _ = reply.send(match fate {
-                                Fate::Committed(commit_ts) => Verdict::Committed(commit_ts),
-                                Fate::RolledBack | Fate::Undecided => Verdict::Failed(Error::Unavailable {
-                                    what: "the store".to_owned(),
-                                    reason: format!("{reason}; the transaction was rolled back"),
-                                }),
-                            });
-                        }
-                    }
-                    for (start_ts, reply) in roll_backs {
-                        self.rolled_back.insert(start_ts);
-                        let _ = reply.send(Ok(()));
-                    }
-                    tracing::warn!("the store is open again and every member of the group is settled");
-                    return Ok(());
+                    return self.tell_settled(settled, waiting, roll_backs, &reason);
                 }
-                Err(error @ Error::Kvs(KvsError::Closed)) => {
+                Err(error @ (Error::Kvs(KvsError::Closed) | Error::LostLeadership { .. })) => {
                     // For good: whoever opens it next settles what is left.
-                    tracing::warn!(%error, "the store was closed before a group of commits was settled");
+                    tracing::warn!(%error, "the store was lost before a group of commits was settled");
                     tell_unknown(&mut waiting, &reason);
-                    return Err(Ended { stop: None });
+                    return Err(if self.oracle.lost_error().is_some() {
+                        Ended::TakenOver
+                    } else {
+                        Ended::Unsettled { stop: None }
+                    });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the store can't be opened again yet");
+                    tracing::warn!(%error, "what became of the group can't be found out yet");
                     if Instant::now() >= deadline {
                         tell_unknown(&mut waiting, &reason);
                         if let Some(stop) = refuse_waiting(queue, &reason) {
-                            return Err(Ended { stop: Some(stop) });
+                            return Err(Ended::Unsettled { stop: Some(stop) });
                         }
                     }
                     if queue.is_closed() && queue.is_empty() {
                         // Nobody is left who could ask; holding on to the store would keep it from its next opener.
                         tell_unknown(&mut waiting, &reason);
-                        return Err(Ended { stop: None });
+                        return Err(Ended::Unsettled { stop: None });
                     }
                     tokio::time::sleep(REOPEN_PAUSE).await;
                 }
@@ -589,29 +569,82 @@ impl Leader {
         }
     }
 
-    /// Opens the store again, reads which entries stand, and writes *rolled back* where none does. No write of before
-    /// can arrive any more: it is in the log that was just replayed, or it is gone.
+    /// Tells everybody what became of him.
+    fn tell_settled(
+        &mut self,
+        settled: Settled,
+        waiting: Vec<Waiting>,
+        roll_backs: Vec<(Timestamp, oneshot::Sender<Result<()>>)>,
+        reason: &str,
+    ) -> std::result::Result<(), Ended> {
+        for (member, fate) in waiting.into_iter().zip(settled.fates) {
+            let Some(reply) = member.reply else { continue };
+            let _ = reply.send(match fate {
+                Fate::Committed(commit_ts) => Verdict::Committed(commit_ts),
+                Fate::RolledBack | Fate::Undecided if settled.taken_over => Verdict::Failed(self.replaced()),
+                Fate::RolledBack | Fate::Undecided => Verdict::Failed(Error::Unavailable {
+                    what: "the store".to_owned(),
+                    reason: format!("{reason}; the transaction was rolled back"),
+                }),
+            });
+        }
+        for (start_ts, reply) in roll_backs {
+            if settled.taken_over {
+                let _ = reply.send(Err(self.replaced()));
+            } else {
+                self.rolled_back.insert(start_ts);
+                let _ = reply.send(Ok(()));
+            }
+        }
+        if settled.taken_over {
+            tracing::warn!("another instance took over; every member of the group is settled");
+            return Err(Ended::TakenOver);
+        }
+        tracing::warn!("the store answers again and every member of the group is settled");
+        Ok(())
+    }
+
+    /// Sees to it that no batch sent so far can arrive any more. True if another owner has done so, for good.
+    async fn stop_late_batches(&self) -> Result<bool> {
+        match &self.fence {
+            // It is in the log that is replayed now, or it is gone.
+            None => self.kvs.reopen().await.map(|()| false).map_err(Error::from),
+            Some(fence) => match fence.raise_generation().await {
+                Ok(Raised::Ours) => Ok(false),
+                Ok(Raised::TakenOver { epoch }) => {
+                    self.oracle.lose(&format!("the fence in the store was raised to epoch {epoch}"));
+                    Ok(true)
+                }
+                Err(Error::LostLeadership { reason }) => Err(self.oracle.lose(&reason)),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Reads which entries stand when none can come any more, and writes *rolled back* where none does.
     async fn try_settle(
         &mut self,
         members: &[Waiting],
         roll_backs: &[(Timestamp, oneshot::Sender<Result<()>>)],
-    ) -> Result<Vec<Fate>> {
-        self.kvs.reopen().await?;
+    ) -> Result<Settled> {
+        let taken_over = self.stop_late_batches().await?;
         let starts: Vec<Timestamp> =
             members.iter().map(|member| member.start_ts).chain(roll_backs.iter().map(|(start, _)| *start)).collect();
         let fates = self.entries.fates(&starts).await?;
         let fate_of = |start_ts: &Timestamp| fates.get(start_ts).copied().unwrap_or(Fate::Undecided);
         let undecided: Vec<Timestamp> =
             starts.iter().copied().filter(|start_ts| fate_of(start_ts) == Fate::Undecided).collect();
-        if !undecided.is_empty() {
+        // After a takeover entries are no longer ours to write, and none of ours can come: absent is final.
+        if !taken_over && !undecided.is_empty() {
             let ops = undecided.iter().map(|start_ts| entry_op(*start_ts, Entry::RolledBack)).collect();
-            self.kvs.apply(AtomicBatch::new(ops), Durability::Synced).await?;
+            let guard = self.fence.as_ref().map(|fence| fence.guard());
+            self.kvs.apply(AtomicBatch::new(ops).guarded(guard), Durability::Synced).await?;
+            for start_ts in &undecided {
+                self.rolled_back.insert(*start_ts);
+                self.entries.remember(*start_ts, Fate::RolledBack);
+            }
         }
-        for start_ts in &undecided {
-            self.rolled_back.insert(*start_ts);
-            self.entries.remember(*start_ts, Fate::RolledBack);
-        }
-        Ok(members.iter().map(|member| fate_of(&member.start_ts)).collect())
+        Ok(Settled { fates: members.iter().map(|member| fate_of(&member.start_ts)).collect(), taken_over })
     }
 
     /// Forgets what no open snapshot needs.
@@ -666,7 +699,7 @@ fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut AtomicBatch) 
     if writers.is_empty() {
         // Not a table of a member: one of our own is gone, and nobody can commit.
         let error = KvsError::NoSuchTable(gone.clone());
-        return refuse_all(std::mem::take(group), &error);
+        return refuse_all(std::mem::take(group), || not_applied(&error));
     }
     let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
     batch.ops.retain(|op| match op {
@@ -683,14 +716,30 @@ fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut AtomicBatch) 
     }
 }
 
-fn refuse_all(group: Group, error: &KvsError) {
-    let refusal =
-        || Error::Unavailable { what: "the store".to_owned(), reason: format!("nothing was applied: {error}") };
+fn not_applied(error: &KvsError) -> Error {
+    Error::Unavailable { what: "the store".to_owned(), reason: format!("nothing was applied: {error}") }
+}
+
+fn refuse_all(group: Group, refusal: impl Fn() -> Error) {
     for accepted in group.commits {
         let _ = accepted.reply.send(Verdict::Failed(refusal()));
     }
     for (_, reply) in group.roll_backs {
         let _ = reply.send(Err(refusal()));
+    }
+}
+
+impl Request {
+    /// Tells who asked that nothing of it was applied. A request to stop is handed back.
+    fn refuse(self, refusal: impl Fn() -> Error) -> Option<oneshot::Sender<()>> {
+        match self {
+            Request::Commit(_, reply) => drop(reply.send(Verdict::Failed(refusal()))),
+            Request::RollBack(_, reply) => drop(reply.send(Err(refusal()))),
+            Request::Stop(reply) => return Some(reply),
+            // Their senders see the closed channel.
+            Request::Marker(_) | Request::Lost(_) | Request::Release(_) => (),
+        }
+        None
     }
 }
 
@@ -700,13 +749,7 @@ fn refuse_waiting(queue: &mut mpsc::Receiver<Request>, reason: &str) -> Option<o
     let mut stop = None;
     let refusal = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
     while let Ok(request) = queue.try_recv() {
-        match request {
-            Request::Commit(_, reply) => drop(reply.send(Verdict::Failed(refusal()))),
-            Request::RollBack(_, reply) => drop(reply.send(Err(refusal()))),
-            // Their senders see the closed channel.
-            Request::Stop(reply) => stop = Some(reply),
-            Request::Marker(_) | Request::Lost(_) | Request::Release(_) => (),
-        }
+        stop = request.refuse(refusal).or(stop);
     }
     stop
 }

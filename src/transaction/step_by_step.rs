@@ -209,8 +209,10 @@ impl CommitJob {
     async fn check_and_record(&self, steps: &StepByStep, commit_ts: Timestamp, locks: &HeldLocks) -> Result<Timestamp> {
         reach(CommitStep::RecheckReads);
         self.check_conditions()?;
-        // Last check: only the commit entry follows.
+        // Last check: only the commit entry follows. Locks are those of this process: they keep nobody away who
+        // commits through a successor, so the lease counts as one of them.
         locks.check()?;
+        steps.oracle.check_held()?;
         reach(CommitStep::CheckLocks);
         reach(CommitStep::RecordCommit);
         let recorded = steps.record(self.transaction.start_ts, commit_ts, locks).await?;

@@ -8,7 +8,7 @@ use atlas::{Atlas, Result, TableRef, Timestamp};
 use rand::Rng;
 use std::collections::BTreeMap;
 
-pub const ACCOUNTS: usize = 12;
+const ACCOUNTS: usize = 12;
 const OPENING_BALANCE: i64 = 1000;
 /// Together more than the pipeline takes in these tests.
 const LARGE: usize = 3000;
@@ -19,6 +19,7 @@ pub struct Bank {
     accounts: TableRef,
     records: TableRef,
     ballast: TableRef,
+    size: usize,
 }
 
 /// Every record there is: what it says, by its id.
@@ -27,15 +28,21 @@ pub type Records = BTreeMap<String, String>;
 impl Bank {
     /// The bank of a store; opened, if it is not yet.
     pub async fn open(atlas: &Atlas) -> Bank {
+        Bank::of_size(atlas, ACCOUNTS).await
+    }
+
+    /// As [`open`](Self::open), with as many accounts as that.
+    pub async fn of_size(atlas: &Atlas, size: usize) -> Bank {
         let bank = Bank {
             atlas: atlas.clone(),
             accounts: table(atlas, "accounts", ConflictHandler::RetryOnWriteWriteCell).await,
             records: table(atlas, "records", ConflictHandler::IgnoreAll).await,
             ballast: table(atlas, "ballast", ConflictHandler::RetryOnWriteWrite).await,
+            size,
         };
         let tx = atlas.begin().await.expect("a transaction begins");
         if scan_cells(&tx, &bank.accounts, ScanOptions::default()).await.is_empty() {
-            for account in 0..ACCOUNTS {
+            for account in 0..size {
                 let balance = OPENING_BALANCE.to_string();
                 tx.put(&bank.accounts, cell(&account.to_string()), balance).await.expect("a write is buffered");
             }
@@ -48,8 +55,8 @@ impl Bank {
     pub async fn transfer(&self, id: &str, large: bool) -> Result<Timestamp> {
         let (from, to, amount) = {
             let mut rng = rand::rng();
-            let from = rng.random_range(0..ACCOUNTS);
-            let to = (from + rng.random_range(1..ACCOUNTS)) % ACCOUNTS;
+            let from = rng.random_range(0..self.size);
+            let to = (from + rng.random_range(1..self.size)) % self.size;
             (from, to, rng.random_range(1..50i64))
         };
         let tx = self.atlas.transactions().begin(BeginOptions::default()).await?;
@@ -74,7 +81,7 @@ impl Bank {
             .into_iter()
             .map(|(cell, value)| (text(&cell.row), text(&value)))
             .collect();
-        let mut expected = vec![OPENING_BALANCE; ACCOUNTS];
+        let mut expected = vec![OPENING_BALANCE; self.size];
         let mut large_ones = Vec::new();
         for (id, record) in &records {
             let words: Vec<&str> = record.split(' ').collect();
@@ -85,12 +92,12 @@ impl Bank {
                 large_ones.push(id.clone());
             }
         }
-        let cells: Vec<_> = (0..ACCOUNTS).map(|account| cell(&account.to_string())).collect();
+        let cells: Vec<_> = (0..self.size).map(|account| cell(&account.to_string())).collect();
         let found = tx.get_many(&self.accounts, &cells).await.expect("the accounts can be read");
         let balances: Vec<i64> =
             found.iter().map(|value| number(value.as_ref().expect("accounts are there"))).collect();
         assert_eq!(balances, expected, "the balances are not what the records add up to");
-        assert_eq!(balances.iter().sum::<i64>(), OPENING_BALANCE * ACCOUNTS as i64);
+        assert_eq!(balances.iter().sum::<i64>(), OPENING_BALANCE * self.size as i64);
         let ballast = scan_cells(&tx, &self.ballast, ScanOptions::default()).await;
         assert!(ballast.iter().all(|(_, value)| value.len() == LARGE));
         let ballast: Vec<String> = ballast.iter().map(|(cell, _)| text(&cell.row)).collect();

@@ -3,9 +3,17 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses some of them")]
 
 pub mod bank;
+pub mod cassandra;
+pub mod clerks;
+pub mod clock;
+pub mod cutter;
 pub mod faulty;
+mod place;
+pub mod postgres;
 
-use atlas::config::{AtlasConfig, ByteSize, CommitModeChoice, KvsConfig, TransactionConfig};
+pub use place::{Place, Site};
+
+use atlas::config::{ByteSize, CommitModeChoice, KvsConfig, TransactionConfig};
 use atlas::ops::{BeginOptions, Operations, ScanOptions};
 use atlas::schema::{ConflictHandler, TableSpec};
 use atlas::transaction::Transaction;
@@ -13,9 +21,9 @@ use atlas::{Atlas, Cell, ColumnSelection, Error, Result, RowRange, TableRef, Tim
 use bytes::Bytes;
 use futures::TryStreamExt;
 use rand::Rng;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
-use tempfile::TempDir;
 
 /// Which store a test runs on, and how transactions commit there.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +37,8 @@ pub struct Lane {
 pub enum StoreKind {
     Memory,
     Rocksdb,
+    Postgres,
+    Cassandra,
 }
 
 /// What is put ahead of the pipeline: everything, nearly everything, who knows, or what is large.
@@ -49,6 +59,12 @@ pub const ROCKSDB_PIPELINE: Lane = lane(StoreKind::Rocksdb, CommitModeChoice::Pi
 pub const ROCKSDB_PIPELINE_0: Lane = lane(StoreKind::Rocksdb, CommitModeChoice::Pipeline, SizeLimit::Bytes(0));
 pub const ROCKSDB_PIPELINE_1K: Lane = lane(StoreKind::Rocksdb, CommitModeChoice::Pipeline, SizeLimit::Bytes(1024));
 pub const ROCKSDB_PIPELINE_RANDOM: Lane = lane(StoreKind::Rocksdb, CommitModeChoice::Pipeline, SizeLimit::Random);
+pub const POSTGRES_STEPS: Lane = lane(StoreKind::Postgres, CommitModeChoice::StepByStep, SizeLimit::Default);
+pub const POSTGRES_PIPELINE: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Default);
+pub const POSTGRES_PIPELINE_0: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Bytes(0));
+pub const POSTGRES_PIPELINE_1K: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Bytes(1024));
+pub const POSTGRES_PIPELINE_RANDOM: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Random);
+pub const CASSANDRA_STEPS: Lane = lane(StoreKind::Cassandra, CommitModeChoice::StepByStep, SizeLimit::Default);
 
 const fn lane(store: StoreKind, mode: CommitModeChoice, pipeline_size_max: SizeLimit) -> Lane {
     Lane { store, mode, pipeline_size_max }
@@ -73,14 +89,6 @@ impl Lane {
         }
         TransactionConfig { commit_mode: self.mode, pipeline_size_max, ..usual }
     }
-
-    pub fn config(self, dir: &Path) -> AtlasConfig {
-        let key_value_service = match self.store {
-            StoreKind::Memory => KvsConfig::Memory {},
-            StoreKind::Rocksdb => rocksdb_in(dir),
-        };
-        AtlasConfig { key_value_service, transactions: self.transactions(), ..AtlasConfig::default() }
-    }
 }
 
 /// A small RocksDB in a directory.
@@ -88,11 +96,12 @@ pub fn rocksdb_in(dir: &Path) -> KvsConfig {
     KvsConfig::Rocksdb { data_dir: dir.to_owned(), block_cache: ByteSize(4 << 20), sync: true }
 }
 
-/// An open store in a directory of its own.
+/// An open store in a place of its own.
 pub struct TestStore {
     pub atlas: Atlas,
     pub lane: Lane,
-    dir: TempDir,
+    // Goes last: the store lies in it.
+    place: Place,
 }
 
 impl TestStore {
@@ -101,15 +110,15 @@ impl TestStore {
     }
 
     pub async fn open_with(lane: Lane, change: impl FnOnce(&mut TransactionConfig)) -> TestStore {
-        let dir = tempfile::tempdir().expect("a directory can be made");
-        let mut config = lane.config(&dir.path().join("data"));
+        let place = Place::new(lane.store);
+        let mut config = place.config(lane);
         change(&mut config.transactions);
-        let atlas = Atlas::open_unserved(config, Duration::ZERO).await.expect("the store opens");
-        TestStore { atlas, lane, dir }
+        let atlas = place.open_atlas(config).await;
+        TestStore { atlas, lane, place }
     }
 
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        &self.place.dir
     }
 
     /// A table of this handler, named after it.
@@ -223,4 +232,20 @@ where
 {
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || runtime.block_on(task()))
+}
+
+/// Ends the program because there is no server for its tests: none of them could say anything. That is a failure if the
+/// lane is required.
+pub fn without_server(lane: &str, why: &str) -> ! {
+    let lanes = std::env::var("ATLAS_REQUIRE_LANES").unwrap_or_default();
+    let required = lanes.split([',', ' ']).any(|required| required == lane);
+    // Past the capturing of the test harness, which would swallow it.
+    let mut out = std::io::stdout().lock();
+    let _ = match required {
+        true => writeln!(out, "FAIL {lane} ({why}, and the lane is required)"),
+        false => writeln!(out, "SKIP {lane} ({why})"),
+    };
+    let _ = out.flush();
+    // With the lock held: one test says so for all.
+    std::process::exit(i32::from(required));
 }

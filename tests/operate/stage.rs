@@ -217,6 +217,19 @@ impl Running {
         self.child.as_ref().unwrap().id()
     }
 
+    #[allow(dead_code, reason = "other tests use it")]
+    /// The next line it prints. What it prints later is in its end.
+    pub(crate) fn line(&mut self) -> String {
+        // A byte at a time: what is behind the line stays for the end.
+        let out = self.child.as_mut().unwrap().stdout.as_mut().unwrap();
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while line.last() != Some(&b'\n') && out.read(&mut byte).unwrap() == 1 {
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).unwrap()
+    }
+
     pub(crate) fn interrupt(&self) {
         signal(self.pid(), rustix::process::Signal::INT);
     }

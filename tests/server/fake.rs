@@ -271,6 +271,7 @@ impl Operations for Fake {
             location: "nowhere".to_owned(),
             store_id: Uuid::from_u128(42),
             owner_pid: std::process::id(),
+            owner: None,
             commit_mode: "pipeline".to_owned(),
             epoch: 3,
             last_timestamp: Timestamp::saturating(10),

@@ -107,6 +107,25 @@ pub enum KvsError {
         /// The operation.
         operation: &'static str,
     },
+    /// The store does not let this user in, or does not let it do this. Nothing was applied; somebody has to give it the
+    /// right, or the configuration another user.
+    #[error("{reason}")]
+    AccessDenied {
+        /// What was refused, and what to check.
+        reason: String,
+        /// The store's own error.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The store can't be used as it is configured: no such database, a version too old. Nothing was applied.
+    #[error("{reason}")]
+    Misconfigured {
+        /// What does not fit, and what to do.
+        reason: String,
+        /// The store's own error.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

@@ -152,6 +152,15 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
     /// `Indeterminate` for a store with one owner. Running scans fail with `Closed`. Stores on servers do nothing.
     async fn reopen(&self) -> Result<()>;
 
+    /// Removes the store with all its tables, for good, and what holds them where a store has a place of its own in
+    /// something larger. Nobody may use it meanwhile; to be followed by [`close`](Self::close). Not atomic.
+    async fn destroy(&self) -> Result<()> {
+        for table in self.tables().await? {
+            self.drop_table(&table.table).await?;
+        }
+        Ok(())
+    }
+
     /// Releases the store; every later call fails with `Closed`. Removes nothing.
     async fn close(&self) -> Result<()>;
 }

@@ -35,6 +35,30 @@ impl Server {
         .await
     }
 
+    /// Checks that the schema is one of ours. False if there is none.
+    pub(crate) async fn set_up_existing(&self) -> Result<bool> {
+        self.attempts(|| async {
+            let found = self.has_schema().await?;
+            if found {
+                self.check_format().await?;
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Removes the schema with everything in it. It may be gone already.
+    pub(crate) async fn drop_schema(&self) -> Attempt<()> {
+        let mut session = self.begin_change().await?;
+        session
+            .batch(&format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.names.schema()))
+            .await
+            .map_err(uncommitted)?;
+        session.commit().await.map_err(committed)?;
+        self.forget_statements();
+        Ok(())
+    }
+
     /// No setting of a connection makes a server durable that does not wait for its disk.
     async fn warn_of_lies(&self) -> Attempt<()> {
         let rows = self.read("SELECT 1 WHERE current_setting('fsync') = 'off'", &[]).await?;
@@ -75,7 +99,7 @@ impl Server {
         }
         let (schema, format) = (self.names.schema(), format.unwrap_or("none"));
         let reason = format!("schema '{schema}' has format {format}, and this program knows {FORMAT}");
-        Err(KvsError::Backend { reason, source: None }.into())
+        Err(KvsError::Misconfigured { reason, source: None }.into())
     }
 
     /// A transaction that changes the schema, which is one at a time.
@@ -272,7 +296,7 @@ fn kind_word(kind: TableKind) -> &'static str {
     }
 }
 
-fn kind(row: &Row, number: usize) -> Attempt<TableKind> {
+pub(crate) fn kind(row: &Row, number: usize) -> Attempt<TableKind> {
     match column::<&str>(row, number, PLACE)? {
         "versioned" => Ok(TableKind::Versioned),
         "atomic" => Ok(TableKind::Atomic),

@@ -46,8 +46,6 @@ pub struct PostgresConfig {
     pub idle_in_transaction_timeout: Duration,
     /// The name that the server shows for the connections.
     pub application_name: String,
-    /// About how many bytes of a table one part of a snapshot holds: larger tables are read over several connections.
-    pub snapshot_part_bytes: u64,
 }
 
 /// Whether connections are encrypted, and how far the server is trusted.
@@ -75,7 +73,7 @@ impl PostgresConfig {
     /// [`SslMode::Disable`].
     ///
     /// # Errors
-    /// [`KvsError::Backend`] if a variable holds what it can't be.
+    /// [`KvsError::Misconfigured`] if a variable holds what it can't be.
     pub fn from_env(namespace: impl Into<String>) -> Result<PostgresConfig> {
         let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
         let mut config = PostgresConfig::from_variables(namespace.into(), variable)?;
@@ -130,7 +128,7 @@ impl PostgresConfig {
         let (hosts, ports): (Vec<_>, Vec<_>) = (self.host.split(',').collect(), ports.split(',').collect());
         if hosts.len() != ports.len() {
             let reason = format!("PGPORT has {} ports for {} hosts", ports.len(), hosts.len());
-            return Err(KvsError::Backend { reason, source: None });
+            return Err(KvsError::Misconfigured { reason, source: None });
         }
         let mut joined = Vec::new();
         for (host, port) in hosts.into_iter().zip(ports) {
@@ -160,13 +158,13 @@ fn ssl_mode(text: &str) -> Result<SslMode> {
         "verify-full" => Ok(SslMode::VerifyFull),
         other => {
             let reason = format!("PGSSLMODE is '{other}'; known here are disable, require and verify-full");
-            Err(KvsError::Backend { reason, source: None })
+            Err(KvsError::Misconfigured { reason, source: None })
         }
     }
 }
 
 fn no_number(name: &str, text: &str) -> KvsError {
-    KvsError::Backend { reason: format!("{name} is '{text}', which is not a number it can be"), source: None }
+    KvsError::Misconfigured { reason: format!("{name} is '{text}', which is not a number it can be"), source: None }
 }
 
 impl Default for PostgresConfig {
@@ -187,7 +185,6 @@ impl Default for PostgresConfig {
             statement_timeout: Duration::from_secs(30),
             idle_in_transaction_timeout: Duration::from_secs(5),
             application_name: "atlas".to_owned(),
-            snapshot_part_bytes: 256 << 20,
         }
     }
 }

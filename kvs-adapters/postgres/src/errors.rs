@@ -89,10 +89,8 @@ pub(crate) fn explain(failure: Failure, stakes: Stakes) -> Trouble {
     if let Failure::Unsent(error) = &failure
         && let Some(reason) = tls::distrust(error)
     {
-        return Trouble::Final(KvsError::Backend {
-            reason: format!("the encrypted connection failed, check host, sslmode and root certificate: {reason}"),
-            source: None,
-        });
+        let reason = format!("the encrypted connection failed, check host, sslmode and root certificate: {reason}");
+        return Trouble::Final(misconfigured(reason, None));
     }
     match failure {
         Failure::Silence(waited) if lost => Trouble::Final(indeterminate(silent(waited), None)),
@@ -100,6 +98,14 @@ pub(crate) fn explain(failure: Failure, stakes: Stakes) -> Trouble {
         Failure::Unsent(error) => match error.as_db_error() {
             Some(_) => of_state(error, stakes),
             None if is_connection_loss(&error) => Trouble::Again(unavailable(chain(&error), Some(error))),
+            // Told by the client library, which can't log in with what it was given.
+            None if is_about_login(&error) => Trouble::Final(denied(
+                format!("the server asks for a login that can't be given, check user and password: {}", chain(&error)),
+                error,
+            )),
+            None if error.to_string().contains("TLS handshake") => {
+                Trouble::Final(misconfigured(format!("{}; check sslmode and the server", chain(&error)), Some(error)))
+            }
             None => Trouble::Final(backend(chain(&error), error)),
         },
         Failure::Answer(error) => match error.as_db_error() {
@@ -130,10 +136,10 @@ fn of_state(error: tokio_postgres::Error, stakes: Stakes) -> Trouble {
         "40001" | "40P01" => Trouble::Again(unavailable(reason, Some(error))),
         "XX001" | "XX002" => Trouble::Final(KvsError::corrupt("the database", reason)),
         "28000" | "28P01" => {
-            Trouble::Final(backend(format!("the server refuses the login, check user and password: {reason}"), error))
+            Trouble::Final(denied(format!("the server refuses the login, check user and password: {reason}"), error))
         }
-        "3D000" => Trouble::Final(backend(format!("{reason}; create the database first"), error)),
-        "42501" => Trouble::Final(backend(format!("{reason}; grant the user what it needs"), error)),
+        "3D000" => Trouble::Final(misconfigured(format!("{reason}; create the database first"), Some(error))),
+        "42501" => Trouble::Final(denied(format!("{reason}; grant the user what it needs"), error)),
         // Shut down, restarted, terminated by an administrator.
         "57P01" | "57P02" | "57P03" | "57P05" if stakes == Stakes::Read => {
             Trouble::Again(unavailable(reason, Some(error)))
@@ -168,7 +174,7 @@ pub(crate) fn no_connection(error: PoolError, config: &PostgresConfig) -> Troubl
             Trouble::Final(in_context(&format!("no connection to {place}"), error))
         }
         PoolError::PostCreateHook(HookError::Message(reason)) => {
-            Trouble::Final(KvsError::Backend { reason: format!("{place}: {reason}"), source: None })
+            Trouble::Final(misconfigured(format!("{place}: {reason}"), None))
         }
         PoolError::NoRuntimeSpecified => {
             Trouble::Final(KvsError::Backend { reason: "the pool has no runtime".to_owned(), source: None })
@@ -182,6 +188,12 @@ fn in_context(context: &str, error: KvsError) -> KvsError {
             KvsError::Unavailable { reason: format!("{context}: {reason}"), source }
         }
         KvsError::Backend { reason, source } => KvsError::Backend { reason: format!("{context}: {reason}"), source },
+        KvsError::AccessDenied { reason, source } => {
+            KvsError::AccessDenied { reason: format!("{context}: {reason}"), source }
+        }
+        KvsError::Misconfigured { reason, source } => {
+            KvsError::Misconfigured { reason: format!("{context}: {reason}"), source }
+        }
         other => other,
     }
 }
@@ -193,6 +205,13 @@ fn ends_connection(error: &DbError) -> bool {
 
 fn is_connection_loss(error: &tokio_postgres::Error) -> bool {
     error.is_closed() || error.source().is_some_and(|source| source.is::<std::io::Error>())
+}
+
+/// True if the library gave up before the server could refuse: no password where one is asked for, or a method of
+/// logging in that it does not know. It has no other way to tell.
+fn is_about_login(error: &tokio_postgres::Error) -> bool {
+    let text = error.to_string();
+    text.starts_with("authentication error") || chain(error).contains("password missing")
 }
 
 /// An error with its causes, which tokio-postgres leaves out of its own text. Details, which may show data, are not in.
@@ -216,6 +235,14 @@ fn indeterminate(reason: String, error: Option<tokio_postgres::Error>) -> KvsErr
 
 fn backend(reason: String, error: tokio_postgres::Error) -> KvsError {
     KvsError::Backend { reason, source: Some(error.into()) }
+}
+
+fn denied(reason: String, error: tokio_postgres::Error) -> KvsError {
+    KvsError::AccessDenied { reason, source: Some(error.into()) }
+}
+
+pub(crate) fn misconfigured(reason: String, error: Option<tokio_postgres::Error>) -> KvsError {
+    KvsError::Misconfigured { reason, source: error.map(Into::into) }
 }
 
 pub(crate) fn wrong_kind(table: &TableRef, kind: TableKind) -> KvsError {

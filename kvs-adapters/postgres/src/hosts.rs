@@ -49,7 +49,7 @@ fn address(text: &str, default: u16) -> Result<Address> {
         Ok(port) if !host.is_empty() => Ok(Address { host: host.to_owned(), port }),
         _ => {
             let reason = format!("'{text}' is no host: expected NAME, NAME:PORT or a directory");
-            Err(KvsError::Backend { reason, source: None })
+            Err(KvsError::Misconfigured { reason, source: None })
         }
     }
 }
@@ -60,7 +60,8 @@ fn address(text: &str, default: u16) -> Result<Address> {
 /// If it can't be read, or others than its owner can.
 pub(crate) async fn password_file(config: &PostgresConfig) -> Result<Option<String>> {
     let Some(file) = config.password_file.as_deref().filter(|_| config.password.is_none()) else { return Ok(None) };
-    let wrong = |reason: String| KvsError::Backend { reason: format!("{} {reason}", file.display()), source: None };
+    let wrong =
+        |reason: String| KvsError::Misconfigured { reason: format!("{} {reason}", file.display()), source: None };
     let unreadable = |error: std::io::Error| wrong(format!("can't be read: {error}"));
     let metadata = tokio::fs::metadata(file).await.map_err(unreadable)?;
     if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
@@ -81,7 +82,7 @@ fn check_access(file: &Path, metadata: &std::fs::Metadata) -> Result<()> {
         "{} holds passwords, and others than its owner have access to it: make it so that they have none (chmod 0600)",
         file.display()
     );
-    Err(KvsError::Backend { reason, source: None })
+    Err(KvsError::Misconfigured { reason, source: None })
 }
 
 #[cfg(not(unix))]

@@ -2,7 +2,7 @@
 
 use crate::catalog::column;
 use crate::config::PostgresConfig;
-use crate::connect;
+use crate::connect::{self, Door};
 use crate::errors::{Answer, Attempt, Failure, Stakes, Trouble, explain, no_connection};
 use crate::names::Names;
 use crate::tls::Tls;
@@ -26,21 +26,23 @@ pub(crate) struct Server {
     pub(crate) config: PostgresConfig,
     pub(crate) names: Names,
     tls: Tls,
+    door: Door,
     pool: Pool,
 }
 
 impl Server {
     pub(crate) async fn new(config: PostgresConfig) -> atlas_kvs::Result<Server> {
         if config.namespace.is_empty() {
-            return Err(KvsError::Backend {
+            return Err(KvsError::Misconfigured {
                 reason: "a namespace has at least one character".to_owned(),
                 source: None,
             });
         }
         let tls = Tls::new(&config).await?;
-        let pool = connect::pool(&config, &tls).await?;
+        let door = Door::new(&config, &tls).await?;
+        let pool = door.pool(&config)?;
         let names = Names::new(&config.namespace);
-        Ok(Server { config, names, tls, pool })
+        Ok(Server { config, names, tls, door, pool })
     }
 
     /// A connection that nobody else uses.
@@ -48,6 +50,14 @@ impl Server {
         let client = self.pool.get().await.map_err(|error| no_connection(error, &self.config))?;
         let timeout = self.config.statement_timeout;
         Ok(Session { client: Some(client), busy: false, in_transaction: false, timeout, tls: self.tls.clone() })
+    }
+
+    /// A connection for work that lasts longer than a call, and must not keep others waiting for one of the pool.
+    pub(crate) async fn own_connection(&self) -> atlas_kvs::Result<tokio_postgres::Client> {
+        self.check_open()?;
+        self.door.open().await.map_err(|error| match no_connection(error, &self.config) {
+            Trouble::Final(error) | Trouble::Again(error) => error,
+        })
     }
 
     pub(crate) fn check_open(&self) -> atlas_kvs::Result<()> {
@@ -164,39 +174,6 @@ impl Session {
             Err(failure) => Err(unsent(failure)),
         };
         self.finished(answer)
-    }
-
-    /// As [`begin`](Session::begin), with statements that choose what the transaction is and sees.
-    pub(crate) async fn begin_with(&mut self, sql: &str) -> Answer<()> {
-        self.in_transaction = true;
-        self.batch(sql).await
-    }
-
-    /// As [`batch`](Session::batch), for as long as it takes.
-    pub(crate) async fn unhurried(&mut self, sql: &str) -> Answer<()> {
-        self.busy = true;
-        let answer = self.client().batch_execute(sql).await.map_err(Failure::Answer);
-        self.finished(answer)
-    }
-
-    /// Begins to receive rows. The connection is given up unless the stream came to its end and that was
-    /// [told](Session::copied).
-    pub(crate) async fn copy_out(&mut self, sql: &str) -> Answer<tokio_postgres::CopyOutStream> {
-        self.busy = true;
-        let client = self.client();
-        answered(self.timeout, 1, client.copy_out(sql)).await
-    }
-
-    /// Begins to send rows; see [`copy_out`](Session::copy_out).
-    pub(crate) async fn copy_in(&mut self, sql: &str) -> Answer<tokio_postgres::CopyInSink<bytes::Bytes>> {
-        self.busy = true;
-        let client = self.client();
-        answered(self.timeout, 1, client.copy_in(sql)).await
-    }
-
-    /// A copy has come to its end.
-    pub(crate) fn copied(&mut self) {
-        self.busy = false;
     }
 
     /// Prepares a statement, if the connection does not know it yet.

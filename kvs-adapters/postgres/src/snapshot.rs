@@ -1,218 +1,245 @@
-//! Snapshots: what a namespace holds at one moment, read over several connections at once, and loaded back.
-//!
-//! One connection begins a transaction and exports its snapshot; others import it, so that all of them see the same
-//! moment while writers go on. Each part is one `COPY` in the server's binary format, which is the same on all versions
-//! and machines:
+//! Snapshots as streams: binary `COPY` of every table, as one exported snapshot of the server shows them.
 //!
 //! ```text
-//!   exporter   BEGIN ── LOCK … ACCESS SHARE ── pg_export_snapshot ─────────────────────────────── COMMIT
-//!   reader 1                                   └── SET TRANSACTION SNAPSHOT ── COPY t1, blocks 0 to 9999
-//!   reader 2                                   └── SET TRANSACTION SNAPSHOT ── COPY t1, blocks 10000 and up
-//!
-//!   part 00000   "ATLASPGC" │ for each table: kind (1) │ name │ metadata         lengths in 4 bytes, big-endian
-//!   others       "ATLASPGD" │ kind (1) │ name │ what COPY gave │ "ATLASPGE"
+//!   holder   lock tables ── export ── list them ────────────── finish
+//!   reader            └────────┬── import ── COPY v_t TO ──┤
+//!   reader                     └── import ── COPY v_u TO ──┤
 //! ```
 //!
-//! The locks keep away what no snapshot protects from: `TRUNCATE`, and a rewrite that moves rows to other blocks.
-//! While a snapshot is open the server keeps every row version of all its databases, so it should not be open for days.
+//! TRUNCATE empties a table for snapshots from before it, too. So the holder locks all tables against that before it
+//! has a snapshot, and begins again if there are others by then.
+//!
+//! A part is what COPY gave, and behind it the number of its bytes (8 bytes, big-endian): the server itself does not mind
+//! if what it loads ends too early, provided it ends behind a row. The parts are named like the SQL tables; a large table is several, cut at blocks of the file it lies in, with a
+//! number behind the name. A snapshot may be loaded into another namespace and another server.
 
 use crate::catalog::{column, committed, description, uncommitted};
-use crate::errors::{Answer, Attempt, Failure, Stakes, Trouble, explain};
-use crate::session::{Server, Session};
+use crate::errors::{Attempt, Failure, Stakes, Trouble, explain, unavailable};
+use crate::names::sql_name;
+use crate::session::Server;
+use crate::snapshot_catalog::{decode, encode};
+use crate::store::PostgresStore;
 use async_trait::async_trait;
 use atlas_kvs::{
-    KvsError, OpenSnapshot, Result, ResultStream, SnapshotPart, StreamSnapshot, TableDescription, TableKind, TableRef,
+    KeyValueService, KvsError, OpenSnapshot, Result, ResultStream, SnapshotPart, StreamSnapshot, TableDescription,
+    TableKind,
 };
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use futures::{SinkExt, StreamExt, TryStreamExt};
-use std::pin::pin;
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::{SinkExt, StreamExt, TryStreamExt, stream};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::Semaphore;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, CopyInSink, CopyOutStream};
 
-const CATALOG: &[u8; 8] = b"ATLASPGC";
-const DATA: &[u8; 8] = b"ATLASPGD";
-/// Without it a part was cut off: the server takes the end of a row for the end of all.
-const END: &[u8; 8] = b"ATLASPGE";
+const CATALOG: &str = "tables";
+/// Bytes of a table that are worth a part of their own, and how many parts a table has at most.
+const PART_BYTES: i64 = 64 << 20;
+const PARTS_MAX: i64 = 256;
+/// The server gives rows, which are small; this many bytes of them are passed on at once.
+const CHUNK_BYTES: usize = 256 << 10;
+/// The number of bytes behind a part.
+const LEN_BYTES: usize = 8;
+/// Descriptions of tables; something that is given by mistake may be endless.
+const CATALOG_BYTES_MAX: usize = 256 << 20;
+/// Tables that come and go while a snapshot begins make it begin again.
+const BEGINS_MAX: usize = 20;
+/// The first server that reads a part of a table without reading all of it.
+const RANGES_VERSION: i32 = 14_00_00;
 
-/// Longest catalog, and longest name or metadata in it, in bytes: what is longer is none of ours.
-const CATALOG_LEN_MAX: usize = 256 << 20;
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0; \
+                     SET LOCAL idle_in_transaction_session_timeout = 0";
 
-/// How many parts are copied at a time, if the pool has so many connections to spare.
-const PARALLEL_MAX: usize = 8;
-
-/// Connections of the pool that are left to others.
-const SPARED: usize = 2;
-
-/// Rows are gathered until they are so many bytes: the server sends them one by one.
-const CHUNK_LEN: usize = 128 << 10;
-
-/// How long a copy may stand still. Longer than a statement may take, because a checkpoint may stop everything.
-const STANDSTILL: Duration = Duration::from_secs(300);
-
-/// Servers before this one look for rows by their place only by reading the whole table.
-const RANGES_FROM_VERSION: i32 = 140_000;
-
-/// Gives and takes the snapshots of a server.
-pub(crate) struct Snapshots {
-    server: Arc<Server>,
-    // So that nobody waits in vain for a connection that another part holds for hours.
-    copies: Arc<Semaphore>,
+fn read_failed(error: tokio_postgres::Error) -> KvsError {
+    told(explain(Failure::Answer(error), Stakes::Read))
 }
 
-/// A table, and the place of its rows.
-struct Sized {
-    table: TableDescription,
-    bytes: u64,
-    blocks: u64,
-}
-
-/// Rows in these blocks of a table; `None`: up to the last.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Range {
-    table: TableRef,
-    kind: TableKind,
-    from: u64,
-    until: Option<u64>,
-}
-
-struct Snapshot {
-    server: Arc<Server>,
-    copies: Arc<Semaphore>,
-    exporter: tokio::sync::Mutex<Session>,
-    id: String,
-    parts: Vec<SnapshotPart>,
-    catalog: Bytes,
-    ranges: Vec<Range>,
-}
-
-impl Snapshots {
-    pub(crate) fn new(server: Arc<Server>) -> Snapshots {
-        let parallel = server.config.pool_size.saturating_sub(SPARED).clamp(1, PARALLEL_MAX);
-        Snapshots { server, copies: Arc::new(Semaphore::new(parallel)) }
-    }
-
-    async fn export(&self) -> Attempt<Snapshot> {
-        let server = &self.server;
-        if server.config.pool_size < 2 {
-            return Err(KvsError::Backend {
-                reason: "a snapshot needs two connections, and the pool has one".to_owned(),
-                source: None,
-            }
-            .into());
-        }
-        let known = server.tables().await?;
-        let mut exporter = server.session().await?;
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        exporter.begin_with(begin).await.map_err(|failure| explain(failure, Stakes::Read))?;
-        if !known.is_empty() {
-            let names: Vec<String> = known.iter().map(|table| server.names.table(&table.table, table.kind)).collect();
-            // With the session's time-out: it may have to wait for somebody.
-            let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-            exporter.batch(&lock).await.map_err(again_if_dropped)?;
-        }
-        exporter.batch(NO_TIMEOUT).await.map_err(|failure| explain(failure, Stakes::Read))?;
-        let read = |failure| explain(failure, Stakes::Read);
-        let rows = exporter.query("SELECT pg_export_snapshot(), current_setting('server_version_num')::int4", &[]);
-        let rows = rows.await.map_err(read)?;
-        let row = rows.first().ok_or_else(|| KvsError::corrupt("the server", "it exported no snapshot"))?;
-        let (id, version): (String, i32) = (column(row, 0, "the snapshot")?, column(row, 1, "the snapshot")?);
-        if !id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
-            return Err(KvsError::corrupt("the server", "the name of a snapshot is none").into());
-        }
-        let tables = sized(server, &mut exporter).await?;
-        if tables.iter().map(|found| &found.table).ne(&known) {
-            // Created or dropped before the snapshot was exported: those would not be locked.
-            return Err(Trouble::Again(KvsError::Unavailable {
-                reason: "others create and drop tables".to_owned(),
-                source: None,
-            }));
-        }
-        let part_bytes =
-            if version >= RANGES_FROM_VERSION { server.config.snapshot_part_bytes.max(1) } else { u64::MAX };
-        let (parts, ranges) = cut(&tables, part_bytes);
-        let catalog = encode_catalog(&tables);
-        Ok(Snapshot {
-            server: Arc::clone(server),
-            copies: Arc::clone(&self.copies),
-            exporter: tokio::sync::Mutex::new(exporter),
-            id,
-            parts,
-            catalog,
-            ranges,
-        })
-    }
-
-    async fn load_data(&self, head: Head, content: ResultStream<Bytes>) -> Result<()> {
-        let Head { table, kind, rest } = head;
-        let _permit = self.copies.acquire().await.map_err(|_| KvsError::Closed)?;
-        let mut session = self.server.session().await.map_err(error)?;
-        session.begin().await.map_err(|failure| error(uncommitted(failure)))?;
-        session.batch(NO_TIMEOUT).await.map_err(|failure| error(uncommitted(failure)))?;
-        let sql =
-            format!("COPY {} ({}) FROM STDIN (FORMAT binary)", self.server.names.table(&table, kind), columns(kind));
-        let sink = match session.copy_in(&sql).await {
-            Ok(sink) => sink,
-            Err(failure) if failure.misses_table() => return Err(KvsError::NoSuchTable(table)),
-            Err(failure) => return Err(error(uncommitted(failure))),
-        };
-        let mut sink = pin!(sink);
-        let mut content = futures::stream::once(async { Ok(rest) }).chain(content).boxed();
-        // Held back until it is known whether it is the end.
-        let mut last = BytesMut::new();
-        while let Some(chunk) = content.next().await {
-            last.extend_from_slice(&chunk?);
-            let rows = last.split_to(last.len().saturating_sub(END.len())).freeze();
-            moving(sink.send(rows)).await.map_err(|failure| refused_rows(failure, &table))?;
-        }
-        if last != END[..] {
-            return Err(no_part("it is cut off"));
-        }
-        moving(sink.finish()).await.map_err(|failure| refused_rows(failure, &table))?;
-        session.copied();
-        session.commit().await.map_err(|failure| error(committed(failure)))
-    }
-}
-
-const NO_TIMEOUT: &str = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
-
-fn error(trouble: Trouble) -> KvsError {
+fn told(trouble: Trouble) -> KvsError {
     let (Trouble::Final(error) | Trouble::Again(error)) = trouble;
     error
 }
 
-fn again_if_dropped(failure: Failure) -> Trouble {
-    let dropped = failure.misses_table();
-    match explain(failure, Stakes::Read) {
-        Trouble::Final(error) if dropped => Trouble::Again(error),
-        trouble => trouble,
+/// Where the rows of a part lie.
+#[derive(Clone, Debug)]
+enum Content {
+    /// The descriptions themselves.
+    Catalog(Bytes),
+    /// A statement that gives them.
+    Rows(String),
+}
+
+struct Exported {
+    server: Arc<Server>,
+    /// Its transaction keeps the snapshot and the tables.
+    holder: Client,
+    id: String,
+    parts: Vec<SnapshotPart>,
+    contents: Vec<Content>,
+    over: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl StreamSnapshot for PostgresStore {
+    async fn estimated_bytes(&self) -> Result<u64> {
+        let sql = "SELECT coalesce(sum(pg_table_size(c.oid)), 0)::int8 \
+                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE n.nspname = $1::text AND c.relkind = 'r'";
+        let server = &self.server;
+        let bytes = server.attempts(|| async {
+            let rows = server.read(sql, &[&server.names.schema()]).await?;
+            rows.first().map_or(Ok(0), |row| column::<i64>(row, 0, "the statistics"))
+        });
+        Ok(u64::try_from(bytes.await?).unwrap_or(0))
+    }
+
+    async fn begin(&self) -> Result<Box<dyn OpenSnapshot>> {
+        for _ in 0..BEGINS_MAX {
+            if let Some(exported) = self.server.export().await? {
+                return Ok(Box::new(exported));
+            }
+        }
+        Err(unavailable("tables come and go, so there is no snapshot of them".to_owned(), None))
+    }
+
+    async fn load(&self, part: &str, mut content: ResultStream<Bytes>) -> Result<()> {
+        if part != CATALOG {
+            return self.server.load_rows(part, content).await;
+        }
+        let mut bytes = BytesMut::new();
+        while let Some(more) = content.try_next().await? {
+            if bytes.len() + more.len() > CATALOG_BYTES_MAX {
+                return Err(KvsError::corrupt("the tables of a snapshot", "there is no end to them"));
+            }
+            bytes.extend_from_slice(&more);
+        }
+        for TableDescription { table, kind, metadata } in decode(&bytes.freeze())? {
+            self.create_table(&table, kind, metadata).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish_load(&self) -> Result<()> {
+        let connection = self.server.own_connection().await?;
+        let mut sql = "SET statement_timeout = 0".to_owned();
+        for description in self.tables().await? {
+            sql += &format!("; ANALYZE {}", self.server.names.table(&description.table, description.kind));
+        }
+        connection.batch_execute(&sql).await.map_err(read_failed)
     }
 }
 
-/// What the server says of rows that it never gave so itself.
-fn refused_rows(failure: Failure, table: &TableRef) -> KvsError {
-    let states = [
-        SqlState::BAD_COPY_FILE_FORMAT,
-        SqlState::INVALID_BINARY_REPRESENTATION,
-        SqlState::UNIQUE_VIOLATION,
-        SqlState::NOT_NULL_VIOLATION,
-        SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
-        SqlState::PROGRAM_LIMIT_EXCEEDED,
-        SqlState::PROTOCOL_VIOLATION,
-    ];
-    if states.iter().any(|state| failure.is(state)) {
-        let said = failure.db_error().map(|error| error.message().to_owned()).unwrap_or_default();
-        return KvsError::corrupt(format!("the rows of table '{table}'"), said);
+impl Server {
+    /// Nothing if tables were made or dropped meanwhile.
+    async fn export(self: &Arc<Server>) -> Result<Option<Exported>> {
+        let expected = self.attempts(|| self.tables()).await?;
+        let holder = self.own_connection().await?;
+        holder.batch_execute(BEGIN).await.map_err(read_failed)?;
+        let names: Vec<String> = expected.iter().map(|table| self.names.table(&table.table, table.kind)).collect();
+        if !names.is_empty() {
+            let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
+            match holder.batch_execute(&sql).await.map_err(Failure::Answer) {
+                Ok(()) => {}
+                Err(failure) if failure.misses_table() => return Ok(None),
+                Err(failure) => return Err(told(explain(failure, Stakes::Read))),
+            }
+        }
+        let row = holder.query_one("SELECT pg_export_snapshot()", &[]).await.map_err(read_failed)?;
+        let id: String = column(&row, 0, "the snapshot").map_err(told)?;
+        let list = format!("SELECT name, kind, metadata FROM {} ORDER BY name", self.names.quoted("tables"));
+        let rows = holder.query(&list, &[]).await.map_err(read_failed)?;
+        let tables = rows.iter().map(description).collect::<Attempt<Vec<_>>>().map_err(told)?;
+        // Their metadata may have changed, but not which they are.
+        let same = |a: &TableDescription, b: &TableDescription| (&a.table, a.kind) == (&b.table, b.kind);
+        if tables.len() != expected.len() || !tables.iter().zip(&expected).all(|(a, b)| same(a, b)) {
+            return Ok(None);
+        }
+        let (parts, contents) = self.parts(&holder, &tables).await?;
+        Ok(Some(Exported { server: Arc::clone(self), holder, id, parts, contents, over: Arc::default() }))
     }
-    error(uncommitted(failure))
+
+    /// The descriptions first, and then the largest.
+    async fn parts(&self, holder: &Client, tables: &[TableDescription]) -> Result<(Vec<SnapshotPart>, Vec<Content>)> {
+        let sql = "SELECT pg_table_size(c.oid), pg_relation_size(c.oid) / current_setting('block_size')::int8, \
+                     current_setting('server_version_num')::int4 \
+                   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE n.nspname = $1::text AND c.relname = $2::text";
+        let mut found = Vec::new();
+        for TableDescription { table, kind, .. } in tables {
+            let sql_name = sql_name(table, *kind);
+            let row = holder.query_one(sql, &[&self.names.schema(), &sql_name]).await.map_err(read_failed)?;
+            let number = |place| column::<i64>(&row, place, "the statistics").map_err(told);
+            let (bytes, blocks) = (number(0)?, number(1)?);
+            let version: i32 = column(&row, 2, "the server").map_err(told)?;
+            let count =
+                if version < RANGES_VERSION { 1 } else { (bytes / PART_BYTES).clamp(1, PARTS_MAX.min(blocks.max(1))) };
+            let estimated_bytes = u64::try_from(bytes / count).unwrap_or(0);
+            let (name, columns) = (self.names.table(table, *kind), columns(*kind));
+            if count == 1 {
+                let part = SnapshotPart { name: sql_name, estimated_bytes };
+                found.push((part, Content::Rows(format!("COPY {name} ({columns}) TO STDOUT BINARY"))));
+                continue;
+            }
+            for number in 0..count {
+                // What was added behind the last block belongs to the last part, which has no end.
+                let bound = |number: i64| format!("'({},0)'::tid", blocks * number / count);
+                let end = if number + 1 < count { format!(" AND ctid < {}", bound(number + 1)) } else { String::new() };
+                let rows = format!("SELECT {columns} FROM {name} WHERE ctid >= {}{end}", bound(number));
+                let part = SnapshotPart { name: format!("{sql_name}.{number:04}"), estimated_bytes };
+                found.push((part, Content::Rows(format!("COPY ({rows}) TO STDOUT BINARY"))));
+            }
+        }
+        found.sort_by(|a, b| (b.0.estimated_bytes, &a.0.name).cmp(&(a.0.estimated_bytes, &b.0.name)));
+        let catalog = encode(tables);
+        let first = SnapshotPart { name: CATALOG.to_owned(), estimated_bytes: catalog.len() as u64 };
+        found.insert(0, (first, Content::Catalog(catalog)));
+        Ok(found.into_iter().unzip())
+    }
+
+    async fn load_rows(&self, part: &str, mut content: ResultStream<Bytes>) -> Result<()> {
+        let stem = part.split_once('.').map_or(part, |(stem, _)| stem);
+        let sql = format!("SELECT kind FROM {} WHERE sql_name = $1::text", self.names.quoted("tables"));
+        let rows = self.attempts(async || self.read(&sql, &[&stem]).await).await?;
+        let kind = rows.first().map(|row| crate::catalog::kind(row, 0)).transpose().map_err(told)?;
+        let kind = kind.ok_or_else(|| KvsError::Backend {
+            reason: format!("part '{part}' is of no table that is here; part '{CATALOG}' comes first"),
+            source: None,
+        })?;
+        let connection = self.own_connection().await?;
+        let wrong = |error: tokio_postgres::Error| load_failed(part, error, uncommitted);
+        connection.batch_execute("BEGIN; SET LOCAL statement_timeout = 0").await.map_err(wrong)?;
+        // The transaction is not idle while content is waited for: the server waits for the rest of a statement.
+        let copy = format!("COPY {} ({}) FROM STDIN BINARY", self.names.quoted(stem), columns(kind));
+        let mut sink: Pin<Box<CopyInSink<Bytes>>> = Box::pin(connection.copy_in(&copy).await.map_err(wrong)?);
+        let (mut held, mut len) = (BytesMut::new(), 0_u64);
+        while let Some(bytes) = content.try_next().await? {
+            held.extend_from_slice(&bytes);
+            let ready = held.len().saturating_sub(LEN_BYTES);
+            len += ready as u64;
+            if ready > 0 {
+                sink.send(held.split_to(ready).freeze()).await.map_err(wrong)?;
+            }
+        }
+        if held[..] != len.to_be_bytes() {
+            let place = format!("part '{part}' of a snapshot");
+            return Err(KvsError::corrupt(place, "it does not end with the number of its bytes".to_owned()));
+        }
+        sink.as_mut().finish().await.map_err(wrong)?;
+        connection.batch_execute("COMMIT").await.map_err(|error| load_failed(part, error, committed))
+    }
 }
 
-/// Waits for one step of a copy, but not for ever.
-async fn moving<T>(step: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>) -> Answer<T> {
-    match tokio::time::timeout(STANDSTILL, step).await {
-        Ok(answer) => answer.map_err(Failure::Answer),
-        Err(_) => Err(Failure::Silence(STANDSTILL)),
+fn load_failed(part: &str, error: tokio_postgres::Error, explain: impl Fn(Failure) -> Trouble) -> KvsError {
+    let reason = |db: &tokio_postgres::error::DbError| format!("{} ({})", db.message(), db.code().code());
+    match error.as_db_error() {
+        Some(db) if *db.code() == SqlState::UNIQUE_VIOLATION => {
+            let reason = format!("part '{part}' of a snapshot holds what is here already: the store is not empty");
+            KvsError::Backend { reason, source: Some(error.into()) }
+        }
+        // Bad data, missing values.
+        Some(db) if db.code().code().starts_with("22") || *db.code() == SqlState::NOT_NULL_VIOLATION => {
+            KvsError::corrupt(format!("part '{part}' of a snapshot"), reason(db))
+        }
+        _ => told(explain(Failure::Answer(error))),
     }
 }
 
@@ -223,311 +250,94 @@ fn columns(kind: TableKind) -> &'static str {
     }
 }
 
-/// All tables as the session sees them, in the order of their names, and how large they are now.
-async fn sized(server: &Server, session: &mut Session) -> Attempt<Vec<Sized>> {
-    let sql = format!(
-        "SELECT t.name, t.kind, t.metadata, coalesce(pg_table_size(c.oid), 0), \
-                coalesce(pg_relation_size(c.oid) / current_setting('block_size')::int8, 0) \
-         FROM {} t JOIN pg_namespace n ON n.nspname = $1::text \
-              JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.sql_name ORDER BY t.name",
-        server.names.quoted("tables")
-    );
-    let rows =
-        session.query(&sql, &[&server.names.schema()]).await.map_err(|failure| explain(failure, Stakes::Read))?;
-    let number = |value: i64| u64::try_from(value).unwrap_or(0);
-    rows.iter()
-        .map(|row| {
-            let (bytes, blocks) = (column(row, 3, "the statistics")?, column(row, 4, "the statistics")?);
-            Ok(Sized { table: description(row)?, bytes: number(bytes), blocks: number(blocks) })
-        })
-        .collect()
-}
-
-/// Cuts tables into parts of about `part_bytes`, behind the catalog, which is the first.
-fn cut(tables: &[Sized], part_bytes: u64) -> (Vec<SnapshotPart>, Vec<Range>) {
-    let mut parts = vec![SnapshotPart { name: "00000".to_owned(), estimated_bytes: 64 * tables.len() as u64 }];
-    let mut ranges = Vec::new();
-    for Sized { table, bytes, blocks } in tables {
-        let count = bytes.div_ceil(part_bytes).clamp(1, (*blocks).max(1));
-        let step = blocks.div_ceil(count).max(1);
-        let mut from = 0;
-        loop {
-            // The last is open: rows may have been added behind since the table was measured.
-            let until = Some(from + step).filter(|until| until < blocks);
-            parts.push(SnapshotPart { name: format!("{:05}", parts.len()), estimated_bytes: bytes / count });
-            ranges.push(Range { table: table.table.clone(), kind: table.kind, from, until });
-            match until {
-                Some(until) => from = until,
-                None => break,
-            }
-        }
-    }
-    (parts, ranges)
-}
-
-fn encode_catalog(tables: &[Sized]) -> Bytes {
-    let mut bytes = BytesMut::from(&CATALOG[..]);
-    for Sized { table, .. } in tables {
-        bytes.put_u8(kind_byte(table.kind));
-        for text in [table.table.name().as_bytes(), &table.metadata] {
-            bytes.put_u32(text.len() as u32);
-            bytes.put_slice(text);
-        }
-    }
-    bytes.freeze()
-}
-
-fn decode_catalog(mut bytes: Bytes) -> Result<Vec<TableDescription>> {
-    let mut tables = Vec::new();
-    while !bytes.is_empty() {
-        let kind = kind_of(bytes.get_u8())?;
-        let table = TableRef::new(text(take(&mut bytes)?)?)?;
-        tables.push(TableDescription { table, kind, metadata: take(&mut bytes)? });
-    }
-    Ok(tables)
-}
-
-/// The next bytes that say their own length.
-fn take(bytes: &mut Bytes) -> Result<Bytes> {
-    let len = if bytes.len() < 4 { usize::MAX } else { bytes.get_u32() as usize };
-    if len > bytes.len() {
-        return Err(no_part("it is cut off"));
-    }
-    Ok(bytes.split_to(len))
-}
-
-fn text(bytes: Bytes) -> Result<String> {
-    String::from_utf8(bytes.into()).map_err(|_| no_part("a name is no text"))
-}
-
-fn kind_byte(kind: TableKind) -> u8 {
-    match kind {
-        TableKind::Versioned => b'v',
-        TableKind::Atomic => b'a',
-    }
-}
-
-fn kind_of(byte: u8) -> Result<TableKind> {
-    match byte {
-        b'v' => Ok(TableKind::Versioned),
-        b'a' => Ok(TableKind::Atomic),
-        _ => Err(no_part("a kind of table is none")),
-    }
-}
-
-fn no_part(reason: &str) -> KvsError {
-    KvsError::corrupt("a part of a snapshot", reason)
-}
-
-/// What stands before the rows of a part.
-struct Head {
-    table: TableRef,
-    kind: TableKind,
-    /// Rows that came along with it.
-    rest: Bytes,
-}
-
-impl Head {
-    fn encode(range: &Range) -> Bytes {
-        let name = range.table.name();
-        let mut bytes = BytesMut::from(&DATA[..]);
-        bytes.put_u8(kind_byte(range.kind));
-        bytes.put_u32(name.len() as u32);
-        bytes.put_slice(name.as_bytes());
-        bytes.freeze()
-    }
-
-    /// Of the bytes behind the preamble; reads on until the name is whole.
-    async fn read(mut bytes: BytesMut, content: &mut ResultStream<Bytes>) -> Result<Head> {
-        const FIXED: usize = 5;
-        fill(&mut bytes, FIXED, content).await?;
-        let kind = kind_of(bytes.get_u8())?;
-        let len = bytes.get_u32() as usize;
-        if len > TableRef::MAX_LEN {
-            return Err(no_part("a name is longer than names are"));
-        }
-        fill(&mut bytes, len, content).await?;
-        let table = TableRef::new(text(bytes.split_to(len).freeze())?)?;
-        Ok(Head { table, kind, rest: bytes.freeze() })
-    }
-}
-
-/// Reads on until there are at least `len` bytes.
-async fn fill(bytes: &mut BytesMut, len: usize, content: &mut ResultStream<Bytes>) -> Result<()> {
-    while bytes.len() < len {
-        let chunk = content.try_next().await?.ok_or_else(|| no_part("it is cut off"))?;
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(())
-}
-
 #[async_trait]
-impl StreamSnapshot for Snapshots {
-    async fn estimated_bytes(&self) -> Result<u64> {
-        let server = &self.server;
-        server
-            .attempts(|| async {
-                let mut session = server.session().await?;
-                let tables = sized(server, &mut session).await?;
-                Ok(tables.iter().fold(0, |sum: u64, table| sum.saturating_add(table.bytes)))
-            })
-            .await
-    }
-
-    async fn begin(&self) -> Result<Box<dyn OpenSnapshot>> {
-        self.server.check_open()?;
-        Ok(Box::new(self.server.attempts(|| self.export()).await?))
-    }
-
-    async fn load(&self, _part: &str, mut content: ResultStream<Bytes>) -> Result<()> {
-        self.server.check_open()?;
-        let mut bytes = BytesMut::new();
-        fill(&mut bytes, CATALOG.len(), &mut content).await?;
-        let preamble = bytes.split_to(CATALOG.len());
-        if preamble == DATA[..] {
-            let head = Head::read(bytes, &mut content).await?;
-            return self.load_data(head, content).await;
-        }
-        if preamble != CATALOG[..] {
-            return Err(no_part("it does not begin as one does"));
-        }
-        while let Some(chunk) = content.try_next().await? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > CATALOG_LEN_MAX {
-                return Err(no_part("the catalog is longer than any"));
-            }
-        }
-        for TableDescription { table, kind, metadata } in decode_catalog(bytes.freeze())? {
-            self.server.attempts(|| self.server.create_table(&table, kind, &metadata)).await?;
-            // One that is there, as the caller's own may be, gets what the snapshot says.
-            self.server.attempts(|| self.server.put_table_metadata(&table, &metadata)).await?;
-        }
-        Ok(())
-    }
-
-    /// Statistics: without them the server would have to guess until it collects them by itself.
-    async fn finish_load(&self) -> Result<()> {
-        let server = &self.server;
-        for table in server.attempts(|| server.tables()).await? {
-            let analyze = format!("{NO_TIMEOUT}; ANALYZE {}", server.names.table(&table.table, table.kind));
-            server
-                .attempts(|| async {
-                    let mut session = server.session().await?;
-                    session.begin().await.map_err(uncommitted)?;
-                    session.unhurried(&analyze).await.map_err(uncommitted)?;
-                    session.commit().await.map_err(uncommitted)
-                })
-                .await?;
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl OpenSnapshot for Snapshot {
+impl OpenSnapshot for Exported {
     fn parts(&self) -> &[SnapshotPart] {
         &self.parts
     }
 
     fn read(&self, part: usize) -> ResultStream<Bytes> {
-        let Some(number) = part.checked_sub(1) else {
-            let catalog = self.catalog.clone();
-            return futures::stream::once(async { Ok(catalog) }).boxed();
+        let over = Arc::clone(&self.over);
+        let copy = match self.contents.get(part) {
+            Some(Content::Catalog(bytes)) => {
+                let whole = bytes.clone();
+                return stream::once(async move { still_open(&over).map(|()| whole) }).boxed();
+            }
+            Some(Content::Rows(copy)) => copy.clone(),
+            None => {
+                let reason = format!("a snapshot of {} parts has none of number {part}", self.parts.len());
+                return stream::iter([Err(KvsError::Backend { reason, source: None })]).boxed();
+            }
         };
-        let Some(range) = self.ranges.get(number).cloned() else {
-            return futures::stream::once(async { Err(no_part("there is none of this number")) }).boxed();
+        let (server, id) = (Arc::clone(&self.server), self.id.clone());
+        let begun = async move {
+            still_open(&over)?;
+            let connection = server.own_connection().await?;
+            // The identifier is the server's own: digits and dashes.
+            let sql = format!("{BEGIN}; SET TRANSACTION SNAPSHOT '{id}'");
+            connection.batch_execute(&sql).await.map_err(read_failed)?;
+            let rows = Box::pin(connection.copy_out(&copy).await.map_err(read_failed)?);
+            Ok(Copying { connection, rows, over, len: 0 })
         };
-        rows(Arc::clone(&self.server), Arc::clone(&self.copies), self.id.clone(), range)
+        let chunks = |copying: Copying| {
+            stream::try_unfold(Some(copying), |state| async move {
+                match state {
+                    Some(copying) => copying.chunk().await,
+                    None => Ok(None),
+                }
+            })
+        };
+        stream::once(begun).map_ok(chunks).try_flatten().boxed()
     }
 
     async fn finish(self: Box<Self>) -> Result<()> {
-        let mut exporter = self.exporter.lock().await;
-        // A read-only transaction: if its end is not confirmed, nothing is lost but the proof that it lasted.
-        exporter.commit().await.map_err(|failure| error(explain(failure, Stakes::Read)))
+        self.over.store(true, Ordering::SeqCst);
+        // Whoever answers has held the snapshot and the tables all the time.
+        self.holder.batch_execute("COMMIT").await.map_err(read_failed)
     }
 }
 
-/// The head of a part and its rows.
-fn rows(server: Arc<Server>, copies: Arc<Semaphore>, snapshot: String, range: Range) -> ResultStream<Bytes> {
-    async_stream::try_stream! {
-        let _permit = copies.acquire().await.map_err(|_| KvsError::Closed)?;
-        let read = |failure| error(explain(failure, Stakes::Read));
-        let mut session = server.session().await.map_err(error)?;
-        // Not tried again: a snapshot can't be imported once its exporter is gone.
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{snapshot}'; {NO_TIMEOUT}"
-        );
-        session.begin_with(&begin).await.map_err(read)?;
-        let table = server.names.table(&range.table, range.kind);
-        let end = range.until.map_or(String::new(), |until| format!(" AND ctid < '({until},0)'::tid"));
-        let some = format!(
-            "(SELECT {} FROM {table} WHERE ctid >= '({},0)'::tid{end})", columns(range.kind), range.from
-        );
-        let all = format!("{table} ({})", columns(range.kind));
-        let what = if range.from == 0 && range.until.is_none() { all } else { some };
-        let copy = session.copy_out(&format!("COPY {what} TO STDOUT (FORMAT binary)")).await.map_err(read)?;
-        let mut copy = pin!(copy);
-        let mut chunk = BytesMut::from(&Head::encode(&range)[..]);
-        while let Some(row) = moving(async { copy.try_next().await }).await.map_err(read)? {
-            if chunk.is_empty() && row.len() >= CHUNK_LEN {
-                yield row;
-                continue;
+impl Drop for Exported {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+    }
+}
+
+fn still_open(over: &AtomicBool) -> Result<()> {
+    match over.load(Ordering::SeqCst) {
+        false => Ok(()),
+        true => Err(KvsError::Backend { reason: "the snapshot has ended".to_owned(), source: None }),
+    }
+}
+
+/// A part that is being read.
+struct Copying {
+    connection: Client,
+    rows: Pin<Box<CopyOutStream>>,
+    over: Arc<AtomicBool>,
+    /// Bytes so far.
+    len: u64,
+}
+
+impl Copying {
+    /// The next rows, and what is left, if there can be more.
+    async fn chunk(mut self) -> Result<Option<(Bytes, Option<Copying>)>> {
+        let mut chunk = BytesMut::new();
+        while chunk.len() < CHUNK_BYTES {
+            let row = self.rows.next().await.transpose().map_err(read_failed)?;
+            still_open(&self.over)?;
+            let Some(row) = row else {
+                // The part is whole only if the server says so.
+                self.connection.batch_execute("COMMIT").await.map_err(read_failed)?;
+                chunk.put_u64(self.len);
+                return Ok(Some((chunk.freeze(), None)));
+            };
+            self.len += row.len() as u64;
+            if chunk.is_empty() && row.len() >= CHUNK_BYTES {
+                return Ok(Some((row, Some(self))));
             }
             chunk.extend_from_slice(&row);
-            if chunk.len() >= CHUNK_LEN {
-                yield chunk.split().freeze();
-            }
         }
-        session.copied();
-        session.commit().await.map_err(read)?;
-        chunk.extend_from_slice(END);
-        yield chunk.freeze();
-    }
-    .boxed()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn table(name: &str, bytes: u64, blocks: u64) -> Sized {
-        let table = TableRef::new(name).expect("a name");
-        let table = TableDescription { table, kind: TableKind::Versioned, metadata: Bytes::from_static(b"m") };
-        Sized { table, bytes, blocks }
-    }
-
-    #[test]
-    fn tables_are_cut_without_gaps_and_the_last_part_is_open() {
-        for (bytes, blocks, expected) in [
-            (0, 0, vec![(0, None)]),
-            (100, 1, vec![(0, None)]),
-            (100, 10, vec![(0, None)]),
-            (101, 10, vec![(0, Some(5)), (5, None)]),
-            (300, 10, vec![(0, Some(4)), (4, Some(8)), (8, None)]),
-            // Large values lie elsewhere: few blocks, many bytes.
-            (100_000, 2, vec![(0, Some(1)), (1, None)]),
-        ] {
-            let (parts, ranges) = cut(&[table("t", bytes, blocks)], 100);
-            let found: Vec<_> = ranges.iter().map(|range| (range.from, range.until)).collect();
-            assert_eq!(found, expected, "{bytes} bytes in {blocks} blocks");
-            assert_eq!(parts.len(), ranges.len() + 1);
-            assert!(parts.iter().all(|part| atlas_kvs::is_part_name(&part.name)));
-        }
-    }
-
-    #[test]
-    fn a_catalog_survives_its_encoding_and_any_other_bytes_are_damage() {
-        let encoded = encode_catalog(&[table("a", 0, 0), table("B.c-d", 0, 0)]);
-        let body = encoded.slice(CATALOG.len()..);
-        let read = decode_catalog(body.clone()).expect("it was encoded");
-        assert_eq!(read.iter().map(|table| table.table.name()).collect::<Vec<_>>(), ["a", "B.c-d"]);
-        assert!(read.iter().all(|table| table.metadata == "m"));
-        for cut in 1..body.len() {
-            match decode_catalog(body.slice(..cut)) {
-                Ok(read) => assert_eq!(read.len(), 1, "cut between the two"),
-                Err(error) => assert!(matches!(error, KvsError::Corrupt { .. }), "{error}"),
-            }
-        }
-        assert!(decode_catalog(Bytes::from_static(b"v\xff\xff\xff\xffabc")).is_err());
+        Ok(Some((chunk.freeze(), Some(self))))
     }
 }

@@ -3,7 +3,6 @@
 use crate::config::PostgresConfig;
 use crate::scan;
 use crate::session::Server;
-use crate::snapshot::Snapshots;
 use crate::write::Writes;
 use async_trait::async_trait;
 use atlas_kvs::{
@@ -30,8 +29,7 @@ const LIMITS: Limits = Limits {
 ///
 /// See the [crate] for its guarantees. Cheap to share: all callers use one pool of connections.
 pub struct PostgresStore {
-    server: Arc<Server>,
-    snapshots: Snapshots,
+    pub(crate) server: Arc<Server>,
 }
 
 impl PostgresStore {
@@ -42,13 +40,23 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`KvsError::Unavailable`] if the server can't be reached, takes no more connections or is a read-only standby;
-    /// [`KvsError::Backend`] with what to do about it if it refuses the user, has no such database, is older than
-    /// PostgreSQL 13, or the schema has a format that this program does not know.
+    /// [`KvsError::AccessDenied`] if it refuses the user or what the user does; [`KvsError::Misconfigured`] if it has no
+    /// such database, is older than PostgreSQL 13, or the schema has a format that this program does not know.
     pub async fn connect(config: PostgresConfig) -> Result<PostgresStore> {
         let server = Arc::new(Server::new(config).await?);
         server.set_up().await?;
-        let snapshots = Snapshots::new(Arc::clone(&server));
-        Ok(PostgresStore { server, snapshots })
+        Ok(PostgresStore { server })
+    }
+
+    /// As [`connect`](Self::connect), but makes nothing: `None` if the database has no schema of this namespace.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_existing(config: PostgresConfig) -> Result<Option<PostgresStore>> {
+        let server = Arc::new(Server::new(config).await?);
+        Ok(server.set_up_existing().await?.then_some(PostgresStore { server }))
     }
 
     /// The schema of the namespace, in which all tables of the store are; for the database's own tools.
@@ -247,7 +255,9 @@ impl KeyValueService for PostgresStore {
     async fn availability(&self) -> Availability {
         match self.server.attempts(|| self.server.read("SELECT 1", &[])).await {
             Ok(_) => Availability::All,
-            Err(error @ KvsError::Backend { .. }) => Availability::Terminal(error.to_string()),
+            Err(
+                error @ (KvsError::Backend { .. } | KvsError::AccessDenied { .. } | KvsError::Misconfigured { .. }),
+            ) => Availability::Terminal(error.to_string()),
             Err(error) => Availability::NoQuorum(error.to_string()),
         }
     }
@@ -257,11 +267,19 @@ impl KeyValueService for PostgresStore {
     }
 
     fn stream_snapshot(&self) -> Option<&dyn StreamSnapshot> {
-        Some(&self.snapshots)
+        Some(self)
     }
 
     async fn reopen(&self) -> Result<()> {
         self.server.check_open()
+    }
+
+    async fn destroy(&self) -> Result<()> {
+        // One by one: the server has a limit to what one transaction may lock.
+        for table in self.tables().await? {
+            self.drop_table(&table.table).await?;
+        }
+        self.server.attempts(|| self.server.drop_schema()).await
     }
 
     async fn close(&self) -> Result<()> {

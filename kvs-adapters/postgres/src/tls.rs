@@ -79,7 +79,7 @@ where
 }
 
 fn refused(reason: String) -> KvsError {
-    KvsError::Backend { reason, source: None }
+    KvsError::Misconfigured { reason, source: None }
 }
 
 /// Why the server was not believed to be who it should be, if that was it.

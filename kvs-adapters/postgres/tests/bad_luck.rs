@@ -394,17 +394,22 @@ async fn refusals_say_what_to_do() {
         PostgresStore::connect(config)
     };
     let error = with(&|config| config.dbname = "no such database".to_owned()).await.expect_err("there is none");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("create the database")), "{error:?}");
+    assert!(
+        matches!(&error, KvsError::Misconfigured { reason, .. } if reason.contains("create the database")),
+        "{error:?}"
+    );
     let error = with(&|config| config.user = "no such user".to_owned()).await.expect_err("there is none");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("check user")), "{error:?}");
+    assert!(matches!(&error, KvsError::AccessDenied { reason, .. } if reason.contains("check user")), "{error:?}");
     let error = with(&|config| config.namespace = String::new()).await.expect_err("it has no name");
-    assert!(matches!(error, KvsError::Backend { .. }), "{error:?}");
+    assert!(matches!(error, KvsError::Misconfigured { .. }), "{error:?}");
     let error =
         with(&|config| (config.host, config.port) = ("127.0.0.1".to_owned(), 1)).await.expect_err("nobody there");
     assert!(matches!(error, KvsError::Unavailable { .. }), "{error:?}");
     if namespace.config.password.is_some() {
         let error = with(&|config| config.password = Some("wrong".into())).await.expect_err("it is wrong");
-        assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("check user")), "{error:?}");
+        assert!(matches!(&error, KvsError::AccessDenied { reason, .. } if reason.contains("check user")), "{error:?}");
+        let error = with(&|config| config.password = None).await.expect_err("there is none");
+        assert!(matches!(&error, KvsError::AccessDenied { reason, .. } if reason.contains("check user")), "{error:?}");
     }
 }
 

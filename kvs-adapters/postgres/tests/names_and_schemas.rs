@@ -160,7 +160,25 @@ async fn schema_of_another_format_is_refused() {
     let sql = format!("UPDATE \"{}\".meta SET value = '99' WHERE key = 'format'", store.schema());
     client(&namespace.config).await.batch_execute(&sql).await.expect("the test may do so");
     let error = PostgresStore::connect(namespace.config.clone()).await.expect_err("the format is not known");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("format 99")), "{error:?}");
+    assert!(matches!(&error, KvsError::Misconfigured { reason, .. } if reason.contains("format 99")), "{error:?}");
     let sql = sql.replace("99", "1");
     client(&namespace.config).await.batch_execute(&sql).await.expect("the test may do so");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_made_by_looking_and_gone_when_destroyed() {
+    let namespace = Namespace::new();
+    let look = || async { PostgresStore::connect_existing(namespace.config.clone()).await.expect("can be asked") };
+    assert!(look().await.is_none());
+    assert!(look().await.is_none(), "looking has made it");
+    let store = namespace.open().await;
+    let t = table("t");
+    store.create_table(&t, TableKind::Versioned, Bytes::new()).await.expect("can be created");
+    store.put_versions(&t, vec![version("r", 1, "v")]).await.expect("can be put");
+    let found = look().await.expect("it is there");
+    assert_eq!(newest(&found, &t, "r").await, Some(Bytes::from_static(b"v")));
+    found.destroy().await.expect("can be removed");
+    assert!(look().await.is_none());
+    namespace.open().await.destroy().await.expect("a store without tables can be removed");
+    assert!(look().await.is_none());
 }

@@ -1,0 +1,18 @@
+//! Snapshot isolation on PostgreSQL, in every mode it offers.
+
+mod common;
+#[macro_use]
+#[path = "cases/isolation.rs"]
+mod isolation;
+
+lane!(step_by_step, POSTGRES_STEPS);
+lane!(pipeline, POSTGRES_PIPELINE);
+lane!(pipeline_0, POSTGRES_PIPELINE_0);
+lane!(pipeline_1k, POSTGRES_PIPELINE_1K);
+lane!(pipeline_random, POSTGRES_PIPELINE_RANDOM);
+
+mod of_pipelines {
+    pipeline_lane!(pipeline, POSTGRES_PIPELINE);
+    pipeline_lane!(pipeline_0, POSTGRES_PIPELINE_0);
+    pipeline_lane!(pipeline_random, POSTGRES_PIPELINE_RANDOM);
+}

@@ -1,0 +1,161 @@
+//! Commands find the owner of a store through the store, and nobody is let in beside him.
+
+use crate::common::POSTGRES_PIPELINE;
+use crate::scene::{LEASE, Scene, free_port};
+use crate::stage::Running;
+use atlas::Atlas;
+use atlas::config::LeaderConfig;
+use atlas::ops::Operations;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_answered_by_the_owner_and_leave_nothing_behind() {
+    let scene = Scene::with_table();
+    let (server, address) = scene.serve();
+    assert_eq!(scene.atlas("kv get t r c").ok(), "v");
+    scene.atlas("kv put t r c w").ok();
+    scene.atlas("table create u").ok();
+    assert_eq!(scene.atlas("table list").ok(), "t\nu");
+    scene.atlas("backup-lock --acquire").ok();
+    scene.atlas("backup-lock --release").ok();
+    let status = scene.atlas("status -o json").document();
+    let owner = &status["data"]["owner"];
+    assert_eq!(owner["pid"], server.pid(), "{status}");
+    assert_eq!((owner["program"].as_str(), owner["address"].as_str()), (Some("atlas serve"), Some(&*address)));
+    assert_eq!(status["data"]["connection"]["address"], format!("http://{address}"));
+    assert!(owner["lease_age_ms"].as_u64() < owner["lease_ms"].as_u64(), "{status}");
+    let plain = scene.atlas("status").ok();
+    assert!(plain.contains(&format!("owner\tatlas serve, process {} on ", server.pid())), "{plain}");
+    assert!(plain.contains("\nlease\t1000 ms, renewed "), "{plain}");
+    let doctor = scene.atlas("doctor").ok();
+    for check in ["ok\tdatabase\t", "ok\tlease\t", "ok\taddress\tcommands on "] {
+        assert!(doctor.contains(check), "{check}: {doctor}");
+    }
+    assert!(scene.records().await.iter().all(|(row, _)| row != "challenge"), "a challenge was left");
+    server.stop();
+    assert_eq!(scene.atlas("kv get t r c").ok(), "w", "without an owner, a command opens the store itself");
+    assert_eq!(scene.record("oracle").await["holder"], serde_json::Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_at_a_store_that_is_missing_makes_none() {
+    let scene = Scene::new();
+    for line in ["status", "kv get t r c", "doctor", "--offline status", "timestamp fast-forward -t 5"] {
+        scene.atlas(line).fails(4).says(scene.place.namespace()).says("`atlas serve` make one");
+    }
+    let client = crate::common::postgres::client().await;
+    let sql = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE '%' || $1";
+    let found: i64 = client.query_one(sql, &[&scene.place.namespace()]).await.unwrap().get(0);
+    assert_eq!(found, 0, "a schema was made");
+    scene.atlas("table create t").ok();
+    scene.atlas("status").ok();
+}
+
+#[test]
+fn a_second_owner_is_refused_and_told_of_the_first() {
+    let scene = Scene::with_table();
+    let (server, address) = scene.serve();
+    let pid = format!("process {}", server.pid());
+    scene.atlas("serve").fails(9).says(&pid).says("--standby");
+    assert_eq!(scene.atlas("serve -o json").document()["error"]["code"], "STORE_IN_USE");
+    scene.atlas("--offline kv get t r c").fails(9).says(&pid).says("leave out --offline");
+    // A port that somebody else has is no reason to take another one.
+    scene.atlas(&format!("serve --grpc {address}")).fails(8).says("atlasdb.server.grpc").says(&address);
+    assert_eq!(scene.atlas("kv get t r c").ok(), "v", "the owner does not notice");
+    server.stop();
+    let (server, _) = scene.serve();
+    server.stop();
+}
+
+#[test]
+fn an_owner_that_answers_nobody_is_named() {
+    let scene = Scene::with_table();
+    let (server, line) = crate::stage::Server::start_and_say(&mut scene.stage.command("serve --grpc off"));
+    assert_eq!(line, "ready\n");
+    // Each waits for as long as a short command may take; both at the same time.
+    let get = Running::start("kv get", &mut scene.stage.command("kv get t r c"));
+    let serve = Running::start("serve", &mut scene.stage.command("serve"));
+    let pid = format!("process {}", server.pid());
+    get.end().fails(9).says(&pid).says("it answers nobody");
+    serve.end().fails(9).says(&pid);
+    server.stop();
+}
+
+#[test]
+fn short_commands_wait_for_each_other() {
+    let scene = Scene::with_table();
+    let commands: Vec<Running> = (0..4)
+        .map(|row| Running::start("kv put", &mut scene.stage.command(&format!("kv put t row{row} c 1"))))
+        .collect();
+    commands.into_iter().for_each(|command| drop(command.end().ok()));
+    assert_eq!(scene.atlas("kv scan t").ok().lines().count(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_answers_commands_while_it_runs() {
+    let scene = Scene::with_table();
+    let lease = atlas::config::duration_text::parse(LEASE).unwrap();
+    let mut config = scene.place.config(POSTGRES_PIPELINE);
+    config.leader = LeaderConfig { lease };
+    // Its own address is the system's choice, whatever is configured for `atlas serve`.
+    config.server.grpc = "127.0.0.1:1".to_owned();
+    let atlas = Atlas::open(config.clone()).await.unwrap();
+    let status = scene.atlas("status -o json").document();
+    assert_eq!(status["data"]["owner"]["pid"], std::process::id(), "{status}");
+    assert!(status["data"]["owner"]["program"].as_str().unwrap().starts_with("postgres_owners"), "{status}");
+    scene.atlas("kv put t r c w").ok();
+    let error = Atlas::open(config.clone()).await.unwrap_err();
+    assert_eq!((error.code(), error.exit_code()), ("STORE_IN_USE", 9), "{error}");
+    assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
+    atlas.close().await.unwrap();
+    let atlas = Atlas::open(config).await.unwrap();
+    atlas.fresh_timestamp().await.unwrap();
+    atlas.close().await.unwrap();
+    assert_eq!(scene.atlas("kv get t r c").ok(), "w");
+}
+
+#[test]
+fn what_is_wrong_with_the_way_to_the_server_has_its_exit_code() {
+    let scene = Scene::new();
+    let with = |set: &str| scene.atlas(&format!("--set keyValueService.{set} table create t"));
+    with(&format!("port={}", free_port())).fails(6).says("no connection to database");
+    with("database=there_is_none").fails(8).says("create the database");
+    with("user=nobody_of_this_name").fails(11).says("check user and password");
+    if std::env::var("PGPASSWORD").is_ok_and(|password| !password.is_empty()) {
+        scene.stage.write("password", "Wr0ng-Secret\n");
+        let ran = scene.atlas("-vvv table create t");
+        ran.fails(11).says("check user and password");
+        assert!(!ran.stderr.contains("Wr0ng-Secret"), "{ran:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_is_in_the_store_and_nowhere_else() {
+    let scene = Scene::with_table();
+    let (server, address) = scene.serve();
+    let token = scene.record("server-token").await["token"].as_str().unwrap().to_owned();
+    assert_eq!(token.len(), 64);
+    let error = atlas::server::RemoteAtlas::connect_address(&address, None).await.unwrap_err();
+    assert_eq!((error.code(), error.exit_code()), ("UNAUTHENTICATED", 11));
+    assert!(!error.to_string().contains(&token));
+    for line in [
+        "status -o json",
+        "doctor --check all -o json",
+        "config show --origin",
+        "kv scan t -o json",
+        "table list --internal -o json",
+        "table describe _atlas --stats",
+        "kv scan _atlas",
+        "kv get _atlas server-token record",
+        "serve",
+    ] {
+        let ran = scene.atlas(&format!("-vvv {line}"));
+        assert!(!ran.stdout.contains(&token) && !ran.stderr.contains(&token), "{line}");
+    }
+    let command_line = std::fs::read_to_string(format!("/proc/{}/cmdline", server.pid())).unwrap();
+    assert!(!command_line.contains(&token));
+    server.stop();
+    let (server, _) = scene.serve();
+    let renewed = scene.record("server-token").await["token"].as_str().unwrap().to_owned();
+    assert_ne!(renewed, token, "a new owner has a token of its own");
+    server.stop();
+}

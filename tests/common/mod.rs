@@ -5,6 +5,7 @@
 pub mod bank;
 pub mod cassandra;
 pub mod clerks;
+pub mod clock;
 pub mod cutter;
 pub mod faulty;
 mod place;

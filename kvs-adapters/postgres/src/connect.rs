@@ -102,7 +102,10 @@ async fn servers(config: &PostgresConfig) -> Result<Vec<(Address, Config)>> {
             .dbname(&config.dbname)
             .application_name(&config.application_name)
             .connect_timeout(config.connect_timeout)
+            // A server that is gone without a word is noticed within a minute, also where nothing else limits the wait.
             .keepalives_idle(Duration::from_secs(30))
+            .keepalives_interval(Duration::from_secs(10))
+            .keepalives_retries(3)
             // A standby, or a primary that became one, answers from the past.
             .target_session_attrs(TargetSessionAttrs::ReadWrite)
             .ssl_mode(match config.ssl_mode {

@@ -4,7 +4,7 @@ use crate::stage::Stage;
 
 #[test]
 fn a_timestamp_file_holds_one_line_of_digits_or_is_refused() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     stage.make_accounts();
     let before = stage.accounts();
     for (content, says) in [

@@ -149,7 +149,9 @@ fn backup_lock_and_backups(way: &Way) {
     );
     way.fails("backup create --to repo --name {T}", 5, "ALREADY_EXISTS");
     way.fails("backup create --to repo --name ../x", 2, "USAGE");
-    way.fails("backup create --to data/repo", 9, "REFUSED");
+    if way.stage.has_directories {
+        way.fails("backup create --to data/repo", 9, "REFUSED");
+    }
     way.ok(
         "backup list --repo repo",
         |out| out.lines().next() == Some(table),
@@ -381,5 +383,7 @@ fn whoever_has_read_enough_may_close_the_pipe() {
     stage.atlas("import --table t --create-table --row-key iata airports.csv").ok();
     let ran = stage.bash("atlas --config atlas.yml kv scan t | head -n 1");
     assert_eq!(ran.ok().lines().count(), 1);
-    assert_eq!(ran.stderr, "");
+    // A server that is told not to care for its data is warned of.
+    let said: Vec<_> = ran.stderr.lines().filter(|line| !line.contains("fsync is off")).collect();
+    assert!(said.is_empty(), "{said:?}");
 }

@@ -71,6 +71,7 @@ fn a_malformed_line_ends_the_import_and_it_is_said_how_far_it_came() {
     stage.atlas("import --table t late.csv --row-key nope").fails(2).says("nope");
     stage.atlas("import --table t late.xyz").fails(2).says("--format");
     stage.atlas("import --table t missing.csv").fails(4);
-    stage.atlas("import --table t data --format csv").fails(2).says("directory");
+    std::fs::create_dir(stage.path("a-directory")).unwrap();
+    stage.atlas("import --table t a-directory --format csv").fails(2).says("directory");
     stage.atlas("import --table _transactions late.csv").fails(2);
 }

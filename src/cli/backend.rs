@@ -26,6 +26,11 @@ pub(crate) trait Backend: Send + Sync {
         registry::check_exists(config).await
     }
 
+    /// Removes the store on a server for good; it may be gone already.
+    async fn destroy(&self, config: &AtlasConfig) -> Result<()> {
+        registry::destroy(config).await
+    }
+
     /// Asks for a server: at the socket of the data directory, or where a store on a server says that its owner is.
     /// Makes nothing.
     async fn find_server(&self, config: &AtlasConfig) -> Result<Search>;

@@ -1,6 +1,7 @@
 //! A Cassandra cluster for tests, found by the variables that `scripts/with-cassandra` sets.
 
 use atlas::config::CassandraKvs;
+use atlas::kvs_api::KeyValueService;
 use atlas_kvs_cassandra::{CassandraConfig, CassandraStore};
 use std::process::{Command, Stdio};
 

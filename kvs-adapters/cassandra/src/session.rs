@@ -134,7 +134,7 @@ impl Cluster {
             let mut prepared = match timeout(limit, session.prepare(statement.text.clone())).await {
                 Ok(Ok(prepared)) => prepared,
                 Ok(Err(error)) => return Err(Failure::of(error.into(), Stakes::Read)),
-                Err(_) => return Err(Failure::NotDone(ExecutionError::RequestTimeout(limit))),
+                Err(_) => return Err(Failure::NotDone(Box::new(ExecutionError::RequestTimeout(limit)))),
             };
             let (profile, consistency) = match statement.usage {
                 Use::Read => (&self.profiles.read, Consistency::Quorum),
@@ -261,7 +261,7 @@ impl Cluster {
             session.execute_unpaged(prepared, values).await.map_err(|error| Failure::of(error, Stakes::Lightweight))
         };
         let result = answer.await.map_err(|failure: Failure| failure.explain(doing))?;
-        Ok(result.into_rows_result().map_err(|error| Trouble::Final(unexpected(error)))?)
+        result.into_rows_result().map_err(|error| Trouble::Final(unexpected(error)))
     }
 }
 

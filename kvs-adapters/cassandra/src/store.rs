@@ -124,8 +124,13 @@ impl CassandraStore {
         let catalog = Catalog::new(&cluster.keyspace);
         cluster.set_up(&catalog).await?;
         let value_len_max = cluster.value_len_max().await?;
-        let limits =
-            Limits { row_len_max: ROW_LEN_MAX, column_len_max: COLUMN_LEN_MAX, value_len_max, empty_names: true };
+        let limits = Limits {
+            row_len_max: ROW_LEN_MAX,
+            column_len_max: COLUMN_LEN_MAX,
+            value_len_max,
+            cell_len_max: ROW_LEN_MAX + COLUMN_LEN_MAX,
+            empty_names: true,
+        };
         let reaper = Reaper::start(&cluster);
         let tables = Arc::new(Tables { cluster, catalog, known: DashMap::new() });
         let scans = Scans { tables: Arc::clone(&tables), reaper };

@@ -1,220 +1,23 @@
-//! `kill -9` at every step of a commit, while others commit: nothing acknowledged is lost, nothing is there in part.
-//!
-//! This program starts itself as a child that makes transfers over RocksDB and ends itself by SIGKILL when a commit
-//! reaches a given step for the n-th time. The child writes each acknowledged transfer to a file; what it wrote
-//! survives it. The parent sees to it that the child died of that signal and nothing else, opens the store, and adds up.
+//! `kill -9` at every step of a commit, over RocksDB.
 
 mod common;
+#[path = "cases/crash.rs"]
+mod crash;
 
-use atlas::config::{AtlasConfig, ByteSize, CommitModeChoice};
-use atlas::ops::Operations;
-use atlas::transaction::CommitStep;
-use atlas::{Atlas, Timestamp};
-use common::bank::Bank;
 use common::*;
-use rand::Rng;
-use rustix::process::{Signal, getpid, kill_process};
-use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use crash::crash_at_every_step;
 
-/// What tells the child what to do: `mode`, `directory`, `round`, `fail point` (or nothing) and `hit`, lines of one.
-const ORDERS: &str = "ATLAS_CRASH_ORDERS";
-const ROUNDS_PER_STEP: usize = 4;
-const TASKS: usize = 4;
-/// More than any child lives to make.
-const TRANSFERS_MAX: usize = 20_000;
-
-fn config(mode: CommitModeChoice, dir: &Path) -> AtlasConfig {
-    let mut config = AtlasConfig { key_value_service: rocksdb_in(&dir.join("data")), ..AtlasConfig::default() };
-    config.transactions.commit_mode = mode;
-    // Small transfers share batches, large ones put their data ahead.
-    config.transactions.pipeline_size_max = ByteSize(1024);
-    config
-}
-
-fn acknowledged_in(dir: &Path) -> PathBuf {
-    dir.join("acknowledged")
-}
-
-// ---- the child
-
-struct Orders {
-    mode: CommitModeChoice,
-    dir: PathBuf,
-    round: usize,
-    fail_point: String,
-    hit: usize,
-}
-
-impl Orders {
-    fn given() -> Option<Orders> {
-        let orders = std::env::var(ORDERS).ok()?;
-        let lines: Vec<&str> = orders.split('\n').collect();
-        Some(Orders {
-            mode: if lines[0] == "pipeline" { CommitModeChoice::Pipeline } else { CommitModeChoice::StepByStep },
-            dir: lines[1].into(),
-            round: lines[2].parse().expect("a round"),
-            fail_point: lines[3].to_owned(),
-            hit: lines[4].parse().expect("a number of hits"),
-        })
-    }
-}
-
-fn die() -> ! {
-    kill_process(getpid(), Signal::KILL).expect("a process may end itself");
-    // Nothing more happens on this thread, however long the signal takes.
-    loop {
-        std::thread::park();
-    }
-}
-
-/// The child's life, when this program is started as one; otherwise there is nothing to do.
 #[test]
 fn child() {
-    let Some(orders) = Orders::given() else { return };
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-    runtime.block_on(async {
-        let atlas = Atlas::open_unserved(config(orders.mode, &orders.dir), Duration::from_secs(10)).await;
-        let bank = Bank::open(&atlas.expect("the store opens")).await;
-        if !orders.fail_point.is_empty() {
-            let left = AtomicUsize::new(orders.hit);
-            let reached = move || {
-                if left.fetch_sub(1, Ordering::SeqCst) == 1 {
-                    die();
-                }
-            };
-            fail::cfg_callback(orders.fail_point.as_str(), reached).expect("fail points are built in");
-        }
-        let file = OpenOptions::new().create(true).append(true).open(acknowledged_in(&orders.dir));
-        let file = Arc::new(file.expect("the file can be made"));
-        let tasks: Vec<_> = (0..TASKS)
-            .map(|task| {
-                let (bank, file, round) = (bank.clone(), file.clone(), orders.round);
-                tokio::spawn(async move {
-                    for transfer in 0..TRANSFERS_MAX {
-                        let id = format!("{round:03}-{task}-{transfer:05}");
-                        match bank.transfer(&id, transfer % 3 == 1).await {
-                            // One call, so that a line is there or not.
-                            Ok(commit_ts) => {
-                                (&*file).write_all(format!("{id} {commit_ts}\n").as_bytes()).expect("a line")
-                            }
-                            Err(error) if error.is_retriable() => (),
-                            Err(error) => panic!("{error}"),
-                        }
-                    }
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await.expect("the task ends");
-        }
-    });
-}
-
-// ---- the parent
-
-/// What every round has to find again.
-#[derive(Default)]
-struct Known {
-    acknowledged: BTreeMap<String, Timestamp>,
-    records: common::bank::Records,
-    last_ts: Timestamp,
-}
-
-fn run_child(mode: CommitModeChoice, dir: &Path, round: usize, step: Option<CommitStep>, hit: usize) {
-    let mode = if mode == CommitModeChoice::Pipeline { "pipeline" } else { "step by step" };
-    let fail_point = step.map_or("", CommitStep::fail_point);
-    let orders = format!("{mode}\n{}\n{round}\n{fail_point}\n{hit}", dir.display());
-    let said = format!("{mode}, round {round}, {step:?}, hit {hit}");
-    let mut child = Command::new(std::env::current_exe().expect("this program has a file"))
-        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-        .env(ORDERS, orders)
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("the child starts");
-    if step.is_none() {
-        // No step at all: somewhere in the middle, after it has acknowledged a few.
-        let lines =
-            || std::fs::read(acknowledged_in(dir)).map_or(0, |file| file.iter().filter(|b| **b == b'\n').count());
-        let enough = lines() + hit;
-        while lines() < enough && child.try_wait().expect("the child can be waited for").is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        child.kill().expect("the child can be killed");
-    }
-    let status = child.wait().expect("the child can be waited for");
-    assert_eq!(status.signal(), Some(9), "{said}: the child ended otherwise: {status}");
-}
-
-async fn look(mode: CommitModeChoice, dir: &Path, known: &mut Known, said: &str) {
-    let file = std::fs::read_to_string(acknowledged_in(dir)).unwrap_or_default();
-    for line in file.lines() {
-        let (id, commit_ts) = line.split_once(' ').expect("a line has two words");
-        known.acknowledged.insert(id.to_owned(), Timestamp::saturating(commit_ts.parse().expect("a timestamp")));
-    }
-    let atlas = Atlas::open_unserved(config(mode, dir), Duration::from_secs(10)).await;
-    let atlas = atlas.unwrap_or_else(|error| panic!("{said}: the store does not open by itself: {error}"));
-    let last_ts = atlas.fresh_timestamp().await.expect("a timestamp is issued");
-    assert!(last_ts > known.last_ts, "{said}: time went back");
-    assert!(known.acknowledged.values().all(|commit_ts| *commit_ts < last_ts), "{said}: time went back");
-    known.last_ts = last_ts;
-    let bank = Bank::open(&atlas).await;
-    let records = bank.check().await;
-    for id in known.acknowledged.keys() {
-        assert!(records.contains_key(id), "{said}: {id} was acknowledged and is lost");
-    }
-    for (id, record) in &known.records {
-        assert_eq!(records.get(id), Some(record), "{said}: {id} was there after an earlier crash");
-    }
-    assert_eq!(bank.check().await, records, "{said}: two looks differ");
-    // And it goes on, over the same accounts, without bringing up anything that was not there.
-    for attempt in 0.. {
-        match bank.transfer(&format!("after {}", known.last_ts), attempt % 2 == 1).await {
-            Ok(_) => break,
-            Err(error) if error.is_retriable() && attempt < 100 => (),
-            Err(error) => panic!("{said}: the store does not go on: {error}"),
-        }
-    }
-    known.records = bank.check().await;
-    assert!(records.iter().all(|(id, record)| known.records.get(id) == Some(record)));
-    assert_eq!(known.records.len(), records.len() + 1, "{said}: something came up later");
-    atlas.close().await.expect("the store closes");
-}
-
-fn crash_at_every_step(mode: CommitModeChoice) {
-    if Orders::given().is_some() {
-        return; // The child runs its own test only.
-    }
-    let dir = tempfile::tempdir().expect("a directory can be made");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-    let mut known = Known::default();
-    let mut round = 0;
-    let anywhere = [None; ROUNDS_PER_STEP];
-    let steps = CommitStep::ALL.into_iter().flat_map(|step| [Some(step); ROUNDS_PER_STEP]);
-    for step in steps.chain(anywhere) {
-        let hit = rand::rng().random_range(1..60);
-        let said = format!("round {round}, {step:?}, hit {hit}");
-        run_child(mode, dir.path(), round, step, hit);
-        runtime.block_on(look(mode, dir.path(), &mut known, &said));
-        round += 1;
-    }
-    assert!(known.acknowledged.len() > round, "the children did their work: {}", known.acknowledged.len());
-    eprintln!("{round} crashes, {} acknowledged transfers, none lost", known.acknowledged.len());
+    crash::child();
 }
 
 #[test]
 fn pipeline_survives_a_kill_at_every_step() {
-    crash_at_every_step(CommitModeChoice::Pipeline);
+    crash_at_every_step(ROCKSDB_PIPELINE, 4);
 }
 
 #[test]
 fn step_by_step_survives_a_kill_at_every_step() {
-    crash_at_every_step(CommitModeChoice::StepByStep);
+    crash_at_every_step(ROCKSDB_STEPS, 4);
 }

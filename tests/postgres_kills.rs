@@ -5,7 +5,6 @@
 
 mod common;
 
-use atlas::Atlas;
 use atlas::config::ByteSize;
 use common::bank::Bank;
 use common::clerks::{Clerks, Told};
@@ -32,7 +31,7 @@ async fn survive(lane: Lane) {
     let mut config = place.config(lane);
     // Half of the transfers are larger than that.
     config.transactions.pipeline_size_max = ByteSize(1024);
-    let atlas = Atlas::open_unserved(config.clone(), Duration::ZERO).await.expect("the store opens");
+    let atlas = place.open_atlas(config.clone()).await;
     let bank = Bank::of_size(&atlas, ACCOUNTS).await;
     let told = Arc::new(Mutex::new(Told::default()));
     let clerks = Clerks::start(&bank, "clerk", CLERKS, true, &told);
@@ -54,7 +53,7 @@ async fn survive(lane: Lane) {
     assert_eq!(told.check(&bank, "a second look").await, survived, "an unknown outcome was decided twice");
     atlas.close().await.expect("the store closes");
 
-    let atlas = Atlas::open_unserved(config, Duration::from_secs(60)).await.expect("the store opens again");
+    let atlas = place.open_atlas(config).await;
     let bank = Bank::of_size(&atlas, ACCOUNTS).await;
     let again = told.check(&bank, "after opening again").await;
     assert_eq!(again, survived, "an unknown outcome was decided twice");

@@ -29,7 +29,8 @@ pub(super) async fn existing_postgres(
 
 #[cfg(feature = "postgres")]
 fn postgres_config(settings: &PostgresKvs, namespace: &str) -> Result<atlas_kvs_postgres::PostgresConfig> {
-    use atlas_kvs_postgres::{Password, PostgresConfig};
+    use crate::config::SslModeChoice;
+    use atlas_kvs_postgres::{Password, PostgresConfig, SslMode};
 
     Ok(PostgresConfig {
         host: settings.host.clone(),
@@ -37,6 +38,12 @@ fn postgres_config(settings: &PostgresKvs, namespace: &str) -> Result<atlas_kvs_
         user: settings.user.clone(),
         password: password(&settings.password, &settings.password_file)?.map(Password::from),
         dbname: settings.database.clone(),
+        ssl_mode: match settings.ssl_mode {
+            SslModeChoice::Disable => SslMode::Disable,
+            SslModeChoice::Require => SslMode::Require,
+            SslModeChoice::VerifyFull => SslMode::VerifyFull,
+        },
+        ssl_root_certificate: Some(settings.ssl_root_certificate.clone()).filter(|file| !file.as_os_str().is_empty()),
         namespace: namespace.to_owned(),
         pool_size: settings.pool_size as usize,
         connect_timeout: settings.connect_timeout,

@@ -490,6 +490,10 @@ impl Issuer {
     }
 
     async fn release(&self) -> Result<()> {
+        // There is nothing to give up.
+        if self.lost.is_cancelled() {
+            return Ok(());
+        }
         let mut extension = self.extension.lock().await;
         let next = {
             let mut numbers = self.numbers.lock();

@@ -5,16 +5,16 @@
 
 #![allow(dead_code, reason = "not every store has the pipeline")]
 
-use crate::common::faulty::{Fault, Faulty, Gate, Op, PATIENCE};
+use crate::common::faulty::{Fault, Faulty, Gate, Op, PATIENCE, When};
 use crate::common::*;
-use atlas::kvs_api::{Durability, KeyValueService, TableKind};
+use atlas::kvs_api::{Durability, KeyValueService, Ownership, TableKind};
 use atlas::lock::{LockDescriptor, LockRequest};
 use atlas::ops::{BeginOptions, Operations};
-use atlas::schema::ConflictHandler;
+use atlas::schema::{ConflictHandler, meta_table};
 use atlas::transaction::entry::{Entry, transactions_table};
 use atlas::transaction::sweep_queue::sweep_queue_table;
 use atlas::transaction::{RunOptions, Transaction};
-use atlas::{Atlas, Error, Result, TableRef, Timestamp};
+use atlas::{Atlas, Cell, Error, Result, TableRef, Timestamp};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -166,6 +166,26 @@ impl Fixture {
         found[0].as_ref().map(|bytes| Entry::decode(start_ts, bytes).expect("the entry was written"))
     }
 
+    /// The call by which the pipeline finds out what became of a group: a store of our own is opened again, a shared one
+    /// is told to refuse what is still on its way.
+    fn on_settling(&self) -> When<'_> {
+        match self.faulty.ownership() {
+            Ownership::Exclusive(_) => self.faulty.on(Op::Reopen),
+            Ownership::Shared => {
+                let fence = Cell::copy_from("fence", "record");
+                self.faulty.on(Op::CheckAndSet).on_table(&meta_table()).on_cell(&fence)
+            }
+        }
+    }
+
+    /// Lets everybody else run for a while, to see whether somebody does what he must not do yet.
+    async fn a_while(&self) {
+        let round_trips = matches!(self.faulty.ownership(), Ownership::Shared);
+        for _ in 0..if round_trips { 100 } else { 20 } {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// The next group commit stops at the gate.
     fn hold_group(&self) -> Gate {
         let gate = Gate::new();
@@ -176,13 +196,6 @@ impl Fixture {
 
 fn committing(tx: Transaction) -> JoinHandle<Result<Option<Timestamp>>> {
     tokio::spawn(async move { tx.commit().await })
-}
-
-/// Lets everybody else run for a while, to see whether somebody does what he must not do yet.
-async fn a_while() {
-    for _ in 0..20 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 async fn joined<T>(task: JoinHandle<T>) -> T {
@@ -250,7 +263,7 @@ pub(crate) async fn an_unknown_outcome_is_decided_once_and_for_ever(lane: Lane) 
         for _ in 0..10 {
             gate.open();
         }
-        a_while().await;
+        store.a_while().await;
         assert_eq!(store.read("x").await, seen, "late first: {late_first}");
         store.write("x", "2").await;
     }
@@ -315,7 +328,7 @@ pub(crate) async fn a_reader_waits_for_a_writer_that_may_have_committed_before_i
         let (reader, t) = (reader.clone(), store.t.clone());
         async move { get(&reader, &t, "x").await }
     });
-    a_while().await;
+    store.a_while().await;
     assert!(!reading.is_finished(), "nobody knows yet what it should see");
     gate.open();
     joined(writer).await.expect("the reader did not roll it back");
@@ -349,7 +362,7 @@ pub(crate) async fn settling_waits_for_commit_timestamps_that_were_drawn(lane: L
         let manager = store.atlas.transactions().clone();
         async move { manager.settle(backup_ts).await }
     });
-    a_while().await;
+    store.a_while().await;
     assert!(!settling.is_finished(), "a commit below the backup timestamp is still on its way");
     gate.open();
     let commit_ts = joined(writer).await.expect("it commits").expect("it wrote");
@@ -421,7 +434,7 @@ pub(crate) async fn the_entry_waits_for_the_last_put(lane: Lane) {
     let start_ts = tx.start_ts();
     let task = committing(tx);
     gate.arrived().await;
-    a_while().await;
+    store.a_while().await;
     assert_eq!(store.entry(start_ts).await, None, "{lane:?}");
     gate.open();
     joined(task).await.expect("it commits");
@@ -457,7 +470,7 @@ pub(crate) async fn of_two_rivals_in_one_group_one_commits(lane: Lane) {
     gate.arrived().await;
     // These queue up behind the group that is on its way, and share the next one.
     let rivals = [store.writer("x", "alice").await, store.writer("x", "bob").await].map(committing);
-    a_while().await;
+    store.a_while().await;
     gate.open();
     joined(first).await.expect("it commits");
     let mut outcomes = Vec::new();
@@ -478,7 +491,7 @@ pub(crate) async fn a_marker_waits_for_the_group_before_it(lane: Lane) {
         let manager = store.atlas.transactions().clone();
         async move { manager.settle(backup_ts).await }
     });
-    a_while().await;
+    store.a_while().await;
     assert!(!settling.is_finished(), "a commit below the backup timestamp is still on its way");
     gate.open();
     joined(settling).await.expect("everything below is decided");
@@ -513,7 +526,7 @@ pub(crate) async fn a_table_dropped_during_a_commit_fails_its_own_writers_only(l
     put(&only_gone, &gone, "only", "1").await;
     let tasks = [committing(both), committing(only_gone)];
     let kept = committing(kept);
-    a_while().await;
+    store.a_while().await;
     store.atlas.drop_table(&gone).await.expect("the table can be dropped");
     gate.open();
     joined(first).await.expect("it commits");
@@ -541,7 +554,7 @@ pub(crate) async fn a_group_without_an_answer_is_settled_after_opening_again(lan
             }
             members
         };
-        a_while().await;
+        store.a_while().await;
         gate.open();
         joined(first).await.expect("it was in the group before");
         for (number, member) in members.into_iter().enumerate() {
@@ -579,7 +592,7 @@ async fn unknown_for_long(lane: Lane, fault: Fault) {
     let first = committing(store.writer("first", "1").await);
     gate.arrived().await;
     store.faulty.on(Op::Apply).on_table(&transactions_table()).then(fault);
-    store.faulty.on(Op::Reopen).always().then(Fault::Refuse);
+    store.on_settling().always().then(Fault::Refuse);
     let tx = store.writer("x", "1").await;
     let by_hand = committing(tx.clone());
     let run = |row: &'static str, idempotent: bool| {
@@ -604,7 +617,7 @@ async fn unknown_for_long(lane: Lane, fault: Fault) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     // All have begun; now they queue up behind the group that is on its way.
-    a_while().await;
+    store.a_while().await;
     gate.open();
     joined(first).await.expect("it was in the group before");
     let error = joined(by_hand).await.expect_err("nobody knows");
@@ -640,9 +653,9 @@ pub(crate) async fn a_group_that_never_arrived_is_unknown_and_then_rolled_back(l
 pub(crate) async fn closing_a_store_that_can_not_be_opened_again_ends(lane: Lane) {
     let store = Fixture::open(lane).await;
     store.faulty.on(Op::Apply).on_table(&transactions_table()).then(Fault::LostNotApplied);
-    store.faulty.on(Op::Reopen).then(Fault::Refuse);
+    store.on_settling().then(Fault::Refuse);
     let gate = Gate::new();
-    store.faulty.on(Op::Reopen).then(Fault::Hold(gate.clone()));
+    store.on_settling().then(Fault::Hold(gate.clone()));
     let task = committing(store.writer("x", "1").await);
     gate.arrived().await;
     store.faulty.close().await.expect("the store below closes");

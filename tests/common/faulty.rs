@@ -96,6 +96,8 @@ pub struct Faulty {
     inner: Arc<dyn KeyValueService>,
     rules: Arc<Mutex<Vec<Rule>>>,
     calls: Arc<Mutex<Vec<Call>>>,
+    /// The name of the database, if the store behaves like one that several processes share.
+    database: Option<Arc<Mutex<String>>>,
 }
 
 /// How to say which calls a fault is for.
@@ -138,7 +140,12 @@ impl When<'_> {
 
 impl Faulty {
     pub fn new(inner: Arc<dyn KeyValueService>) -> Faulty {
-        Faulty { inner, rules: Arc::default(), calls: Arc::default() }
+        Faulty { inner, rules: Arc::default(), calls: Arc::default(), database: None }
+    }
+
+    /// The store as one of several processes sees it.
+    pub fn shared(inner: Arc<dyn KeyValueService>, database: Arc<Mutex<String>>) -> Faulty {
+        Faulty { database: Some(database), ..Faulty::new(inner) }
     }
 
     /// What happens to the next call of `op`, once unless said otherwise.
@@ -228,7 +235,14 @@ impl KeyValueService for Faulty {
     }
 
     fn ownership(&self) -> Ownership {
-        self.inner.ownership()
+        if self.database.is_some() { Ownership::Shared } else { self.inner.ownership() }
+    }
+
+    async fn identity(&self) -> Result<Option<String>> {
+        match &self.database {
+            Some(database) => Ok(Some(database.lock().clone())),
+            None => self.inner.identity().await,
+        }
     }
 
     async fn create_table(&self, table: &TableRef, kind: TableKind, metadata: Bytes) -> Result<()> {

@@ -3,12 +3,15 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses some of them")]
 
 pub mod bank;
+pub mod cassandra;
 pub mod clerks;
+pub mod clock;
+pub mod cutter;
 pub mod faulty;
 mod place;
 pub mod postgres;
 
-pub use place::Place;
+pub use place::{Place, Site};
 
 use atlas::config::{ByteSize, CommitModeChoice, KvsConfig, TransactionConfig};
 use atlas::ops::{BeginOptions, Operations, ScanOptions};
@@ -35,6 +38,7 @@ pub enum StoreKind {
     Memory,
     Rocksdb,
     Postgres,
+    Cassandra,
 }
 
 /// What is put ahead of the pipeline: everything, nearly everything, who knows, or what is large.
@@ -60,6 +64,7 @@ pub const POSTGRES_PIPELINE: Lane = lane(StoreKind::Postgres, CommitModeChoice::
 pub const POSTGRES_PIPELINE_0: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Bytes(0));
 pub const POSTGRES_PIPELINE_1K: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Bytes(1024));
 pub const POSTGRES_PIPELINE_RANDOM: Lane = lane(StoreKind::Postgres, CommitModeChoice::Pipeline, SizeLimit::Random);
+pub const CASSANDRA_STEPS: Lane = lane(StoreKind::Cassandra, CommitModeChoice::StepByStep, SizeLimit::Default);
 
 const fn lane(store: StoreKind, mode: CommitModeChoice, pipeline_size_max: SizeLimit) -> Lane {
     Lane { store, mode, pipeline_size_max }
@@ -108,12 +113,12 @@ impl TestStore {
         let place = Place::new(lane.store);
         let mut config = place.config(lane);
         change(&mut config.transactions);
-        let atlas = Atlas::open_unserved(config, Duration::ZERO).await.expect("the store opens");
+        let atlas = place.open_atlas(config).await;
         TestStore { atlas, lane, place }
     }
 
     pub fn dir(&self) -> &Path {
-        self.place.dir()
+        &self.place.dir
     }
 
     /// A table of this handler, named after it.

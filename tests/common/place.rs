@@ -1,39 +1,29 @@
 //! Where a store lies while a test lasts: in memory, in a directory, or in a namespace of a server.
 
-use super::{Lane, StoreKind, postgres, rocksdb_in};
+use super::{Lane, StoreKind, cassandra, postgres, rocksdb_in};
+use atlas::Atlas;
 use atlas::config::{AtlasConfig, KvsConfig};
 use atlas::kvs_api::KeyValueService;
+use atlas_kvs_cassandra::CassandraStore;
 use atlas_kvs_memory::MemoryStore;
 use atlas_kvs_postgres::PostgresStore;
 use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
-use std::path::Path;
+use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tempfile::TempDir;
 
-/// A place of its own for one store. What was made there goes with it, on servers too.
-pub struct Place {
-    kind: StoreKind,
-    namespace: String,
-    dir: TempDir,
+/// Where one store lies: enough to find it again, from another process too.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub kind: StoreKind,
+    pub dir: PathBuf,
+    pub namespace: String,
 }
 
-impl Place {
-    /// A new place. Ends the whole program if it wants a server and there is none.
-    pub fn new(kind: StoreKind) -> Place {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        if kind == StoreKind::Postgres {
-            postgres::settings();
-        }
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("test_{}_{number}", std::process::id());
-        Place { kind, namespace, dir: tempfile::tempdir().expect("a directory can be made") }
-    }
-
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
+impl Site {
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -42,8 +32,9 @@ impl Place {
     pub fn config(&self, lane: Lane) -> AtlasConfig {
         let key_value_service = match self.kind {
             StoreKind::Memory => KvsConfig::Memory {},
-            StoreKind::Rocksdb => rocksdb_in(&self.dir().join("data")),
+            StoreKind::Rocksdb => rocksdb_in(&self.dir.join("data")),
             StoreKind::Postgres => KvsConfig::Postgres(postgres::settings()),
+            StoreKind::Cassandra => KvsConfig::Cassandra(cassandra::settings()),
         };
         AtlasConfig {
             namespace: self.namespace.clone(),
@@ -53,19 +44,65 @@ impl Place {
         }
     }
 
+    /// The store, ready for transactions.
+    pub async fn open_atlas(&self, config: AtlasConfig) -> Atlas {
+        let opened = match self.kind {
+            StoreKind::Cassandra => Atlas::with_store(config, self.open().await).await,
+            StoreKind::Memory | StoreKind::Rocksdb | StoreKind::Postgres => {
+                Atlas::open_unserved(config, Duration::from_secs(60)).await
+            }
+        };
+        opened.expect("the store opens")
+    }
+
     /// The store by itself, for who puts something between it and the layer.
     pub async fn open(&self) -> Arc<dyn KeyValueService> {
         match self.kind {
             StoreKind::Memory => Arc::new(MemoryStore::new()),
             StoreKind::Rocksdb => {
-                let config = RocksConfig::new(self.dir().join("data"));
+                let config = RocksConfig::new(self.dir.join("data"));
                 Arc::new(RocksStore::open(config).await.expect("the store opens"))
             }
             StoreKind::Postgres => {
                 let config = postgres::connection(&self.namespace);
                 Arc::new(PostgresStore::connect(config).await.expect("the server can be reached"))
             }
+            StoreKind::Cassandra => {
+                let config = cassandra::connection(&self.namespace);
+                Arc::new(CassandraStore::connect(config).await.expect("the cluster can be reached"))
+            }
         }
+    }
+}
+
+/// A site of its own for one store. What was made there goes with it, on servers too.
+#[derive(Debug)]
+pub struct Place {
+    site: Site,
+    _dir: TempDir,
+}
+
+impl Place {
+    /// A new place. Ends the whole program if it wants a server and there is none.
+    pub fn new(kind: StoreKind) -> Place {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        match kind {
+            StoreKind::Memory | StoreKind::Rocksdb => {}
+            StoreKind::Postgres => drop(postgres::settings()),
+            StoreKind::Cassandra => drop(cassandra::settings()),
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("test_{}_{number}", std::process::id());
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        Place { site: Site { kind, dir: dir.path().to_owned(), namespace }, _dir: dir }
+    }
+}
+
+impl Deref for Place {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
     }
 }
 
@@ -74,6 +111,7 @@ impl Drop for Place {
         match self.kind {
             StoreKind::Memory | StoreKind::Rocksdb => {}
             StoreKind::Postgres => postgres::drop_namespace(&self.namespace),
+            StoreKind::Cassandra => cassandra::drop_namespace(&self.namespace),
         }
     }
 }

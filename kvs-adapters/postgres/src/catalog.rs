@@ -283,7 +283,7 @@ pub(crate) fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
     row.try_get(number).map_err(|error| unexpected(place, error))
 }
 
-fn description(row: &Row) -> Attempt<TableDescription> {
+pub(crate) fn description(row: &Row) -> Attempt<TableDescription> {
     let table = TableRef::new(column::<&str>(row, 0, PLACE)?)?;
     let metadata = Bytes::copy_from_slice(column(row, 2, PLACE)?);
     Ok(TableDescription { table, kind: kind(row, 1)?, metadata })
@@ -296,7 +296,7 @@ fn kind_word(kind: TableKind) -> &'static str {
     }
 }
 
-fn kind(row: &Row, number: usize) -> Attempt<TableKind> {
+pub(crate) fn kind(row: &Row, number: usize) -> Attempt<TableKind> {
     match column::<&str>(row, number, PLACE)? {
         "versioned" => Ok(TableKind::Versioned),
         "atomic" => Ok(TableKind::Atomic),

@@ -9,7 +9,8 @@ use crate::hosts::{self, Address};
 use crate::tls::Tls;
 use atlas_kvs::{KvsError, Result};
 use deadpool_postgres::{
-    ClientWrapper, Connect, Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod, Runtime,
+    ClientWrapper, Connect, Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime,
+    TimeoutType,
 };
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -27,32 +28,67 @@ pub(crate) const IDENTITY: &str = "SELECT format('postgres %s/%s/%s', (SELECT sy
      ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int8, \
      (SELECT oid FROM pg_database WHERE datname = current_database()))";
 
-/// A pool for one store. It makes no connection yet.
-pub(crate) async fn pool(config: &PostgresConfig, tls: &Tls) -> Result<Pool> {
-    let servers = servers(config).await?;
-    let patience = config.connect_timeout.saturating_mul(u32::try_from(servers.len()).unwrap_or(u32::MAX));
-    let connector = Connector { servers, tls: tls.clone() };
-    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    let manager = Manager::from_connect(tokio_postgres::Config::new(), connector, recycling);
-    let settings: Arc<str> = session_settings(config).into();
-    let identity = Arc::new(OnceLock::new());
-    Pool::builder(manager)
-        .max_size(config.pool_size.max(1))
-        .wait_timeout(Some(config.pool_timeout))
-        .create_timeout(Some(patience))
-        .recycle_timeout(Some(config.connect_timeout))
-        .runtime(Runtime::Tokio1)
-        .post_create(Hook::async_fn(move |client: &mut ClientWrapper, _| {
-            let (settings, identity) = (Arc::clone(&settings), Arc::clone(&identity));
-            Box::pin(async move {
-                check_version(client).await?;
-                client.batch_execute(&settings).await.map_err(HookError::Backend)?;
-                check_identity(client, &identity).await
-            })
-        }))
-        .build()
-        .map_err(|error| KvsError::Backend { reason: error.to_string(), source: Some(error.into()) })
+/// Where the connections of one store come from: those of its pool, and others that last longer than a call.
+#[derive(Clone)]
+pub(crate) struct Door {
+    servers: Arc<Servers>,
+    settings: Arc<str>,
+    /// What the first connection led to.
+    identity: Arc<OnceLock<String>>,
+    patience: Duration,
 }
+
+impl Door {
+    pub(crate) async fn new(config: &PostgresConfig, tls: &Tls) -> Result<Door> {
+        let servers = servers(config).await?;
+        let patience = config.connect_timeout.saturating_mul(u32::try_from(servers.len()).unwrap_or(u32::MAX));
+        let servers = Arc::new(Servers { servers, tls: tls.clone() });
+        Ok(Door { servers, settings: session_settings(config).into(), identity: Arc::default(), patience })
+    }
+
+    /// A pool, which makes no connection yet.
+    pub(crate) fn pool(&self, config: &PostgresConfig) -> Result<Pool> {
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_connect(Config::new(), self.clone(), recycling);
+        let door = self.clone();
+        Pool::builder(manager)
+            .max_size(config.pool_size.max(1))
+            .wait_timeout(Some(config.pool_timeout))
+            .create_timeout(Some(self.patience))
+            .recycle_timeout(Some(config.connect_timeout))
+            .runtime(Runtime::Tokio1)
+            .post_create(Hook::async_fn(move |client: &mut ClientWrapper, _| {
+                let door = door.clone();
+                Box::pin(async move { door.prepare(client).await })
+            }))
+            .build()
+            .map_err(|error| KvsError::Backend { reason: error.to_string(), source: Some(error.into()) })
+    }
+
+    /// A connection that is not of the pool, and ends when it is dropped.
+    pub(crate) async fn open(&self) -> std::result::Result<Client, PoolError> {
+        let opened = async {
+            let (client, _) = self.servers.any().await.map_err(PoolError::Backend)?;
+            self.prepare(&client).await.map_err(PoolError::PostCreateHook)?;
+            Ok(client)
+        };
+        tokio::time::timeout(self.patience, opened).await.unwrap_or(Err(PoolError::Timeout(TimeoutType::Create)))
+    }
+
+    async fn prepare(&self, client: &Client) -> std::result::Result<(), HookError> {
+        check_version(client).await?;
+        client.batch_execute(&self.settings).await.map_err(HookError::Backend)?;
+        check_identity(client, &self.identity).await
+    }
+}
+
+impl Connect for Door {
+    fn connect(&self, _: &Config) -> Connecting<'_> {
+        Box::pin(self.servers.any())
+    }
+}
+
+type Connecting<'a> = Pin<Box<dyn Future<Output = std::result::Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
 /// How each of the servers is connected to.
 async fn servers(config: &PostgresConfig) -> Result<Vec<(Address, Config)>> {
@@ -66,7 +102,10 @@ async fn servers(config: &PostgresConfig) -> Result<Vec<(Address, Config)>> {
             .dbname(&config.dbname)
             .application_name(&config.application_name)
             .connect_timeout(config.connect_timeout)
+            // A server that is gone without a word is noticed within a minute, also where nothing else limits the wait.
             .keepalives_idle(Duration::from_secs(30))
+            .keepalives_interval(Duration::from_secs(10))
+            .keepalives_retries(3)
             // A standby, or a primary that became one, answers from the past.
             .target_session_attrs(TargetSessionAttrs::ReadWrite)
             .ssl_mode(match config.ssl_mode {
@@ -82,14 +121,14 @@ async fn servers(config: &PostgresConfig) -> Result<Vec<(Address, Config)>> {
     Ok(servers.collect())
 }
 
-/// Asks the servers in turn until one takes writes.
-struct Connector {
+/// The servers, which are asked in turn until one takes writes.
+struct Servers {
     /// At least one.
     servers: Vec<(Address, Config)>,
     tls: Tls,
 }
 
-impl Connector {
+impl Servers {
     async fn any(&self) -> std::result::Result<(Client, JoinHandle<()>), Error> {
         let (last, others) = self.servers.split_last().expect("a list of hosts has at least one");
         for (address, config) in others {
@@ -101,14 +140,6 @@ impl Connector {
         self.tls.connect(&last.1).await
     }
 }
-
-impl Connect for Connector {
-    fn connect(&self, _: &Config) -> Connecting<'_> {
-        Box::pin(self.any())
-    }
-}
-
-type Connecting<'a> = Pin<Box<dyn Future<Output = std::result::Result<(Client, JoinHandle<()>), Error>> + Send + 'a>>;
 
 /// What each connection is set to.
 ///
@@ -133,7 +164,7 @@ fn session_settings(config: &PostgresConfig) -> String {
     )
 }
 
-async fn check_version(client: &ClientWrapper) -> std::result::Result<(), HookError> {
+async fn check_version(client: &Client) -> std::result::Result<(), HookError> {
     let version = ask(client, "SHOW server_version_num").await?.and_then(|text| text.parse::<u32>().ok());
     if version.is_some_and(|version| version >= SERVER_VERSION_MIN) {
         return Ok(());
@@ -143,7 +174,7 @@ async fn check_version(client: &ClientWrapper) -> std::result::Result<(), HookEr
     Err(HookError::message(format!("the server is PostgreSQL {version}; {needed} or later is needed")))
 }
 
-async fn check_identity(client: &ClientWrapper, first: &OnceLock<String>) -> std::result::Result<(), HookError> {
+async fn check_identity(client: &Client, first: &OnceLock<String>) -> std::result::Result<(), HookError> {
     let identity = ask(client, IDENTITY).await?.unwrap_or_default();
     let first = first.get_or_init(|| identity.clone());
     if *first == identity {
@@ -157,7 +188,7 @@ async fn check_identity(client: &ClientWrapper, first: &OnceLock<String>) -> std
 }
 
 /// The only column of the only row.
-async fn ask(client: &ClientWrapper, sql: &str) -> std::result::Result<Option<String>, HookError> {
+async fn ask(client: &Client, sql: &str) -> std::result::Result<Option<String>, HookError> {
     let answer = client.simple_query(sql).await.map_err(HookError::Backend)?;
     Ok(answer.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),

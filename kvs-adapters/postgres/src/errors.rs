@@ -89,10 +89,8 @@ pub(crate) fn explain(failure: Failure, stakes: Stakes) -> Trouble {
     if let Failure::Unsent(error) = &failure
         && let Some(reason) = tls::distrust(error)
     {
-        return Trouble::Final(KvsError::Backend {
-            reason: format!("the encrypted connection failed, check host, sslmode and root certificate: {reason}"),
-            source: None,
-        });
+        let reason = format!("the encrypted connection failed, check host, sslmode and root certificate: {reason}");
+        return Trouble::Final(misconfigured(reason, None));
     }
     match failure {
         Failure::Silence(waited) if lost => Trouble::Final(indeterminate(silent(waited), None)),
@@ -105,6 +103,9 @@ pub(crate) fn explain(failure: Failure, stakes: Stakes) -> Trouble {
                 format!("the server asks for a login that can't be given, check user and password: {}", chain(&error)),
                 error,
             )),
+            None if error.to_string().contains("TLS handshake") => {
+                Trouble::Final(misconfigured(format!("{}; check sslmode and the server", chain(&error)), Some(error)))
+            }
             None => Trouble::Final(backend(chain(&error), error)),
         },
         Failure::Answer(error) => match error.as_db_error() {

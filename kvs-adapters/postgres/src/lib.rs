@@ -36,6 +36,11 @@
 //! Every connection of a store leads to the same database: system identifier, timeline and database are checked, so that
 //! a fail-over is told and nothing is written to what may lack the last commits. The store has to be opened anew then.
 //!
+//! # Snapshots
+//!
+//! A snapshot is what one exported snapshot of the server shows: the tables' descriptions and the binary `COPY` of each
+//! table, over connections of their own. While one is read, tables can't be dropped or truncated.
+//!
 //! # Not supported
 //!
 //! Poolers that lend a server connection for one transaction only: settings and prepared statements belong to a
@@ -52,6 +57,8 @@ mod names;
 mod read;
 mod scan;
 mod session;
+mod snapshot;
+mod snapshot_catalog;
 mod store;
 mod tls;
 mod write;

@@ -2,7 +2,7 @@
 
 use crate::catalog::column;
 use crate::config::PostgresConfig;
-use crate::connect;
+use crate::connect::{self, Door};
 use crate::errors::{Answer, Attempt, Failure, Stakes, Trouble, explain, no_connection};
 use crate::names::Names;
 use crate::tls::Tls;
@@ -26,6 +26,7 @@ pub(crate) struct Server {
     pub(crate) config: PostgresConfig,
     pub(crate) names: Names,
     tls: Tls,
+    door: Door,
     pool: Pool,
 }
 
@@ -38,9 +39,10 @@ impl Server {
             });
         }
         let tls = Tls::new(&config).await?;
-        let pool = connect::pool(&config, &tls).await?;
+        let door = Door::new(&config, &tls).await?;
+        let pool = door.pool(&config)?;
         let names = Names::new(&config.namespace);
-        Ok(Server { config, names, tls, pool })
+        Ok(Server { config, names, tls, door, pool })
     }
 
     /// A connection that nobody else uses.
@@ -48,6 +50,14 @@ impl Server {
         let client = self.pool.get().await.map_err(|error| no_connection(error, &self.config))?;
         let timeout = self.config.statement_timeout;
         Ok(Session { client: Some(client), busy: false, in_transaction: false, timeout, tls: self.tls.clone() })
+    }
+
+    /// A connection for work that lasts longer than a call, and must not keep others waiting for one of the pool.
+    pub(crate) async fn own_connection(&self) -> atlas_kvs::Result<tokio_postgres::Client> {
+        self.check_open()?;
+        self.door.open().await.map_err(|error| match no_connection(error, &self.config) {
+            Trouble::Final(error) | Trouble::Again(error) => error,
+        })
     }
 
     pub(crate) fn check_open(&self) -> atlas_kvs::Result<()> {

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, Cell, CellBound, CellTimestamps, CellVersionRange,
     CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, Limits, NativeSnapshot, Ownership,
-    PutUnlessExists, Result, ResultStream, RowRange, Scan, TableDescription, TableKind, TableRef, TableSize, Timestamp,
-    Value, Version, VersionScan,
+    PutUnlessExists, Result, ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef,
+    TableSize, Timestamp, Value, Version, VersionScan,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -29,7 +29,7 @@ const LIMITS: Limits = Limits {
 ///
 /// See the [crate] for its guarantees. Cheap to share: all callers use one pool of connections.
 pub struct PostgresStore {
-    server: Arc<Server>,
+    pub(crate) server: Arc<Server>,
 }
 
 impl PostgresStore {
@@ -264,6 +264,10 @@ impl KeyValueService for PostgresStore {
 
     fn native_snapshot(&self) -> Option<&dyn NativeSnapshot> {
         None
+    }
+
+    fn stream_snapshot(&self) -> Option<&dyn StreamSnapshot> {
+        Some(self)
     }
 
     async fn reopen(&self) -> Result<()> {

@@ -61,6 +61,12 @@ async fn promoted_standby_is_refused_until_the_store_is_opened_anew() {
     let error = PostgresStore::connect(standby.config("n")).await.expect_err("it is read-only");
     assert!(error.is_retriable() && error.to_string().contains("does not allow writes"), "{error:?}");
 
+    // Of several the one that takes writes is found, wherever it stands.
+    let both = format!("127.0.0.1:{},127.0.0.1:{}", standby.port, primary.port);
+    let found = PostgresStore::connect(PostgresConfig { host: both, ..primary.config("n") }).await;
+    let found = found.expect("one of them takes writes").identity().await.expect("can be asked");
+    assert_eq!(found.as_ref(), Some(&before));
+
     // What the primary takes now does not arrive at the standby.
     let reader = client(&standby.config("n")).await;
     let deadline = Instant::now() + PATIENCE;
@@ -79,7 +85,7 @@ async fn promoted_standby_is_refused_until_the_store_is_opened_anew() {
         match put(&store, 3).await {
             // Connections that were open when the server went.
             Err(error) if error.is_retriable() || error.is_indeterminate() => {}
-            Err(KvsError::Backend { reason, .. }) if reason.contains("was promoted") => refused += 1,
+            Err(KvsError::Misconfigured { reason, .. }) if reason.contains("was promoted") => refused += 1,
             other => panic!("{other:?}"),
         }
     }

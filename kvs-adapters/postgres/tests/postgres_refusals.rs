@@ -21,10 +21,18 @@ async fn put(store: &PostgresStore, ts: u64, len: usize) -> Result<()> {
     store.put(vec![(table("t"), cells)], Timestamp::saturating(ts)).await
 }
 
-/// A refusal that only a person can do something about.
-async fn refused(config: &PostgresConfig) -> String {
+/// A refusal of the configuration.
+async fn misconfigured(config: &PostgresConfig) -> String {
     match PostgresStore::connect(config.clone()).await {
-        Err(error @ KvsError::Backend { .. }) => error.to_string(),
+        Err(error @ KvsError::Misconfigured { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A refusal of the user.
+async fn denied(config: &PostgresConfig) -> String {
+    match PostgresStore::connect(config.clone()).await {
+        Err(error @ KvsError::AccessDenied { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
@@ -52,9 +60,9 @@ async fn passwords_are_checked_and_may_be_in_a_file() {
     let ann = PostgresConfig { user: "ann".to_owned(), ..server.config("n") };
     let with = |password: &str| PostgresConfig { password: Some(password.into()), ..ann.clone() };
     PostgresStore::connect(with("se:cret")).await.expect("it is right");
-    let reason = refused(&with("wrong")).await;
+    let reason = denied(&with("wrong")).await;
     assert!(reason.contains("check user and password") && !reason.contains("wrong"), "{reason}");
-    let reason = refused(&ann).await;
+    let reason = denied(&ann).await;
     assert!(reason.contains("password"), "{reason}");
 
     let dir = tempfile::tempdir().expect("a directory can be made");
@@ -62,11 +70,11 @@ async fn passwords_are_checked_and_may_be_in_a_file() {
     let of_file = |file: &Path| PostgresConfig { password_file: Some(file.to_owned()), ..ann.clone() };
     std::fs::write(&file, format!("127.0.0.1:1:*:*:wrong\n127.0.0.1:{}:*:ann:se\\:cret\n", server.port)).expect("s");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("can be set");
-    let reason = refused(&of_file(&file)).await;
+    let reason = misconfigured(&of_file(&file)).await;
     assert!(reason.contains("chmod 0600") && !reason.contains("cret"), "{reason}");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("can be set");
     PostgresStore::connect(of_file(&file)).await.expect("it is in the file");
-    let reason = refused(&of_file(&dir.path().join("none"))).await;
+    let reason = misconfigured(&of_file(&dir.path().join("none"))).await;
     assert!(reason.contains("can't be read"), "{reason}");
 }
 
@@ -81,7 +89,7 @@ async fn servers_are_asked_in_turn_and_sockets_are_servers() {
     let nobody = PostgresConfig { host: "127.0.0.1:1,127.0.0.1:2".to_owned(), ..server.config("n") };
     let reason = unavailable(&nobody).await;
     assert!(reason.contains("127.0.0.1:1, 127.0.0.1:2"), "{reason}");
-    let reason = refused(&PostgresConfig { host: "a,,b".to_owned(), ..server.config("n") }).await;
+    let reason = misconfigured(&PostgresConfig { host: "a,,b".to_owned(), ..server.config("n") }).await;
     assert!(reason.contains("is no host"), "{reason}");
 }
 
@@ -92,9 +100,9 @@ async fn missing_rights_and_databases_are_named() {
     let store = PostgresStore::connect(server.config("n")).await.expect("the server is there");
     store.create_table(&table("t"), TableKind::Versioned, Bytes::new()).await.expect("can be created");
     let plain = |namespace: &str| PostgresConfig { user: "plain".to_owned(), ..server.config(namespace) };
-    let reason = refused(&plain("new")).await;
+    let reason = denied(&plain("new")).await;
     assert!(reason.contains("permission denied") && reason.contains("grant"), "no right to make a schema: {reason}");
-    let reason = refused(&plain("n")).await;
+    let reason = denied(&plain("n")).await;
     assert!(reason.contains("permission denied") && reason.contains("grant"), "no right to use it: {reason}");
     let schema = store.schema();
     allow(
@@ -108,8 +116,8 @@ async fn missing_rights_and_databases_are_named() {
     let bound = CellBound::new(Cell::copy_from("r", "1"), Timestamp::MAX);
     assert_eq!(reader.get(&table("t"), &[bound]).await.expect("may be read"), [None]);
     let error = put(&reader, 1, 1).await.expect_err("may not be written");
-    assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains("grant")), "{error:?}");
-    let reason = refused(&PostgresConfig { dbname: "none".to_owned(), ..server.config("n") }).await;
+    assert!(matches!(&error, KvsError::AccessDenied { reason, .. } if reason.contains("grant")), "{error:?}");
+    let reason = misconfigured(&PostgresConfig { dbname: "none".to_owned(), ..server.config("n") }).await;
     assert!(reason.contains("create the database first"), "{reason}");
 
     let one = PostgresConfig { user: "one".to_owned(), ..server.config("n") };
@@ -162,7 +170,7 @@ async fn server_that_is_too_old_is_refused() {
             });
         }
     });
-    let reason = refused(&PostgresConfig { port, ..server.config("n") }).await;
+    let reason = misconfigured(&PostgresConfig { port, ..server.config("n") }).await;
     assert!(reason.contains("PostgreSQL 12; 13 or later is needed"), "{reason}");
 }
 

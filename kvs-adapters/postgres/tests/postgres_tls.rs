@@ -62,7 +62,7 @@ impl Encrypted {
 
 async fn refusal(config: PostgresConfig) -> String {
     match PostgresStore::connect(config).await {
-        Err(KvsError::Backend { reason, .. }) => reason,
+        Err(KvsError::Misconfigured { reason, .. } | KvsError::AccessDenied { reason, .. }) => reason,
         other => panic!("{other:?}"),
     }
 }

@@ -1,0 +1,69 @@
+//! Writing versions.
+//!
+//! A version and the entry that scans find its cell by are written at the same time, and the write returns when both
+//! are on a quorum. Before that anything may be there of it: a version without an entry is one that never was
+//! acknowledged, and an entry without a version is passed over by scans.
+
+use crate::errors::Attempt;
+use crate::read::{key_of, number, split_value};
+use crate::session::Cluster;
+use crate::table::Table;
+use atlas_kvs::{Cell, Timestamp, Value};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Versions to write, by cell: however many a cell gets, it is entered in the index once.
+#[derive(Debug, Default)]
+pub(crate) struct Puts {
+    cells: HashMap<Cell, Vec<Value>>,
+}
+
+impl Puts {
+    pub(crate) fn add(&mut self, cell: Cell, value: Value) {
+        self.cells.entry(cell).or_default().push(value);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+}
+
+impl Cluster {
+    /// Writes versions of several tables, some cells at a time. After the first failure no more are begun.
+    pub(crate) async fn put(&self, puts: &[(Arc<Table>, Puts)]) -> Attempt<()> {
+        let mut writes = Vec::new();
+        for (table, puts) in puts {
+            writes.extend(puts.cells.iter().map(|(cell, values)| self.put_cell(table, cell, values)));
+        }
+        stream::iter(writes).buffer_unordered(self.config.concurrency).try_collect().await
+    }
+
+    async fn put_cell(&self, table: &Table, cell: &Cell, values: &[Value]) -> Attempt<()> {
+        let key = key_of(cell);
+        let versions: Vec<_> =
+            values.iter().map(|value| self.put_version(table, cell, value.ts, &value.bytes)).collect();
+        let versions = stream::iter(versions).buffer_unordered(self.config.concurrency).try_collect();
+        let ((), ()) = futures::try_join!(self.enter(table, &key), versions)?;
+        Ok(())
+    }
+
+    async fn put_version(&self, table: &Table, cell: &Cell, ts: Timestamp, value: &Bytes) -> Attempt<()> {
+        let (head, rest) = split_value(value);
+        let len = i32::try_from(value.len()).expect("the limit of values is below the greatest number");
+        let values = (&cell.row, &cell.column, number(ts), len, head, rest, self.clock.next());
+        self.write(&table.versioned().put, &values, "writing a version").await
+    }
+
+    pub(crate) async fn add_sentinels(&self, table: &Arc<Table>, cells: &[Cell]) -> Attempt<()> {
+        let mut puts = Puts::default();
+        for cell in cells {
+            let sentinels = puts.cells.entry(cell.clone()).or_default();
+            if sentinels.is_empty() {
+                sentinels.push(Value { ts: Timestamp::SENTINEL, bytes: Bytes::new() });
+            }
+        }
+        self.put(&[(Arc::clone(table), puts)]).await
+    }
+}

@@ -111,6 +111,25 @@ pub(crate) async fn check_exists(config: &AtlasConfig) -> Result<()> {
     }
 }
 
+/// Removes the configured store on a server for good. It may be gone already.
+///
+/// # Errors
+/// [`Error::Refused`] for a store in a directory, which is removed with its directory.
+pub(crate) async fn destroy(config: &AtlasConfig) -> Result<()> {
+    if !is_shared(&config.key_value_service) {
+        let place = location(&config.key_value_service);
+        return Err(Error::refused(format!("{place} is not on a server"), "remove the directory"));
+    }
+    let kvs = match open_existing(config).await {
+        Ok(opened) => opened.kvs,
+        Err(Error::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let destroyed = kvs.destroy().await;
+    kvs.close().await?;
+    Ok(destroyed?)
+}
+
 /// There is no store in `place`.
 pub(crate) fn no_store(place: String) -> Error {
     Error::NotFound { what: format!("store in {place}; `atlas table create` and `atlas serve` make one") }
@@ -240,6 +259,7 @@ async fn open_rocksdb(_config: &KvsConfig, _data_dir: &Path, _wait: Duration) ->
 }
 
 /// A store that this program was built without.
+#[cfg_attr(all(feature = "rocksdb", feature = "postgres", feature = "cassandra"), allow(dead_code))]
 fn not_built(store: &str) -> Error {
     Error::Config {
         place: "keyValueService.type".to_owned(),

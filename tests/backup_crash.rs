@@ -6,10 +6,11 @@ use atlas::backup::create::create_until;
 use atlas::backup::restore::{restore, resume};
 use atlas::backup::verify::verify;
 use atlas::backup::{BackupSource, BackupStep, RestoreStep, refuse_if_restoring};
-use atlas::ops::{BackupInfo, no_progress};
+use atlas::ops::{BackupInfo, BackupRequest, no_progress};
 use atlas::{Error, Result, exit};
 use backup_support::{
-    Source, create, open_repository, pretended, request, rocks, rocks_source, rocks_target, state_at, visible,
+    Snapshots, Source, create, open_repository, pretended_with, request, rocks, rocks_source, rocks_target, state_at,
+    visible,
 };
 use fail::FailScenario;
 use std::os::unix::process::ExitStatusExt;
@@ -34,14 +35,20 @@ async fn assert_undone(source: &Source, repository: &Path, step: BackupStep) {
     assert_eq!(source.lock.status().await.expect("it can be read"), None, "{step:?}: the lock is left");
 }
 
+/// Without snapshots a store is read by a transaction.
+fn every_step_of_every_method() -> impl Iterator<Item = (BackupStep, Snapshots)> {
+    let methods = [Snapshots::Files, Snapshots::Streams, Snapshots::None];
+    methods.into_iter().flat_map(|snapshots| BackupStep::ALL.map(|step| (step, snapshots)))
+}
+
 /// Ends a backup at every step in one way, looks at what is left, and takes another one.
 async fn end_at_every_step(action: &str) {
     let scenario = FailScenario::setup();
-    for step in BackupStep::ALL {
+    for (step, snapshots) in every_step_of_every_method() {
         let dir = tempfile::tempdir().expect("a directory");
         let repository = dir.path().join("repo");
         std::fs::create_dir(&repository).expect("it can be made");
-        let source = Arc::new(pretended(dir.path()).await);
+        let source = Arc::new(pretended_with(dir.path(), snapshots).await);
         fail::cfg(step.fail_point(), action).expect("the action exists");
         let running = tokio::spawn({
             let (source, repository) = (Arc::clone(&source), repository.clone());
@@ -76,11 +83,11 @@ async fn a_panic_at_any_step_undoes_the_backup_or_comes_too_late() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancellation_at_any_step_undoes_the_backup_or_comes_too_late() {
     let scenario = FailScenario::setup();
-    for step in BackupStep::ALL {
+    for (step, snapshots) in every_step_of_every_method() {
         let dir = tempfile::tempdir().expect("a directory");
         let repository = dir.path().join("repo");
         std::fs::create_dir(&repository).expect("it can be made");
-        let source = Arc::new(pretended(dir.path()).await);
+        let source = Arc::new(pretended_with(dir.path(), snapshots).await);
         let (cancel, hits) = (CancellationToken::new(), Arc::new(AtomicU64::new(0)));
         fail::cfg_callback(step.fail_point(), {
             let (cancel, hits) = (cancel.clone(), Arc::clone(&hits));
@@ -131,11 +138,19 @@ fn armed() -> Option<std::path::PathBuf> {
     Some(directory.into())
 }
 
+/// Portable if a file says so, because the process that is to be killed must know it too.
+fn request_by_method(directory: &Path, name: &str) -> BackupRequest {
+    let portable = directory.join("portable").exists();
+    BackupRequest { portable, ..request(&directory.join("repo"), Some(name)) }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn take_a_backup_and_be_killed() {
     let Some(directory) = armed() else { return };
     let source = Arc::new(Source::new(rocks(&directory.join("data")).await, Some(directory.join("data"))).await);
-    let answer = create(&source, &directory.join("repo"), Some("killed")).await;
+    let request = request_by_method(&directory, "killed");
+    let source: Arc<dyn BackupSource> = source;
+    let answer = create_until(source, request, no_progress(), CancellationToken::new()).await;
     panic!("not killed: {answer:?}");
 }
 
@@ -143,8 +158,12 @@ async fn take_a_backup_and_be_killed() {
 async fn a_killed_backup_is_never_taken_for_one() {
     // Fail points are the whole process's: nobody else may set one meanwhile.
     let scenario = FailScenario::setup();
-    for step in BackupStep::ALL {
+    for (step, portable) in [false, true].into_iter().flat_map(|portable| BackupStep::ALL.map(|step| (step, portable)))
+    {
         let dir = tempfile::tempdir().expect("a directory");
+        if portable {
+            std::fs::write(dir.path().join("portable"), "").expect("it can be written");
+        }
         let (data, repository) = (dir.path().join("data"), dir.path().join("repo"));
         std::fs::create_dir(&repository).expect("it can be made");
         rocks_source(&data).await.kvs.close().await.expect("it closes");
@@ -208,11 +227,22 @@ async fn restore_a_backup_and_be_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_restore_never_looks_whole_and_goes_on_where_it_was() {
+    kill_a_restore_at_every_step(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_restore_of_a_portable_backup_never_looks_whole_either() {
+    kill_a_restore_at_every_step(true).await;
+}
+
+async fn kill_a_restore_at_every_step(portable: bool) {
     // Fail points are the whole process's: nobody else may set one meanwhile.
     let scenario = FailScenario::setup();
     let dir = tempfile::tempdir().expect("a directory");
     let source = rocks_source(&dir.path().join("data")).await;
-    let info = create(&source, &dir.path().join("repo"), Some("one")).await.expect("it can be taken");
+    let request = BackupRequest { portable, ..request(&dir.path().join("repo"), Some("one")) };
+    let dynamic: Arc<dyn BackupSource> = Arc::clone(&source) as _;
+    let info = create_until(dynamic, request, no_progress(), CancellationToken::new()).await.expect("it can be taken");
     source.kvs.close().await.expect("it closes");
     let expected = state_at(&*source.log.lock().await, info.backup_ts.expect("it is complete"));
     let (repository, target) = (open_repository(&dir.path().join("repo")), dir.path().join("target"));

@@ -3,86 +3,23 @@
 mod backup_support;
 
 use atlas::backup::create::create;
-use atlas::backup::restore::{restore, resume};
+use atlas::backup::restore::restore;
 use atlas::backup::verify::{NumbersCheck, verify};
-use atlas::backup::{BackupLock, BackupSource, Contents, RestoreReport, RestoreTarget};
+use atlas::backup::{BackupLock, BackupSource, Contents};
 use atlas::config::{AtlasConfig, CommitModeChoice};
-use atlas::ops::{BackupRequest, BeginOptions, Operations, ScanOptions, TransactionOps, no_progress};
-use atlas::schema::{ConflictHandler, StoreRecord, TableSpec};
-use atlas::{Atlas, Cell, Error, Result, TableRef, Timestamp, exit};
+use atlas::ops::{BackupRequest, BeginOptions, Operations, TransactionOps, no_progress};
+use atlas::schema::StoreRecord;
+use atlas::{Atlas, Cell, Error, Result, Timestamp, exit};
 use atlas_kvs::KeyValueService;
-use atlas_kvs_memory::MemoryStore;
+use backup_support::accounts::{
+    State, TABLES, filled, memory, open, portable_request, restore_into, spec, state, table,
+};
 use backup_support::{open_repository, rocks, rocks_target, server_target};
-use fail::FailScenario;
-use futures::TryStreamExt;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use uuid::Uuid;
-
-type State = BTreeMap<(String, Cell), Vec<u8>>;
-
-fn table(name: &str) -> TableRef {
-    TableRef::new(name).expect("a name")
-}
-
-fn spec(name: &str) -> TableSpec {
-    match name {
-        "Accounts" => TableSpec::with_handler(ConflictHandler::RetryOnWriteWriteCell),
-        _ => TableSpec::default(),
-    }
-}
-
-/// Names that differ in ways that names of files may not.
-const TABLES: [&str; 4] = ["accounts", "Accounts", "large.values", "empty"];
-
-fn config(mode: CommitModeChoice) -> AtlasConfig {
-    let mut config = AtlasConfig::default();
-    config.transactions.commit_mode = mode;
-    config
-}
-
-async fn open(kvs: &Arc<dyn KeyValueService>, mode: CommitModeChoice) -> Atlas {
-    Atlas::with_store(config(mode), Arc::clone(kvs)).await.expect("it opens")
-}
-
-async fn filled(kvs: &Arc<dyn KeyValueService>, mode: CommitModeChoice) -> Atlas {
-    let atlas = open(kvs, mode).await;
-    for name in TABLES {
-        atlas.create_table(&table(name), &spec(name)).await.expect("it can be made");
-    }
-    for round in 0..4u32 {
-        let written = atlas.run(async |tx| {
-            for row in 0..40u32 {
-                let cell = Cell::copy_from(format!("row{row:03}"), [row as u8, 0, 0xff]);
-                if (row + round) % 7 == 0 {
-                    tx.delete(&table("accounts"), cell).await?;
-                } else {
-                    tx.put(&table("accounts"), cell, format!("{round}-{row}").into_bytes()).await?;
-                }
-            }
-            tx.put(&table("Accounts"), Cell::copy_from("", ""), vec![]).await?;
-            tx.put(&table("large.values"), Cell::copy_from([round as u8], "c"), vec![round as u8; 300_000]).await?;
-            Ok::<_, Error>(())
-        });
-        written.await.expect("it commits");
-    }
-    atlas
-}
-
-async fn state(atlas: &Atlas, at: Option<Timestamp>) -> State {
-    let options = BeginOptions { read_only: true, at, ..BeginOptions::default() };
-    let reader = atlas.begin_transaction(options).await.expect("it begins");
-    let mut state = State::new();
-    for name in TABLES {
-        let cells = reader.scan(&table(name), ScanOptions::default()).await.expect("it can be read");
-        let cells: Vec<_> = cells.try_collect().await.expect("it can be read");
-        state.extend(cells.into_iter().map(|(cell, value)| ((name.to_owned(), cell), value.to_vec())));
-    }
-    state
-}
 
 /// The source of `Atlas`, with small files.
 struct SmallFiles(Atlas);
@@ -122,18 +59,6 @@ impl BackupSource for SmallFiles {
     }
 }
 
-fn request(repository: &Path, name: &str) -> BackupRequest {
-    BackupRequest { repository: repository.to_owned(), name: Some(name.to_owned()), reason: None, portable: true }
-}
-
-fn memory() -> Arc<dyn KeyValueService> {
-    Arc::new(MemoryStore::new())
-}
-
-async fn restore_into(directory: &Path, id: &str, target: &dyn RestoreTarget) -> Result<RestoreReport> {
-    restore(&open_repository(&directory.join("repo")), id, target, &no_progress()).await
-}
-
 /// The restored store is an ordinary one: readers, writers, conflicts, and the next backup.
 async fn assert_lives(kvs: &Arc<dyn KeyValueService>, mode: CommitModeChoice, expected: &State, repository: &Path) {
     let atlas = open(kvs, mode).await;
@@ -155,7 +80,7 @@ async fn assert_lives(kvs: &Arc<dyn KeyValueService>, mode: CommitModeChoice, ex
     assert!(findings.iter().all(|finding| finding.level != atlas::ops::FindingLevel::Fail), "{findings:?}");
     let after = state(&atlas, None).await;
     let name = format!("again-{}", Uuid::new_v4());
-    atlas.backup_create(request(repository, &name), no_progress()).await.expect("it can be taken");
+    atlas.backup_create(portable_request(repository, &name), no_progress()).await.expect("it can be taken");
     let again = memory();
     let restored = restore(&open_repository(repository), &name, &server_target(&again), &no_progress()).await;
     restored.expect("it can be restored");
@@ -171,7 +96,8 @@ async fn a_portable_backup_of_any_store_restores_into_any_other() {
         let sources = [memory(), rocks(&dir.path().join("data")).await];
         for (name, kvs) in ["memory", "rocksdb"].into_iter().zip(sources) {
             let atlas = filled(&kvs, mode).await;
-            let info = atlas.backup_create(request(&repository, name), no_progress()).await.expect("it can be taken");
+            let info =
+                atlas.backup_create(portable_request(&repository, name), no_progress()).await.expect("it can be taken");
             assert_eq!((info.method.as_str(), info.store.as_str()), ("portable", name));
             let expected = state(&atlas, info.backup_ts).await;
             assert_eq!(expected.len(), 40 - 6 + 1 + 4);
@@ -225,7 +151,7 @@ async fn a_portable_backup_taken_while_transactions_run_is_exactly_the_state_at_
             })
             .collect();
         let source = Arc::new(SmallFiles(atlas.clone()));
-        let info = create(source, request(&dir.path().join("repo"), "live"), no_progress()).await;
+        let info = create(source, portable_request(&dir.path().join("repo"), "live"), no_progress()).await;
         let info = info.expect("it can be taken");
         stop.store(true, Ordering::Relaxed);
         for writer in writers {
@@ -244,7 +170,7 @@ async fn large_tables_are_cut_into_files_and_empty_ones_make_none() {
     let dir = tempfile::tempdir().expect("a directory");
     let atlas = filled(&memory(), CommitModeChoice::Auto).await;
     let source = Arc::new(SmallFiles(atlas.clone()));
-    create(source, request(&dir.path().join("repo"), "one"), no_progress()).await.expect("it can be taken");
+    create(source, portable_request(&dir.path().join("repo"), "one"), no_progress()).await.expect("it can be taken");
     let repository = open_repository(&dir.path().join("repo"));
     let manifest = repository.manifest("one").await.expect("it is complete");
     assert_eq!(manifest.version, 2);
@@ -270,7 +196,10 @@ async fn large_tables_are_cut_into_files_and_empty_ones_make_none() {
 async fn an_empty_store_can_be_backed_up_and_restored() {
     let dir = tempfile::tempdir().expect("a directory");
     let atlas = open(&memory(), CommitModeChoice::Auto).await;
-    atlas.backup_create(request(&dir.path().join("repo"), "one"), no_progress()).await.expect("it can be taken");
+    atlas
+        .backup_create(portable_request(&dir.path().join("repo"), "one"), no_progress())
+        .await
+        .expect("it can be taken");
     let kvs = memory();
     let report = restore_into(dir.path(), "one", &server_target(&kvs)).await.expect("it can be restored");
     assert_eq!(report.verified.committed, 0);
@@ -281,7 +210,7 @@ async fn an_empty_store_can_be_backed_up_and_restored() {
 async fn a_backup_of_files_does_not_fit_another_store_and_says_what_does() {
     let dir = tempfile::tempdir().expect("a directory");
     let atlas = filled(&rocks(&dir.path().join("data")).await, CommitModeChoice::Auto).await;
-    let usual = BackupRequest { portable: false, ..request(&dir.path().join("repo"), "files") };
+    let usual = BackupRequest { portable: false, ..portable_request(&dir.path().join("repo"), "files") };
     let info = atlas.backup_create(usual, no_progress()).await.expect("it can be taken");
     assert_eq!(info.method, "files");
     let kvs = memory();
@@ -295,7 +224,10 @@ async fn a_backup_of_files_does_not_fit_another_store_and_says_what_does() {
 async fn only_an_empty_namespace_is_filled_and_its_own_name_is_kept() {
     let dir = tempfile::tempdir().expect("a directory");
     let atlas = filled(&memory(), CommitModeChoice::Auto).await;
-    atlas.backup_create(request(&dir.path().join("repo"), "one"), no_progress()).await.expect("it can be taken");
+    atlas
+        .backup_create(portable_request(&dir.path().join("repo"), "one"), no_progress())
+        .await
+        .expect("it can be taken");
     let used = memory();
     open(&used, CommitModeChoice::Auto).await;
     let before = used.tables().await.expect("they are listed");
@@ -317,71 +249,4 @@ async fn only_an_empty_namespace_is_filled_and_its_own_name_is_kept() {
         backup_support::store_record(&kvs).load().await.expect("it is read").expect("it is there").0;
     assert_eq!((record.namespace.as_str(), record.restored_from.as_deref()), ("staging", Some("one")));
     assert_eq!(record.commit_mode, "step_by_step");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_error_at_any_step_leaves_a_namespace_to_be_finished() {
-    let scenario = FailScenario::setup();
-    let dir = tempfile::tempdir().expect("a directory");
-    let atlas = filled(&memory(), CommitModeChoice::Auto).await;
-    let info = atlas.backup_create(request(&dir.path().join("repo"), "one"), no_progress()).await.expect("it is taken");
-    let expected = state(&atlas, info.backup_ts).await;
-    for step in atlas::backup::RestoreStep::ALL {
-        let kvs = memory();
-        fail::cfg(step.fail_point(), "return").expect("the action exists");
-        let error = restore_into(dir.path(), "one", &server_target(&kvs)).await.expect_err("it is hit");
-        assert!(error.to_string().contains(step.fail_point()), "{step:?}: {error}");
-        fail::remove(step.fail_point());
-        if step <= atlas::backup::RestoreStep::Marker {
-            restore_into(dir.path(), "one", &server_target(&kvs)).await.expect("nothing was begun");
-        } else {
-            let refused = Atlas::with_store(AtlasConfig::default(), Arc::clone(&kvs)).await.expect_err("not whole");
-            assert!(refused.hint().expect("a way on").contains("--resume"), "{step:?}");
-            let again = restore_into(dir.path(), "one", &server_target(&kvs)).await.expect_err("it was begun");
-            assert_eq!(again.exit_code(), exit::REFUSED, "{step:?}: {again}");
-            // A second time on the way, at the last step.
-            fail::cfg(atlas::backup::RestoreStep::RemoveMarker.fail_point(), "return").expect("the action exists");
-            resume(&server_target(&kvs), None, &no_progress()).await.expect_err("it is hit");
-            fail::remove(atlas::backup::RestoreStep::RemoveMarker.fail_point());
-            let report = resume(&server_target(&kvs), None, &no_progress()).await.expect("it goes on");
-            assert!(report.resumed, "{step:?}");
-        }
-        assert_eq!(state(&open(&kvs, CommitModeChoice::Auto).await, None).await, expected, "{step:?}");
-        let nothing = resume(&server_target(&kvs), None, &no_progress()).await.expect_err("it is finished");
-        assert_eq!(nothing.exit_code(), exit::NOT_FOUND, "{step:?}");
-    }
-    scenario.teardown();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_restores_into_one_namespace_exclude_each_other() {
-    let scenario = FailScenario::setup();
-    let dir = tempfile::tempdir().expect("a directory");
-    let atlas = filled(&memory(), CommitModeChoice::Auto).await;
-    atlas.backup_create(request(&dir.path().join("repo"), "one"), no_progress()).await.expect("it can be taken");
-    let kvs = memory();
-    let (told, mut reached) = tokio::sync::mpsc::unbounded_channel();
-    let (go_on, wait) = std::sync::mpsc::channel::<()>();
-    let wait = std::sync::Mutex::new(wait);
-    fail::cfg_callback("restore::copy_file", move || {
-        let _ = told.send(());
-        // Until the other side is gone.
-        let _ = wait.lock().expect("nobody panics with it").recv();
-    })
-    .expect("it can be set");
-    let first = tokio::spawn({
-        let (directory, target) = (dir.path().to_owned(), server_target(&kvs));
-        async move { restore_into(&directory, "one", &target).await }
-    });
-    reached.recv().await.expect("it copies");
-    // The first is alive: it renews its claim, though it stands still.
-    for _ in 0..3 {
-        let error = resume(&server_target(&kvs), None, &no_progress()).await.expect_err("the first works");
-        assert!(matches!(error, Error::StoreInUse { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
-    }
-    fail::remove("restore::copy_file");
-    drop(go_on);
-    first.await.expect("it ends").expect("it can be restored");
-    open(&kvs, CommitModeChoice::Auto).await;
-    scenario.teardown();
 }

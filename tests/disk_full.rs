@@ -9,59 +9,11 @@ use atlas::Atlas;
 use atlas::config::{AtlasConfig, ByteSize, CommitModeChoice};
 use common::bank::Bank;
 use common::clerks::{Clerks, Told, until};
+use common::small_disk::SmallDisk;
 use common::*;
 use parking_lot::Mutex;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
-use tempfile::TempDir;
-
-/// A file system of its own, as small as it is told to be, unmounted when dropped.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    /// Nothing where nothing may be mounted, unless this lane is required.
-    fn mount() -> Option<SmallDisk> {
-        let dir = tempfile::tempdir().expect("a directory can be made");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(dir.path()).output();
-        if mounted.as_ref().is_ok_and(|output| output.status.success()) {
-            return Some(SmallDisk(dir));
-        }
-        let required = std::env::var("ATLAS_REQUIRE_LANES").unwrap_or_default();
-        assert!(!required.split(',').any(|lane| lane.trim() == "rocksdb"), "the disk can't be mounted: {mounted:?}");
-        eprintln!("SKIP: no file system can be mounted here, so no disk was filled: {mounted:?}");
-        None
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.path().join("ballast")
-    }
-
-    /// Writes until nothing goes in any more, and again while somebody makes room for a moment.
-    fn fill(&self) {
-        let mut file = OpenOptions::new().create(true).append(true).open(self.ballast()).expect("a file can be opened");
-        for block in [1 << 20, 64 << 10, 4 << 10] {
-            while file.write_all(&vec![1; block]).is_ok() {}
-        }
-    }
-
-    fn clear(&self) {
-        std::fs::remove_file(self.ballast()).expect("the ballast can be removed");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-    }
-}
 
 fn config(disk: &SmallDisk, mode: CommitModeChoice) -> AtlasConfig {
     let mut config = AtlasConfig { key_value_service: rocksdb_in(&disk.path().join("data")), ..AtlasConfig::default() };
@@ -81,7 +33,7 @@ async fn a_full_disk_in_the_middle_of_commits_step_by_step_is_survived() {
 }
 
 async fn survive(mode: CommitModeChoice) {
-    let Some(disk) = SmallDisk::mount() else { return };
+    let Some(disk) = SmallDisk::mount("rocksdb") else { return };
     let config = config(&disk, mode);
     let atlas = Atlas::open_unserved(config.clone(), Duration::ZERO).await.expect("the store opens");
     let bank = Bank::open(&atlas).await;

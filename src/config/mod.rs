@@ -10,7 +10,7 @@ mod place;
 mod stores;
 
 pub use load::{COMMENTED, Environment, Loaded, Origin, Setting, Sources, load};
-pub use stores::{CassandraKvs, PostgresKvs, Secret};
+pub use stores::{CassandraKvs, PostgresKvs, Secret, SslModeChoice};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -22,6 +22,10 @@ pub struct PostgresKvs {
     pub password_file: PathBuf,
     /// The database; it must exist.
     pub database: String,
+    /// Whether connections are encrypted.
+    pub ssl_mode: SslModeChoice,
+    /// With `verify-full`, a file of PEM certificates, one of which must have signed that of the server; empty: none.
+    pub ssl_root_certificate: PathBuf,
     /// Connections at a time.
     pub pool_size: u32,
     /// How long to wait for a new connection.
@@ -32,6 +36,18 @@ pub struct PostgresKvs {
     pub statement_timeout: Duration,
     /// Whether a commit waits until it would survive the loss of power.
     pub sync: bool,
+}
+
+/// Whether connections to Postgres are encrypted, and how far the server is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SslModeChoice {
+    /// Not encrypted.
+    Disable,
+    /// Encrypted, whoever it is that answers.
+    Require,
+    /// Encrypted, by a server whose certificate is for its host and signed by a known authority.
+    VerifyFull,
 }
 
 /// A Cassandra or Scylla cluster. The namespace is a keyspace in it.
@@ -71,6 +87,8 @@ impl Default for PostgresKvs {
             password: Secret::default(),
             password_file: PathBuf::new(),
             database: "postgres".to_owned(),
+            ssl_mode: SslModeChoice::Disable,
+            ssl_root_certificate: PathBuf::new(),
             pool_size: 16,
             connect_timeout: Duration::from_secs(10),
             statement_timeout: Duration::from_secs(30),

@@ -7,15 +7,19 @@
 //!                                                                              = every cell restored?
 //! ```
 //!
+//! With a server configured, the two stores are namespaces on it that nobody else has; otherwise they are in the demo's
+//! directory, where the backup is in any case.
+//!
 //! What the restored store must hold is computed from the demo's own log and never read from a store, so that a commit
 //! the store lost, or one it invented, shows.
 
 mod data;
 mod directory;
+mod ground;
 mod log;
 mod work;
 
-use crate::config::{AtlasConfig, KvsConfig, ServerConfig};
+use crate::config::AtlasConfig;
 use crate::ops::{BackupRequest, BeginOptions, Operations, ProgressSink, ScanOptions};
 use crate::{Error, Result};
 use async_trait::async_trait;
@@ -23,6 +27,7 @@ use atlas_kvs::{Cell, TableRef, Timestamp};
 use bytes::Bytes;
 use directory::Directory;
 use futures::StreamExt;
+use ground::{Ground, shown};
 use log::{Log, State};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -33,6 +38,8 @@ use work::Workload;
 /// What the demo is to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
+    /// The program's configuration. If it names a server, the stores are there.
+    pub(crate) config: AtlasConfig,
     /// Where to work.
     pub(crate) dir: PathBuf,
     /// How long transactions run.
@@ -51,6 +58,12 @@ pub(crate) trait Stage: Sync {
 
     /// Fills the empty store of `target` with a backup.
     async fn restore(&self, repository: &Path, id: &str, target: &AtlasConfig) -> Result<()>;
+
+    /// Whether there is a store.
+    async fn exists(&self, config: &AtlasConfig) -> Result<bool>;
+
+    /// Removes a store on a server for good; it may be gone already.
+    async fn destroy(&self, config: &AtlasConfig) -> Result<()>;
 
     /// Where the progress of long steps goes.
     fn progress(&self) -> ProgressSink;
@@ -80,7 +93,7 @@ pub(crate) struct Report {
     cells_compared: u64,
     flights: i64,
     /// What was left to look at, if anything.
-    kept: Option<PathBuf>,
+    kept: Option<String>,
 }
 
 impl Report {
@@ -104,7 +117,7 @@ impl Report {
             ("cells compared", format!("{}, all equal", count(self.cells_compared))),
             ("flights in all", format!("{}, as computed", flights(self.flights))),
         ];
-        rows.extend(self.kept.as_ref().map(|dir| ("kept", dir.display().to_string())));
+        rows.extend(self.kept.clone().map(|kept| ("kept", kept)));
         rows
     }
 }
@@ -112,11 +125,18 @@ impl Report {
 /// Plays the demo. [`Error::Corrupt`] if the restored store is not exactly what it should be.
 pub(crate) async fn run(plan: &Plan, stage: &dyn Stage) -> Result<Report> {
     let directory = Directory::take(&plan.dir)?;
-    let config = config_in(directory.store());
+    let ground = match Ground::choose(&plan.config, &directory, stage).await {
+        Ok(ground) => ground,
+        Err(error) => {
+            // Nothing was made yet.
+            directory.remove()?;
+            return Err(error);
+        }
+    };
     let log = Arc::new(Log::default());
 
-    stage.say(&format!("Loading US airports and routes into a fresh store in {}", directory.store().display()));
-    let operations = stage.open(&config).await?;
+    stage.say(&format!("Loading US airports and routes into a fresh store in {}", shown(&ground.store)));
+    let operations = stage.open(&ground.store).await?;
     let started = Instant::now();
     let rows_loaded = data::load(&*operations, &log).await?;
     let load_ms = millis_since(started);
@@ -148,14 +168,13 @@ pub(crate) async fn run(plan: &Plan, stage: &dyn Stage) -> Result<Report> {
     drop(operations);
 
     stage.say("Destroying the store, and restoring the backup into a new one");
-    directory.destroy_store()?;
-    let target = config_in(directory.restored());
+    ground.destroy_store(&directory, stage).await?;
     let started = Instant::now();
-    stage.restore(&directory.backups(), &backup.id, &target).await?;
+    stage.restore(&directory.backups(), &backup.id, &ground.restored).await?;
     let restore_ms = millis_since(started);
 
     stage.say("Comparing every cell with the log of acknowledged commits");
-    let restored = stage.open(&target).await?;
+    let restored = stage.open(&ground.restored).await?;
     let wanted = log.state_below(backup_ts);
     let cells_compared = compare(&*restored, &wanted).await?;
     check_alive(&*restored, backup.fast_forward_ts.unwrap_or(backup_ts)).await?;
@@ -180,25 +199,13 @@ pub(crate) async fn run(plan: &Plan, stage: &dyn Stage) -> Result<Report> {
         restore_ms,
         cells_compared,
         flights: wanted.flights,
-        kept: plan.keep.then(|| directory.path().to_owned()),
+        kept: plan.keep.then(|| ground.kept(&directory)),
     };
     // After a failure everything stays where it is, for a look.
     if !plan.keep {
-        directory.remove()?;
+        ground.remove(directory, stage).await?;
     }
     Ok(report)
-}
-
-fn config_in(data_dir: PathBuf) -> AtlasConfig {
-    let KvsConfig::Rocksdb { block_cache, sync, .. } = KvsConfig::default() else {
-        unreachable!("RocksDB is the default store")
-    };
-    AtlasConfig {
-        namespace: "demo".to_owned(),
-        key_value_service: KvsConfig::Rocksdb { data_dir, block_cache, sync },
-        server: ServerConfig { http: "off".to_owned(), grpc: "off".to_owned() },
-        ..AtlasConfig::default()
-    }
 }
 
 fn millis_since(started: Instant) -> u64 {

@@ -3,9 +3,11 @@
 // Each test file uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod accounts;
+
 use async_trait::async_trait;
 use atlas::backup::{BackupLock, BackupSource, DirectoryTarget, NodeCommands, Repository, StoreOpener, StoreTarget};
-use atlas::ops::{BackupInfo, BackupRequest, TransactionOps, no_progress};
+use atlas::ops::{BackupInfo, BackupRequest, ScanOptions, TransactionOps, no_progress};
 use atlas::schema::{FORMAT_VERSION, MetaRecord, StoreRecord};
 use atlas::timestamp::TimestampOracle;
 use atlas::transaction::entry::{CleanedWindows, Entry, Fate, transactions_table};
@@ -19,6 +21,7 @@ use atlas_kvs::{
 use atlas_kvs_memory::MemoryStore;
 use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -39,7 +42,7 @@ pub(crate) fn data_table() -> TableRef {
 pub(crate) async fn make_store(kvs: &Arc<dyn KeyValueService>) {
     MetaRecord::<StoreRecord>::create_table(kvs.as_ref()).await.expect("it can be made");
     kvs.create_table(&transactions_table(), TableKind::Atomic, Bytes::new()).await.expect("it can be made");
-    kvs.create_table(&data_table(), TableKind::Versioned, Bytes::new()).await.expect("it can be made");
+    kvs.create_table(&data_table(), TableKind::Versioned, Bytes::from_static(b"{}")).await.expect("it can be made");
     let record = StoreRecord {
         format_version: FORMAT_VERSION,
         store_id: Uuid::from_u128(1),
@@ -74,6 +77,11 @@ pub(crate) async fn entry_of(kvs: &dyn KeyValueService, start: u64) -> Option<En
 
 /// What a reader of the latest state sees: of each cell the newest version whose writer's commit counts.
 pub(crate) async fn visible(kvs: &Arc<dyn KeyValueService>) -> BTreeMap<String, String> {
+    visible_below(kvs, Timestamp::MAX).await
+}
+
+/// The same for a reader of the past.
+async fn visible_below(kvs: &Arc<dyn KeyValueService>, at: Timestamp) -> BTreeMap<String, String> {
     let windows = CleanedWindows::load(Arc::clone(kvs)).await.expect("they can be read");
     let mut seen = BTreeMap::new();
     for row in 0..ROWS {
@@ -83,8 +91,10 @@ pub(crate) async fn visible(kvs: &Arc<dyn KeyValueService>) -> BTreeMap<String, 
             let found = kvs.get(&data_table(), std::slice::from_ref(&bound)).await.expect("it can be read");
             let Some(value) = found.into_iter().flatten().next() else { break };
             let entry = entry_of(kvs.as_ref(), value.ts.get()).await;
-            if let Fate::Committed(_) = windows.fate(entry) {
-                seen.insert(row, String::from_utf8(value.bytes.to_vec()).expect("it was text"));
+            if matches!(windows.fate(entry), Fate::Committed(commit_ts) if commit_ts < at) {
+                // These sources write plain text; what a portable restore wrote has a header of 9 bytes before it.
+                let text = if value.bytes.first() == Some(&2) { value.bytes.slice(9..) } else { value.bytes };
+                seen.insert(row, String::from_utf8(text.to_vec()).expect("it was text"));
                 break;
             }
             bound.read_before = value.ts;
@@ -192,8 +202,8 @@ impl BackupSource for Source {
         Duration::from_secs(1)
     }
 
-    async fn read_at(&self, _at: Timestamp) -> Result<Box<dyn TransactionOps>> {
-        Err(Error::refused("this source has no transactions to read with", "take another method"))
+    async fn read_at(&self, at: Timestamp) -> Result<Box<dyn TransactionOps>> {
+        Ok(Box::new(Reader { kvs: Arc::clone(&self.kvs), at }))
     }
 
     fn node_commands(&self) -> Option<NodeCommands> {
@@ -303,9 +313,15 @@ impl Pretender {
 
 /// A source over a pretender in `directory/data`, with `directory/repo` for its repository.
 pub(crate) async fn pretended(directory: &Path) -> Source {
+    pretended_with(directory, Snapshots::Files).await
+}
+
+/// The same, with these snapshots.
+pub(crate) async fn pretended_with(directory: &Path, snapshots: Snapshots) -> Source {
     let data = directory.join("data");
     std::fs::create_dir_all(&data).expect("it can be made");
-    let source = Source::new(Arc::new(Pretender::new(&data)), Some(data)).await;
+    let store = Pretender { snapshots, ..Pretender::new(&data) };
+    let source = Source::new(Arc::new(store), Some(data)).await;
     source.transact_many(10).await;
     source
 }
@@ -468,69 +484,96 @@ struct PretendedTable {
 /// A version, or with timestamp 0 the value of an atomic cell.
 type PretendedCell = (Vec<u8>, Vec<u8>, u64, Vec<u8>);
 
+/// Everything in a store: a catalog, and a part for each table. Not of one moment, which a real snapshot must be: what was
+/// settled before makes any order right.
+pub(crate) async fn parts_of(kvs: &dyn KeyValueService) -> atlas_kvs::Result<Vec<(String, Bytes)>> {
+    let (mut tables, mut parts) = (Vec::new(), Vec::new());
+    for (number, table) in kvs.tables().await?.into_iter().enumerate() {
+        let mut cells: Vec<PretendedCell> = Vec::new();
+        match table.kind {
+            TableKind::Versioned => {
+                let mut found = kvs.scan_versions(&table.table, VersionScan::new(RowRange::all(), Timestamp::MAX));
+                while let Some(cell) = found.try_next().await? {
+                    for version in cell.versions {
+                        let bound = CellBound::new(cell.cell.clone(), version.ts.next());
+                        let value = kvs.get(&table.table, &[bound]).await?.remove(0).expect("it is there");
+                        let Cell { row, column } = cell.cell.clone();
+                        cells.push((row.to_vec(), column.to_vec(), version.ts.get(), value.bytes.to_vec()));
+                    }
+                }
+            }
+            TableKind::Atomic => {
+                let mut found = kvs.scan_atomic(&table.table, AtomicScan::new(RowRange::all()));
+                while let Some((cell, value)) = found.try_next().await? {
+                    cells.push((cell.row.to_vec(), cell.column.to_vec(), 0, value.to_vec()));
+                }
+            }
+        }
+        parts.push((format!("table-{number}"), serde_json::to_vec(&cells).expect("plain data").into()));
+        tables.push(PretendedTable { table: table.table, kind: table.kind, metadata: table.metadata.to_vec() });
+    }
+    parts.insert(0, ("catalog".to_owned(), serde_json::to_vec(&tables).expect("plain data").into()));
+    Ok(parts)
+}
+
+/// Adds what a part holds. Answers how many atomic cells were there already, and stayed.
+async fn load_part(kvs: &dyn KeyValueService, part: &str, content: &[u8]) -> atlas_kvs::Result<u64> {
+    let damaged = |error: serde_json::Error| KvsError::corrupt("a part", error.to_string());
+    let Some(number) = part.strip_prefix("table-") else {
+        for table in serde_json::from_slice::<Vec<PretendedTable>>(content).map_err(damaged)? {
+            kvs.create_table(&table.table, table.kind, table.metadata.into()).await?;
+        }
+        return Ok(0);
+    };
+    let table = kvs.tables().await?.remove(number.parse::<usize>().expect("a number"));
+    let mut stayed = 0;
+    for (row, column, ts, value) in serde_json::from_slice::<Vec<PretendedCell>>(content).map_err(damaged)? {
+        let (cell, value) = (Cell::new(row, column), Bytes::from(value));
+        match (table.kind, Timestamp::new(ts).filter(|ts| ts.is_data())) {
+            (TableKind::Versioned, Some(ts)) => {
+                kvs.put_versions(&table.table, vec![(cell, Value { ts, bytes: value })]).await?;
+            }
+            (TableKind::Versioned, None) => kvs.add_sentinels(&table.table, &[cell]).await?,
+            (TableKind::Atomic, _) => {
+                let put = kvs.put_unless_exists(&table.table, &cell, value).await?;
+                stayed += u64::from(put != PutUnlessExists::Written);
+            }
+        }
+    }
+    Ok(stayed)
+}
+
+/// Loads what several nodes hold, as a quorum of them would tell: of two values of an atomic cell that of the first
+/// directory.
+pub(crate) async fn merge_into(kvs: &dyn KeyValueService, directories: &[PathBuf]) {
+    for directory in directories {
+        let mut names: Vec<_> = std::fs::read_dir(directory.join("tables"))
+            .expect("it is there")
+            .map(|entry| entry.expect("it can be read").file_name().into_string().expect("it is text"))
+            .collect();
+        names.sort();
+        for name in names {
+            let content = std::fs::read(directory.join("tables").join(&name)).expect("it can be read");
+            load_part(kvs, &name, &content).await.expect("it can be loaded");
+        }
+    }
+}
+
 #[async_trait]
 impl StreamSnapshot for Pretender {
     async fn estimated_bytes(&self) -> atlas_kvs::Result<u64> {
         Ok(self.estimate)
     }
 
-    /// Not of one moment, which a real one must be: what was settled before makes any order right.
     async fn begin(&self) -> atlas_kvs::Result<Box<dyn OpenSnapshot>> {
-        let (mut tables, mut names, mut content) = (Vec::new(), vec!["catalog".to_owned()], Vec::new());
-        for (number, table) in self.inner.tables().await?.into_iter().enumerate() {
-            let mut cells: Vec<PretendedCell> = Vec::new();
-            match table.kind {
-                TableKind::Versioned => {
-                    let mut found =
-                        self.inner.scan_versions(&table.table, VersionScan::new(RowRange::all(), Timestamp::MAX));
-                    while let Some(cell) = found.try_next().await? {
-                        for version in cell.versions {
-                            let bound = CellBound::new(cell.cell.clone(), version.ts.next());
-                            let value = self.inner.get(&table.table, &[bound]).await?.remove(0).expect("it is there");
-                            let Cell { row, column } = cell.cell.clone();
-                            cells.push((row.to_vec(), column.to_vec(), version.ts.get(), value.bytes.to_vec()));
-                        }
-                    }
-                }
-                TableKind::Atomic => {
-                    let mut found = self.inner.scan_atomic(&table.table, AtomicScan::new(RowRange::all()));
-                    while let Some((cell, value)) = found.try_next().await? {
-                        cells.push((cell.row.to_vec(), cell.column.to_vec(), 0, value.to_vec()));
-                    }
-                }
-            }
-            names.push(format!("table-{number}"));
-            content.push(serde_json::to_vec(&cells).expect("plain data").into());
-            tables.push(PretendedTable { table: table.table, kind: table.kind, metadata: table.metadata.to_vec() });
-        }
-        content.insert(0, serde_json::to_vec(&tables).expect("plain data").into());
+        let (names, content): (Vec<String>, Vec<Bytes>) = parts_of(self).await?.into_iter().unzip();
         let parts = names.into_iter().map(|name| SnapshotPart { name, estimated_bytes: 7 }).collect();
         Ok(Box::new(ReadyParts { parts, content, fails: self.snapshot_fails }))
     }
 
     async fn load(&self, part: &str, content: ResultStream<Bytes>) -> atlas_kvs::Result<()> {
         let content = content.try_collect::<Vec<Bytes>>().await?.concat();
-        let damaged = |error: serde_json::Error| KvsError::corrupt("a part", error.to_string());
-        let Some(number) = part.strip_prefix("table-") else {
-            for table in serde_json::from_slice::<Vec<PretendedTable>>(&content).map_err(damaged)? {
-                self.inner.create_table(&table.table, table.kind, table.metadata.into()).await?;
-            }
-            return Ok(());
-        };
-        let table = self.inner.tables().await?.remove(number.parse::<usize>().expect("a number"));
-        for (row, column, ts, value) in serde_json::from_slice::<Vec<PretendedCell>>(&content).map_err(damaged)? {
-            let (cell, value) = (Cell::new(row, column), Bytes::from(value));
-            match (table.kind, Timestamp::new(ts).filter(|ts| ts.is_data())) {
-                (TableKind::Versioned, Some(ts)) => {
-                    self.inner.put_versions(&table.table, vec![(cell, Value { ts, bytes: value })]).await?;
-                }
-                (TableKind::Versioned, None) => self.inner.add_sentinels(&table.table, &[cell]).await?,
-                (TableKind::Atomic, _) => {
-                    let put = self.inner.put_unless_exists(&table.table, &cell, value).await?;
-                    assert_eq!(put, PutUnlessExists::Written, "the store was empty");
-                }
-            }
-        }
+        assert_eq!(load_part(self, part, &content).await?, 0, "the store was empty");
         Ok(())
     }
 
@@ -558,14 +601,6 @@ impl OpenSnapshot for ReadyParts {
     }
 }
 
-/// A source over a pretender with these snapshots, with `directory/repo` for its repository.
-pub(crate) async fn pretended_on_a_server(directory: &Path, snapshots: Snapshots) -> Source {
-    let store = Pretender { snapshots, ..Pretender::new(directory) };
-    let source = Source::new(Arc::new(store), None).await;
-    source.transact_many(10).await;
-    source
-}
-
 /// A store on a server, empty, and targets that lead there.
 pub(crate) fn empty_server(directory: &Path, snapshots: Snapshots) -> Arc<dyn KeyValueService> {
     Arc::new(Pretender { snapshots, ..Pretender::new(directory) })
@@ -579,4 +614,44 @@ pub(crate) fn server_target(kvs: &Arc<dyn KeyValueService>) -> StoreTarget {
         Box::pin(async move { Ok(kvs) })
     });
     StoreTarget::new("a server", store, "default", opener).with_lease(Duration::from_millis(500))
+}
+
+/// A transaction of a [`Source`] that reads the past.
+struct Reader {
+    kvs: Arc<dyn KeyValueService>,
+    at: Timestamp,
+}
+
+#[async_trait]
+impl TransactionOps for Reader {
+    fn start_ts(&self) -> Timestamp {
+        self.at
+    }
+
+    fn read_ts(&self) -> Timestamp {
+        self.at
+    }
+
+    async fn get(&self, _table: &TableRef, _cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {
+        unreachable!("a backup scans")
+    }
+
+    async fn scan(&self, table: &TableRef, _scan: ScanOptions) -> Result<BoxStream<'static, Result<(Cell, Bytes)>>> {
+        assert_eq!(*table, data_table());
+        let seen = visible_below(&self.kvs, self.at).await;
+        let cells = seen.into_iter().map(|(row, value)| Ok((Cell::copy_from(row, "balance"), Bytes::from(value))));
+        Ok(futures::stream::iter(cells.collect::<Vec<_>>()).boxed())
+    }
+
+    async fn write(&self, _table: &TableRef, _writes: Vec<(Cell, Option<Bytes>)>) -> Result<()> {
+        unreachable!("a backup writes nothing")
+    }
+
+    async fn commit(self: Box<Self>) -> Result<Option<Timestamp>> {
+        Ok(None)
+    }
+
+    async fn abort(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
 }

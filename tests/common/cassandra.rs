@@ -1,6 +1,7 @@
 //! A Cassandra cluster for tests, found by the variables that `scripts/with-cassandra` sets.
 
 use atlas::config::CassandraKvs;
+use atlas::kvs_api::KeyValueService;
 use atlas_kvs_cassandra::{CassandraConfig, CassandraStore};
 use std::process::{Command, Stdio};
 
@@ -52,11 +53,12 @@ impl Breakable {
     }
 
     /// `scripts/cassandra COMMAND NODE`: kill, start, pause and resume.
-    pub fn node(&self, command: &str, node: usize) {
+    pub async fn node(&self, command: &str, node: usize) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra");
         let mut run = Command::new(script);
         run.args([command, &node.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let status = run.status().expect("the script can be run");
+        let status = tokio::task::spawn_blocking(move || run.status()).await.expect("no panic");
+        let status = status.expect("the script can be run");
         assert!(status.success(), "scripts/cassandra {command} {node}: {status}");
     }
 }

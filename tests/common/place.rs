@@ -24,6 +24,10 @@ pub struct Site {
 }
 
 impl Site {
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// The configuration of a store here.
     pub fn config(&self, lane: Lane) -> AtlasConfig {
         let key_value_service = match self.kind {

@@ -149,7 +149,9 @@ fn backup_lock_and_backups(way: &Way) {
     );
     way.fails("backup create --to repo --name {T}", 5, "ALREADY_EXISTS");
     way.fails("backup create --to repo --name ../x", 2, "USAGE");
-    way.fails("backup create --to data/repo", 9, "REFUSED");
+    if way.stage.has_directories {
+        way.fails("backup create --to data/repo", 9, "REFUSED");
+    }
     way.ok(
         "backup list --repo repo",
         |out| out.lines().next() == Some(table),
@@ -211,7 +213,7 @@ fn every_command(way: &Way, is_live: bool) {
 
 #[test]
 fn every_command_works_on_a_stopped_store() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     for (json, table) in [(false, "plainly"), (true, "asjson")] {
         every_command(&Way { stage: &stage, json, table }, false);
     }
@@ -219,7 +221,7 @@ fn every_command_works_on_a_stopped_store() {
 
 #[test]
 fn every_command_works_on_a_store_that_is_served() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     let server = stage.serve();
     for (json, table) in [(false, "plainly"), (true, "asjson")] {
         let way = Way { stage: &stage, json, table };
@@ -240,7 +242,7 @@ fn every_command_works_on_a_store_that_is_served() {
 
 #[test]
 fn time_never_goes_back_and_never_jumps_by_mistake() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     stage.make_accounts();
     let absurd = (1u64 << 40) + (1 << 30);
     for json in [false, true] {
@@ -287,7 +289,7 @@ fn time_never_goes_back_and_never_jumps_by_mistake() {
 
 #[test]
 fn a_store_that_is_not_there_is_not_made_by_a_question() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     for line in [
         "kv get t r c",
         "kv put t r c v",
@@ -308,7 +310,7 @@ fn a_store_that_is_not_there_is_not_made_by_a_question() {
 
 #[test]
 fn scans_have_every_form() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     stage.atlas("table create t").ok();
     stage.write("cells.jsonl", "{\"row\":\"a\",\"x\":\"1\"}\n{\"row\":\"ab\",\"x\":\"2\",\"y\":\"3\"}\n{\"row\":\"b\",\"x\":\"4\"}\n{\"row\":\"ü\",\"x\":\"tab\\there\"}\n");
     stage.atlas("import --table t cells.jsonl").ok();
@@ -346,7 +348,7 @@ fn scans_have_every_form() {
 
 #[test]
 fn what_needs_no_store() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         assert!(stage.atlas(&format!("completions {shell}")).ok().contains("backup-lock"), "{shell}");
     }
@@ -374,12 +376,14 @@ fn what_needs_no_store() {
 
 #[test]
 fn whoever_has_read_enough_may_close_the_pipe() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     stage.atlas("import --table t --create-table --row-key iata airports.csv").fails(4);
     std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/airports.csv"), stage.path("airports.csv"))
         .unwrap();
     stage.atlas("import --table t --create-table --row-key iata airports.csv").ok();
     let ran = stage.bash("atlas --config atlas.yml kv scan t | head -n 1");
     assert_eq!(ran.ok().lines().count(), 1);
-    assert_eq!(ran.stderr, "");
+    // A server that is told not to care for its data is warned of.
+    let said: Vec<_> = ran.stderr.lines().filter(|line| !line.contains("fsync is off")).collect();
+    assert!(said.is_empty(), "{said:?}");
 }

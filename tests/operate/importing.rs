@@ -8,7 +8,7 @@ fn example(name: &str) -> String {
 
 #[test]
 fn the_examples_are_imported_whole() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     let airports = example("airports.csv");
     let rows = std::fs::read_to_string(&airports).unwrap().lines().count() - 1;
     let import = format!("import --table airports {airports}");
@@ -33,7 +33,7 @@ fn the_examples_are_imported_whole() {
 
 #[test]
 fn json_lines_are_imported() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     let lines = "{\"id\":\"a\",\"n\":1.50,\"deep\":{\"x\":[1]},\"none\":null,\"t\":true}\n\n{\"n\":2,\"id\":\"b\"}\n";
     stage.write("cells.jsonl", lines);
     stage.atlas("import --table t --create-table cells.jsonl").ok();
@@ -44,7 +44,7 @@ fn json_lines_are_imported() {
 
 #[test]
 fn a_malformed_line_ends_the_import_and_it_is_said_how_far_it_came() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     stage.atlas("table create t").ok();
     for (name, content, says) in [
         ("a.csv", "k,v\na,1\nb,2,3\n", "line 3"),
@@ -71,6 +71,7 @@ fn a_malformed_line_ends_the_import_and_it_is_said_how_far_it_came() {
     stage.atlas("import --table t late.csv --row-key nope").fails(2).says("nope");
     stage.atlas("import --table t late.xyz").fails(2).says("--format");
     stage.atlas("import --table t missing.csv").fails(4);
-    stage.atlas("import --table t data --format csv").fails(2).says("directory");
+    std::fs::create_dir(stage.path("a-directory")).unwrap();
+    stage.atlas("import --table t a-directory --format csv").fails(2).says("directory");
     stage.atlas("import --table _transactions late.csv").fails(2);
 }

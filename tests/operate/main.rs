@@ -14,3 +14,8 @@ mod refusals;
 mod serving;
 mod stage;
 mod timestamp_files;
+
+/// For tests that run on other stores, too.
+fn stage() -> stage::Stage {
+    stage::Stage::new()
+}

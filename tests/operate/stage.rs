@@ -30,26 +30,45 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
+/// The configuration of a store, by the directory of the stage and a name of the test's choice.
+type StoreConfig = Box<dyn Fn(&Path, &str) -> String>;
+
 pub(crate) struct Stage {
     dir: TempDir,
+    store_config: StoreConfig,
+    /// Whether stores lie in directories of the stage.
+    pub(crate) has_directories: bool,
 }
 
 impl Stage {
-    /// With `atlas.yml`, which names the store `data`, and `restored.yml`, which names the store `restored`.
+    /// With `atlas.yml`, which names the store `data`, and `restored.yml`, which names the store `restored`: directories
+    /// of the stage, served on their sockets only.
     pub(crate) fn new() -> Stage {
-        let stage = Stage { dir: tempfile::tempdir().unwrap() };
+        Stage::raise(true, |dir, store| {
+            format!(
+                "atlasdb:\n  namespace: operate\n  keyValueService: {{type: rocksdb, dataDir: {}}}\n  server: {{http: \
+                 off, grpc: off}}\n  backup: {{lockLease: 1s}}\n",
+                dir.join(store).display()
+            )
+        })
+    }
+
+    /// As [`new`](Self::new), with stores on a server.
+    pub(crate) fn on_server(config: impl Fn(&Path, &str) -> String + 'static) -> Stage {
+        Stage::raise(false, config)
+    }
+
+    fn raise(has_directories: bool, config: impl Fn(&Path, &str) -> String + 'static) -> Stage {
+        let dir = tempfile::tempdir().unwrap();
+        let stage = Stage { dir, store_config: Box::new(config), has_directories };
         stage.write("atlas.yml", &stage.config("data"));
         stage.write("restored.yml", &stage.config("restored"));
         stage
     }
 
-    /// A configuration of a store in this directory, served on the socket only.
+    /// The configuration of a store.
     pub(crate) fn config(&self, store: &str) -> String {
-        format!(
-            "atlasdb:\n  namespace: operate\n  keyValueService: {{type: rocksdb, dataDir: {}}}\n  server: {{http: off, \
-             grpc: off}}\n  backup: {{lockLease: 1s}}\n",
-            self.path(store).display()
-        )
+        (self.store_config)(self.dir.path(), store)
     }
 
     pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {

@@ -4,7 +4,7 @@ use crate::stage::Stage;
 
 #[test]
 fn a_timestamp_file_holds_one_line_of_digits_or_is_refused() {
-    let stage = Stage::new();
+    let stage = crate::stage();
     stage.make_accounts();
     let before = stage.accounts();
     for (content, says) in [
@@ -33,8 +33,9 @@ fn a_timestamp_file_holds_one_line_of_digits_or_is_refused() {
     for line in ["timestamp fast-forward --file missing", "timestamp clean-transactions --file no/such/dir"] {
         stage.atlas(line).fails(4);
     }
-    stage.atlas("timestamp fast-forward --file data").fails(1);
-    stage.atlas("timestamp fetch --file data").fails(2).says("no regular file");
+    std::fs::create_dir(stage.path("a-directory")).unwrap();
+    stage.atlas("timestamp fast-forward --file a-directory").fails(1);
+    stage.atlas("timestamp fetch --file a-directory").fails(2).says("no regular file");
     stage.atlas("timestamp fetch --file ts/below").fails(1);
     assert_eq!(stage.accounts(), before, "nothing was changed");
 

@@ -161,6 +161,22 @@ impl Cluster {
         self.check_format(catalog).await
     }
 
+    /// Checks that the keyspace is there and ours; false if it is not there.
+    pub(crate) async fn set_up_existing(&self, catalog: &Catalog) -> Result<bool> {
+        self.check_server().await?;
+        if !self.has_catalog().await? {
+            return Ok(false);
+        }
+        self.check_replication().await?;
+        self.check_format(catalog).await?;
+        Ok(true)
+    }
+
+    /// Removes the keyspace with everything in it.
+    pub(crate) async fn drop_keyspace(&self) -> Result<()> {
+        self.change_schema(&format!("DROP KEYSPACE IF EXISTS {}", self.keyspace)).await
+    }
+
     async fn check_server(&self) -> Result<()> {
         let sql = "SELECT release_version FROM system.local WHERE key = 'local'";
         let rows: Vec<(String,)> = self.ask(sql, ()).await?;
@@ -186,10 +202,12 @@ impl Cluster {
 
     async fn make_keyspace(&self) -> Result<()> {
         let (keyspace, replication) = (&self.keyspace, self.config.replication.cql());
-        // Tablets of Scylla had no lightweight transactions for long, but it must not be told so here: Cassandra does
-        // not know the option.
-        self.change_schema(&format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}"))
-            .await?;
+        let create = format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}");
+        // Scylla has no lightweight transactions on tablets before 2025.4, and no tablets before 6.0.
+        let without_tablets = format!("{create} AND tablets = {{'enabled': false}}");
+        if !self.is_scylla()? || self.change_schema(&without_tablets).await.is_err() {
+            self.change_schema(&create).await?;
+        }
         // All live nodes agree by now, so nobody can create the keyspace a second time, and everybody who is here sees
         // the same moment of its creation. From that follows the id of the catalog: it is the same for all, and another
         // one if the keyspace was dropped and made again.

@@ -65,13 +65,13 @@ pub(crate) enum Stakes {
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// Nothing was done; later it may be.
-    NotDone(ExecutionError),
+    NotDone(Box<ExecutionError>),
     /// It may have been done, or be done later.
-    NotKnown(ExecutionError),
+    NotKnown(Box<ExecutionError>),
     /// Nothing was done: the CQL table is not there.
     Missing(String),
     /// Nothing was done, and asking again will not help.
-    Refused(ExecutionError),
+    Refused(Box<ExecutionError>),
     /// Nothing was sent: the store was closed.
     Closed,
     /// No answer for so long.
@@ -81,7 +81,8 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn of(error: ExecutionError, stakes: Stakes) -> Failure {
         use ExecutionError as E;
-        match &error {
+        let error = Box::new(error);
+        match &*error {
             E::EmptyPlan | E::ConnectionPoolError(_) | E::MetadataError(_) | E::SchemaAgreementError(_) => {
                 Failure::NotDone(error)
             }
@@ -100,7 +101,7 @@ impl Failure {
         }
     }
 
-    fn of_attempt(attempt: RequestAttemptError, error: ExecutionError, stakes: Stakes) -> Failure {
+    fn of_attempt(attempt: RequestAttemptError, error: Box<ExecutionError>, stakes: Stakes) -> Failure {
         use RequestAttemptError as A;
         match attempt {
             A::SerializationError(_) | A::CqlRequestSerialization(_) | A::RepreparedIdMissingInBatch => {
@@ -133,14 +134,16 @@ impl Failure {
     /// What the caller gets to know, after this much was tried.
     pub(crate) fn explain(self, doing: &str) -> Trouble {
         match self {
-            Failure::NotDone(error) => Trouble::Final(unavailable(format!("{doing}: {}", chain(&error)), Some(error))),
+            Failure::NotDone(error) => {
+                Trouble::Final(unavailable(format!("{doing}: {}", chain(&*error)), Some(*error)))
+            }
             Failure::NotKnown(error) => {
-                Trouble::Final(indeterminate(format!("{doing}: {}", chain(&error)), Some(error)))
+                Trouble::Final(indeterminate(format!("{doing}: {}", chain(&*error)), Some(*error)))
             }
             Failure::Missing(reason) => Trouble::Missing(reason),
             Failure::Refused(error) => {
                 let hint = if is_unauthorized(&error) { "; grant the user what it needs" } else { "" };
-                Trouble::Final(backend(format!("{doing}: {}{hint}", chain(&error)), Some(error)))
+                Trouble::Final(backend(format!("{doing}: {}{hint}", chain(&*error)), Some(*error)))
             }
             Failure::Closed => Trouble::Final(KvsError::Closed),
             Failure::Silence(waited) => Trouble::Final(indeterminate(format!("{doing}: {}", silent(waited)), None)),

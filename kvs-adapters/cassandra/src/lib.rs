@@ -36,6 +36,18 @@
 //! Versions are written with fixed write timestamps, so the same write may be sent twice: that is done, to another
 //! coordinator, when an answer does not come. A lightweight transaction is sent once. Whatever leaves its outcome open
 //! (`WriteTimeout` first of all) is [`Indeterminate`](atlas_kvs::KvsError::Indeterminate).
+//!
+//! # Scylla
+//!
+//! Untested: nothing here has run on Scylla. What its documentation says differs is provided for. The answer of a
+//! lightweight transaction is read by the names of its columns, of which Scylla tells others. Keyspaces are made without
+//! tablets, on which older versions have no lightweight transactions. Its version, which looks like that of a very old
+//! Cassandra, is not held against it.
+//!
+//! # Not supported
+//!
+//! TLS; a choice of data centre (a quorum is one of all copies, wherever they are); values of more than 8 MiB, or less
+//! where the servers are configured so ([`Limits`](atlas_kvs::Limits) tell).
 
 mod atomic;
 mod buckets;

@@ -1,0 +1,91 @@
+//! Where the demo's two stores are: in its directory, or in two namespaces of their own on the configured server.
+
+use super::Stage;
+use super::directory::Directory;
+use crate::config::{AtlasConfig, KvsConfig, ServerConfig};
+use crate::{Error, Result, registry};
+use std::path::PathBuf;
+
+/// Configurations of the store that is filled and destroyed, and of the one that is restored.
+#[derive(Debug)]
+pub(super) struct Ground {
+    pub(super) store: AtlasConfig,
+    pub(super) restored: AtlasConfig,
+}
+
+impl Ground {
+    /// Two places that hold nothing: on the server if `config` names one, else in the directory.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if a namespace is there already; those of the server.
+    pub(super) async fn choose(config: &AtlasConfig, directory: &Directory, stage: &dyn Stage) -> Result<Ground> {
+        if !registry::is_shared(&config.key_value_service) {
+            return Ok(Ground { store: config_in(directory.store()), restored: config_in(directory.restored()) });
+        }
+        let name = format!("demo_{:08x}", rand::random::<u32>());
+        let in_namespace = |namespace: String| AtlasConfig { namespace, server: nowhere(), ..config.clone() };
+        let ground = Ground { store: in_namespace(name.clone()), restored: in_namespace(format!("{name}_restored")) };
+        for config in [&ground.store, &ground.restored] {
+            if stage.exists(config).await? {
+                let what = format!("{}, which the demo would destroy, is there already", shown(config));
+                return Err(Error::refused(what, "run the demo again: it takes other names"));
+            }
+        }
+        Ok(ground)
+    }
+
+    fn is_on_server(&self) -> bool {
+        registry::is_shared(&self.store.key_value_service)
+    }
+
+    /// Destroys the first store with everything in it.
+    pub(super) async fn destroy_store(&self, directory: &Directory, stage: &dyn Stage) -> Result<()> {
+        match self.is_on_server() {
+            true => stage.destroy(&self.store).await,
+            false => directory.destroy_store(),
+        }
+    }
+
+    /// Removes everything that was made, the directory last.
+    pub(super) async fn remove(&self, directory: Directory, stage: &dyn Stage) -> Result<()> {
+        if self.is_on_server() {
+            stage.destroy(&self.store).await?;
+            stage.destroy(&self.restored).await?;
+        }
+        directory.remove()
+    }
+
+    /// What is there to look at in the end.
+    pub(super) fn kept(&self, directory: &Directory) -> String {
+        let directory = directory.path().display();
+        match self.is_on_server() {
+            true => format!("{}, and the backup in {directory}", shown(&self.restored)),
+            false => directory.to_string(),
+        }
+    }
+}
+
+/// Where a store is, for people.
+pub(super) fn shown(config: &AtlasConfig) -> String {
+    let location = registry::location(&config.key_value_service);
+    match registry::is_shared(&config.key_value_service) {
+        true => format!("namespace '{}' of {location}", config.namespace),
+        false => location,
+    }
+}
+
+fn nowhere() -> ServerConfig {
+    ServerConfig { http: "off".to_owned(), grpc: "off".to_owned() }
+}
+
+fn config_in(data_dir: PathBuf) -> AtlasConfig {
+    let KvsConfig::Rocksdb { block_cache, sync, .. } = KvsConfig::default() else {
+        unreachable!("RocksDB is the default store")
+    };
+    AtlasConfig {
+        namespace: "demo".to_owned(),
+        key_value_service: KvsConfig::Rocksdb { data_dir, block_cache, sync },
+        server: nowhere(),
+        ..AtlasConfig::default()
+    }
+}

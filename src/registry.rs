@@ -259,6 +259,7 @@ async fn open_rocksdb(_config: &KvsConfig, _data_dir: &Path, _wait: Duration) ->
 }
 
 /// A store that this program was built without.
+#[cfg_attr(all(feature = "rocksdb", feature = "postgres", feature = "cassandra"), allow(dead_code))]
 fn not_built(store: &str) -> Error {
     Error::Config {
         place: "keyValueService.type".to_owned(),

@@ -159,11 +159,11 @@ async fn a_target_without_space_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_without_snapshots_is_told_so() {
+async fn a_store_without_snapshots_is_read_by_a_transaction() {
     let (_dir, repository) = scratch();
     let source = Arc::new(Source::new(Arc::new(MemoryStore::new()), None).await);
-    let error = create(&source, &repository, None).await.expect_err("it has none");
-    assert_eq!(error.exit_code(), exit::REFUSED);
+    let info = create(&source, &repository, None).await.expect("it can be read");
+    assert_eq!(info.method, "portable");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,8 +28,7 @@ use super::verify::{self, RestoredReport, verify_restored};
 use super::{portable, streams};
 use crate::config::CommitModeChoice;
 use crate::ops::ProgressSink;
-use crate::schema::{MetaRecord, Replaced, StoreRecord};
-use crate::server::store_token;
+use crate::schema::{MetaRecord, Replaced, StoreRecord, TokenRecord};
 use crate::timestamp::OracleRecord;
 use crate::transaction::commit_mode_for;
 use crate::{Error, Result};
@@ -629,7 +628,7 @@ impl Run<'_> {
         let oracle = MetaRecord::<OracleRecord>::new(Arc::clone(kvs), "oracle");
         edit(&oracle, |record: OracleRecord| Some(OracleRecord { holder: None, contact: None, ..record })).await?;
         // Who may read the original must not be let in by the owner of the copy.
-        edit(&store_token::record(Arc::clone(kvs)), |_| None).await?;
+        edit(&TokenRecord::in_store(Arc::clone(kvs)), |_| None).await?;
         edit(&last_backup(Arc::clone(kvs)), |_| None).await?;
         Ok(store_id)
     }

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 4 not found, 5 conflict or lock held,
 6 no answer, 7 damage, 8 configuration, 9 refused for safety, 10 doctor found failures,
-11 permission, 130 interrupted, 143 terminated.")]
+11 permission, 12 store lost to another process, 130 interrupted, 143 terminated.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) globals: Globals,
@@ -508,8 +508,10 @@ The configuration named by --into is read alone: neither ATLAS__… variables no
   atlas serve
   atlas serve --http 127.0.0.1:9000 --grpc off
   atlas serve -c prod.yml --log-format json
+  atlas serve -c config/postgres.yml --standby --grpc 127.0.0.1:0 --http 127.0.0.1:0
 
-Prints `ready` when it serves. Ends with exit code 0 when it was asked to stop and did.")]
+Prints `ready` when it serves. Ends with exit code 0 when it was asked to stop and did, and with 12
+when another process took its store over: start it again.")]
 pub(crate) struct ServeArgs {
     /// Address of health, status and metrics, or off
     #[arg(long, value_name = "HOST:PORT")]
@@ -560,7 +562,9 @@ pub(crate) enum ConfigCommand {
   atlas demo
   atlas demo --seconds 20 --tasks 32
   atlas demo --dir /tmp/atlas-demo --keep
+  atlas demo --config config/postgres.yml
 
+With a server configured, the stores are two new namespaces there, which are removed in the end.
 Exit code 0 only if the restored store is right in every cell; 7 if not.")]
 pub(crate) struct DemoArgs {
     /// How long transactions run

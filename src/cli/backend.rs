@@ -4,6 +4,7 @@ use crate::atlas::{Opening, WAIT_FOR_OWNER};
 use crate::backup::{self, Repository, RestoreReport};
 use crate::config::AtlasConfig;
 use crate::ops::{BackupInfo, Operations, ProgressSink};
+use crate::schema::refuse_unfinished_restore;
 use crate::server::{self, Listeners, Owner, Server, Services, Standby};
 use crate::timestamp;
 use crate::transaction::other_namespace;
@@ -335,7 +336,9 @@ async fn open_stopped(config: &AtlasConfig) -> Result<Arc<dyn KeyValueService>> 
         return Err(in_use(data_dir, Some(server.owner_pid())));
     }
     if registry::is_shared(&config.key_value_service) {
-        return Ok(registry::open_existing(config).await?.kvs);
+        let kvs = registry::open_existing(config).await?.kvs;
+        refuse_unfinished_restore(&kvs).await?;
+        return Ok(kvs);
     }
     match registry::open(config, WAIT_FOR_OWNER).await {
         Ok(opened) => Ok(opened.kvs),

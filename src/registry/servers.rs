@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// No password is this long, and something else that is named by mistake may be endless.
-#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+#[cfg_attr(not(any(feature = "postgres", feature = "cassandra")), allow(dead_code))]
 const PASSWORD_LEN_MAX: u64 = 4096;
 
 /// Connects to the database and makes the namespace's schema if it is missing.
@@ -65,10 +65,49 @@ pub(super) async fn existing_postgres(
     Err(super::not_built("postgres"))
 }
 
+/// Connects to the cluster and makes the namespace's keyspace if it is missing.
+#[cfg(feature = "cassandra")]
+pub(super) async fn open_cassandra(settings: &CassandraKvs, namespace: &str) -> Result<Arc<dyn KeyValueService>> {
+    let config = cassandra_config(settings, namespace)?;
+    Ok(Arc::new(atlas_kvs_cassandra::CassandraStore::connect(config).await?))
+}
+
+/// Connects to the cluster; `None` if it has no keyspace of the namespace.
+#[cfg(feature = "cassandra")]
+pub(super) async fn existing_cassandra(
+    settings: &CassandraKvs,
+    namespace: &str,
+) -> Result<Option<Arc<dyn KeyValueService>>> {
+    let config = cassandra_config(settings, namespace)?;
+    let store = atlas_kvs_cassandra::CassandraStore::connect_existing(config).await?;
+    Ok(store.map(|store| -> Arc<dyn KeyValueService> { Arc::new(store) }))
+}
+
+#[cfg(feature = "cassandra")]
+fn cassandra_config(settings: &CassandraKvs, namespace: &str) -> Result<atlas_kvs_cassandra::CassandraConfig> {
+    use atlas_kvs_cassandra::{CassandraConfig, Password, Replication};
+
+    let factor = settings.replication_factor as usize;
+    let replication = if settings.data_center.is_empty() {
+        Replication::Simple { factor }
+    } else {
+        Replication::NetworkTopology { factors: vec![(settings.data_center.clone(), factor)] }
+    };
+    Ok(CassandraConfig {
+        replication,
+        user: Some(settings.user.clone()).filter(|user| !user.is_empty()),
+        password: password(&settings.password, &settings.password_file)?.map(Password::from),
+        request_timeout: settings.request_timeout,
+        ..CassandraConfig::new(settings.nodes(), namespace)
+    })
+}
+
+#[cfg(not(feature = "cassandra"))]
 pub(super) async fn open_cassandra(_settings: &CassandraKvs, _namespace: &str) -> Result<Arc<dyn KeyValueService>> {
     Err(super::not_built("cassandra"))
 }
 
+#[cfg(not(feature = "cassandra"))]
 pub(super) async fn existing_cassandra(
     _settings: &CassandraKvs,
     _namespace: &str,
@@ -77,7 +116,7 @@ pub(super) async fn existing_cassandra(
 }
 
 /// The password of a configuration, or the one in the file it names.
-#[cfg_attr(not(feature = "postgres"), allow(dead_code))]
+#[cfg_attr(not(any(feature = "postgres", feature = "cassandra")), allow(dead_code))]
 fn password(given: &Secret, file: &Path) -> Result<Option<String>> {
     use std::io::Read;
 

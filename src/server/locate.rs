@@ -97,3 +97,91 @@ async fn locate(kvs: &Arc<dyn KeyValueService>, address: &str) -> Result<Located
         None => unreachable("has no token in the store"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Atlas;
+    use crate::config::AtlasConfig;
+    use crate::ops::Operations;
+    use crate::schema::meta_table;
+    use crate::server::{Listeners, Server};
+    use atlas_kvs::{AtomicScan, RowRange};
+    use atlas_kvs_memory::MemoryStore;
+    use futures::TryStreamExt;
+    use tokio::net::TcpListener;
+
+    struct Served {
+        kvs: Arc<dyn KeyValueService>,
+        atlas: Atlas,
+        address: String,
+        task: tokio_util::task::AbortOnDropHandle<()>,
+    }
+
+    /// A store whose owner can be found through it.
+    async fn served() -> Served {
+        let kvs: Arc<dyn KeyValueService> = Arc::new(MemoryStore::new());
+        let atlas = Atlas::with_store(AtlasConfig::default(), kvs.clone()).await.expect("opened");
+        let listeners = Listeners::any().await.expect("bound");
+        let address = listeners.grpc_address().expect("bound").to_string();
+        let token = store_token::renew(kvs.clone(), 1).await.expect("made");
+        let services = atlas.services().shared(kvs.clone(), token);
+        let server = Server::on(listeners, services, None).await.expect("made");
+        let task = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(server.run(std::future::pending())));
+        Served { kvs, atlas, address, task }
+    }
+
+    async fn refusal(kvs: &Arc<dyn KeyValueService>, address: &str) -> String {
+        match locate(kvs, address).await.expect("the store can be asked") {
+            Located::Owner(owner) => panic!("{owner:?} was taken for the owner"),
+            Located::Unreachable(why) => why,
+        }
+    }
+
+    async fn challenges_in(kvs: &dyn KeyValueService) -> usize {
+        let rows = AtomicScan::new(RowRange::single("challenge"));
+        kvs.scan_atomic(&meta_table(), rows).try_collect::<Vec<_>>().await.expect("read").len()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_the_owner_of_the_same_store_is_found() {
+        let (one, other) = (served().await, served().await);
+        let Located::Owner(owner) = locate(&one.kvs, &one.address).await.expect("asked") else {
+            panic!("the owner was not found")
+        };
+        owner.fresh_timestamp().await.expect("it answers");
+        assert!(refusal(&one.kvs, &other.address).await.contains("another store"));
+        let nowhere = TcpListener::bind("127.0.0.1:0").await.expect("bound").local_addr().expect("bound");
+        assert!(refusal(&one.kvs, &nowhere.to_string()).await.contains("can't be reached"));
+        for no_address in ["192.0.2.1:80", "localhost", ""] {
+            assert!(refusal(&one.kvs, no_address).await.contains("no address"), "{no_address}");
+        }
+        for kvs in [&one.kvs, &other.kvs] {
+            assert_eq!(challenges_in(&**kvs).await, 0);
+        }
+        for served in [one, other] {
+            drop(served.task);
+            served.atlas.close().await.expect("closed");
+        }
+    }
+
+    /// Somebody at another address who passes everything on would be shown the token next.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_only_passes_the_question_on_is_not_taken_for_the_owner() {
+        let served = served().await;
+        let between = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = between.local_addr().expect("bound").to_string();
+        let owner = served.address.clone();
+        let _passing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+            while let Ok((mut client, _)) = between.accept().await {
+                let owner = owner.clone();
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(owner).await.expect("it is there");
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        }));
+        assert!(refusal(&served.kvs, &address).await.contains("another store"));
+        assert!(matches!(locate(&served.kvs, &served.address).await, Ok(Located::Owner(_))));
+    }
+}

@@ -4,28 +4,11 @@
 //! when a dead owner's port was taken by somebody, is worth nothing to the successor; nor is the one in a copy.
 
 use super::token::Token;
-use crate::schema::{MetaRecord, Replaced};
+use crate::schema::{Replaced, TokenRecord};
+use crate::timestamp::read_stored;
 use crate::{Error, Result};
 use atlas_kvs::KeyValueService;
-use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-
-/// Name of the record.
-const RECORD: &str = "server-token";
-
-/// The record. Not `Debug`: nobody shows it.
-#[derive(Clone, Serialize, Deserialize)]
-pub(crate) struct TokenRecord {
-    /// Of the owner that made it. An older one that has not noticed its end must not replace it.
-    epoch: u64,
-    /// Hexadecimal digits.
-    token: String,
-}
-
-/// The record in the store.
-pub(crate) fn record(kvs: Arc<dyn KeyValueService>) -> MetaRecord<TokenRecord> {
-    MetaRecord::new(kvs, RECORD)
-}
 
 /// Puts a new token into the store.
 ///
@@ -34,11 +17,12 @@ pub(crate) fn record(kvs: Arc<dyn KeyValueService>) -> MetaRecord<TokenRecord> {
 pub(crate) async fn renew(kvs: Arc<dyn KeyValueService>, epoch: u64) -> Result<Token> {
     let token = Token::random().map_err(|error| Error::io("asking the system for random bytes", error))?;
     let ours = TokenRecord { epoch, token: token.digits().to_owned() };
-    let stored = record(kvs);
+    let stored = TokenRecord::in_store(kvs.clone());
     let mut loaded = stored.load().await?;
     loop {
         if let Some((found, _)) = &loaded {
-            if found.epoch > epoch {
+            // In a store that was put together from different times the token may be of an epoch that is yet to come.
+            if found.epoch > epoch && !owns(kvs.clone(), epoch).await? {
                 return Err(Error::LostLeadership {
                     reason: format!("the token in the store is of epoch {}, ours is {epoch}", found.epoch),
                 });
@@ -54,12 +38,16 @@ pub(crate) async fn renew(kvs: Arc<dyn KeyValueService>, epoch: u64) -> Result<T
     }
 }
 
+async fn owns(kvs: Arc<dyn KeyValueService>, epoch: u64) -> Result<bool> {
+    Ok(read_stored(kvs).await?.is_some_and(|record| record.epoch == epoch))
+}
+
 /// The token of the store's owner, if it has made one.
 pub(super) async fn read(kvs: Arc<dyn KeyValueService>) -> Result<Option<Token>> {
-    let Some((record, _)) = record(kvs).load().await? else { return Ok(None) };
+    let Some((record, _)) = TokenRecord::in_store(kvs).load().await? else { return Ok(None) };
     Token::from_digits(&record.token)
         .map(Some)
-        .ok_or_else(|| Error::corrupt(format!("record '{RECORD}'"), "it holds no token"))
+        .ok_or_else(|| Error::corrupt(format!("record '{}'", TokenRecord::NAME), "it holds no token"))
 }
 
 #[cfg(test)]
@@ -70,7 +58,7 @@ mod tests {
     #[tokio::test]
     async fn each_owner_makes_its_own_and_an_outdated_one_none() {
         let kvs: Arc<dyn KeyValueService> = Arc::new(MemoryStore::new());
-        MetaRecord::<TokenRecord>::create_table(&*kvs).await.expect("made");
+        crate::schema::MetaRecord::<TokenRecord>::create_table(&*kvs).await.expect("made");
         assert!(read(kvs.clone()).await.expect("read").is_none());
         let first = renew(kvs.clone(), 1).await.expect("made");
         let second = renew(kvs.clone(), 2).await.expect("made");

@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod copies;
+mod demo;
 mod finding;
 mod offline;
 mod scene;

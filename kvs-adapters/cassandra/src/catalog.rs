@@ -161,6 +161,22 @@ impl Cluster {
         self.check_format(catalog).await
     }
 
+    /// Checks that the keyspace is there and ours; false if it is not there.
+    pub(crate) async fn set_up_existing(&self, catalog: &Catalog) -> Result<bool> {
+        self.check_server().await?;
+        if !self.has_catalog().await? {
+            return Ok(false);
+        }
+        self.check_replication().await?;
+        self.check_format(catalog).await?;
+        Ok(true)
+    }
+
+    /// Removes the keyspace with everything in it.
+    pub(crate) async fn drop_keyspace(&self) -> Result<()> {
+        self.change_schema(&format!("DROP KEYSPACE IF EXISTS {}", self.keyspace)).await
+    }
+
     async fn check_server(&self) -> Result<()> {
         let sql = "SELECT release_version FROM system.local WHERE key = 'local'";
         let rows: Vec<(String,)> = self.ask(sql, ()).await?;

@@ -55,28 +55,36 @@ pub(crate) struct Cluster {
 struct Profiles {
     read: ExecutionProfileHandle,
     write: ExecutionProfileHandle,
+    serial: ExecutionProfileHandle,
     lightweight: ExecutionProfileHandle,
 }
 
 impl Profiles {
     fn new(config: &CassandraConfig) -> Profiles {
         let common = || ExecutionProfile::builder().request_timeout(Some(config.request_timeout));
-        let read = common()
-            .consistency(Consistency::Quorum)
-            .retry_policy(Arc::new(DefaultRetryPolicy::new()))
-            .speculative_execution_policy(Some(Arc::new(SimpleSpeculativeExecutionPolicy {
+        let hasty = || {
+            common().speculative_execution_policy(Some(Arc::new(SimpleSpeculativeExecutionPolicy {
                 max_retry_count: 2,
                 retry_interval: PATIENCE,
-            })));
+            })))
+        };
+        // Whoever works on one cell goes to the same replica.
+        let same_replica = || DefaultPolicy::builder().enable_shuffling_replicas(false).build();
+        let read = hasty().consistency(Consistency::Quorum).retry_policy(Arc::new(DefaultRetryPolicy::new()));
+        let serial = hasty()
+            .consistency(Consistency::Serial)
+            .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
+            .load_balancing_policy(same_replica());
         let write = common().consistency(Consistency::Quorum).retry_policy(Arc::new(FallthroughRetryPolicy::new()));
         let lightweight = common()
             .consistency(Consistency::Quorum)
             .serial_consistency(Some(SerialConsistency::Serial))
             .retry_policy(Arc::new(FallthroughRetryPolicy::new()))
-            .load_balancing_policy(DefaultPolicy::builder().enable_shuffling_replicas(false).build());
+            .load_balancing_policy(same_replica());
         Profiles {
             read: read.build().into_handle(),
             write: write.build().into_handle(),
+            serial: serial.build().into_handle(),
             lightweight: lightweight.build().into_handle(),
         }
     }
@@ -139,7 +147,7 @@ impl Cluster {
             let (profile, consistency) = match statement.usage {
                 Use::Read => (&self.profiles.read, Consistency::Quorum),
                 Use::ReadAll => (&self.profiles.read, Consistency::All),
-                Use::ReadSerial => (&self.profiles.lightweight, Consistency::Serial),
+                Use::ReadSerial => (&self.profiles.serial, Consistency::Serial),
                 Use::Write => (&self.profiles.write, Consistency::Quorum),
                 Use::Delete => (&self.profiles.write, Consistency::All),
                 Use::Lightweight => (&self.profiles.lightweight, Consistency::Quorum),
@@ -223,10 +231,12 @@ impl Cluster {
             session.execute_unpaged(prepared, values).await.map_err(|error| Failure::of(error, Stakes::Write))
         };
         let mut under_way = FuturesUnordered::new();
-        let (mut unknown, mut not_done, mut pause) = (None, None, Duration::from_millis(20));
+        let (mut unknown, mut not_done) = (None, None);
+        // Both grow: a cluster that is slow because it has too much to do is not helped by more of it.
+        let (mut pause, mut one_more_after) = (Duration::from_millis(20), PATIENCE);
         while Instant::now() < deadline {
             under_way.push(attempt());
-            match timeout_at(deadline.min(Instant::now() + PATIENCE), under_way.next()).await {
+            match timeout_at(deadline.min(Instant::now() + one_more_after), under_way.next()).await {
                 Ok(Some(Ok(_))) => return Ok(()),
                 // An attempt before may have done it, but then in a table that is no more.
                 Ok(Some(Err(failure @ (Failure::Missing(_) | Failure::Closed)))) => return Err(failure.explain(doing)),
@@ -241,7 +251,7 @@ impl Cluster {
                     pause = (pause * 2).min(Duration::from_secs(1));
                 }
                 // Nobody has answered for a while: ask another one as well.
-                Ok(None) | Err(_) => {}
+                Ok(None) | Err(_) => one_more_after *= 2,
             }
         }
         // What is still under way may have been done.

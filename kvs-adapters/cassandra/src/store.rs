@@ -120,9 +120,29 @@ impl CassandraStore {
     /// is older than Cassandra 4.0, the keyspace is there with another replication than configured, or it has a format
     /// that this program does not know.
     pub async fn connect(config: CassandraConfig) -> Result<CassandraStore> {
-        let cluster = Arc::new(Cluster::connect(config).await?);
+        let cluster = Cluster::connect(config).await?;
         let catalog = Catalog::new(&cluster.keyspace);
         cluster.set_up(&catalog).await?;
+        CassandraStore::open(cluster, catalog).await
+    }
+
+    /// As [`connect`](Self::connect), but makes nothing: `None` if the cluster has no keyspace of this namespace.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_existing(config: CassandraConfig) -> Result<Option<CassandraStore>> {
+        let cluster = Cluster::connect(config).await?;
+        let catalog = Catalog::new(&cluster.keyspace);
+        if !cluster.set_up_existing(&catalog).await? {
+            return Ok(None);
+        }
+        CassandraStore::open(cluster, catalog).await.map(Some)
+    }
+
+    async fn open(cluster: Cluster, catalog: Catalog) -> Result<CassandraStore> {
+        let cluster = Arc::new(cluster);
         let value_len_max = cluster.value_len_max().await?;
         let limits = Limits {
             row_len_max: ROW_LEN_MAX,
@@ -403,6 +423,10 @@ impl KeyValueService for CassandraStore {
 
     async fn reopen(&self) -> Result<()> {
         self.cluster().check_open()
+    }
+
+    async fn destroy(&self) -> Result<()> {
+        self.cluster().drop_keyspace().await
     }
 
     async fn close(&self) -> Result<()> {

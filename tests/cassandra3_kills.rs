@@ -50,6 +50,7 @@ async fn no_acknowledged_transfer_is_lost() {
                 clerks.acknowledge(BETWEEN).await;
                 in_absence += told.lock().acknowledged.len() - before;
                 cluster.node(back, node).await;
+                eprintln!("round {round}: {away} and {back} of node {node}");
             }
         }
     }

@@ -56,6 +56,8 @@ impl Breakable {
     pub async fn node(&self, command: &str, node: usize) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra");
         let mut run = Command::new(script);
+        // As long as it takes: what is tested is not how fast a node starts beside all that runs here.
+        run.env("ATLAS_CASSANDRA_SECONDS", "300");
         run.args([command, &node.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let status = tokio::task::spawn_blocking(move || run.status()).await.expect("no panic");
         let status = status.expect("the script can be run");

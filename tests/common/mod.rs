@@ -1,6 +1,11 @@
 //! Stores to test on, and short words for what the tests of transactions say over and over.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses some of them")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test file is a crate of its own and uses some of them"
+)]
 
 pub mod bank;
 pub mod cassandra;
@@ -24,7 +29,6 @@ use futures::TryStreamExt;
 use rand::Rng;
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
 
 /// Which store a test runs on, and how transactions commit there.
 #[derive(Clone, Copy, Debug)]

@@ -31,7 +31,7 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
 }
 
 /// The configuration of a store, by the directory of the stage and a name of the test's choice.
-type StoreConfig = Box<dyn Fn(&Path, &str) -> String>;
+type StoreConfig = Box<dyn Fn(&Path, &str) -> String + Send + Sync>;
 
 pub(crate) struct Stage {
     dir: TempDir,

@@ -54,11 +54,11 @@ impl Stage {
     }
 
     /// As [`new`](Self::new), with stores on a server.
-    pub(crate) fn on_server(config: impl Fn(&Path, &str) -> String + 'static) -> Stage {
+    pub(crate) fn on_server(config: impl Fn(&Path, &str) -> String + Send + Sync + 'static) -> Stage {
         Stage::raise(false, config)
     }
 
-    fn raise(has_directories: bool, config: impl Fn(&Path, &str) -> String + 'static) -> Stage {
+    fn raise(has_directories: bool, config: impl Fn(&Path, &str) -> String + Send + Sync + 'static) -> Stage {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage { dir, store_config: Box::new(config), has_directories };
         stage.write("atlas.yml", &stage.config("data"));

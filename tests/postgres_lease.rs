@@ -173,7 +173,7 @@ impl Other {
     }
 
     /// Tells it to go on, and waits until it has begun and stands at its commit. Answers its start timestamp.
-    fn to_the_commit(&mut self) -> Timestamp {
+    fn reach_the_commit(&mut self) -> Timestamp {
         self.tell("go on");
         let began = self.says().expect("it begins");
         let start_ts = began.strip_prefix("began ").expect("it begins").parse().expect("a timestamp");
@@ -240,7 +240,7 @@ fn a_process_that_slept_over_its_lease_commits_nothing_and_is_told() {
             let place = Place::new(StoreKind::Postgres);
             let mut other = Other::start(&place, "sleep", ahead_over);
             other.must_say("open");
-            let start_ts = other.to_the_commit();
+            let start_ts = other.reach_the_commit();
             other.await_stop();
             let atlas = open(&place).await.expect("its owner is silent");
             let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
@@ -266,7 +266,7 @@ fn a_process_that_was_killed_is_followed_and_nothing_of_its_last_batch_is_there(
         let place = Place::new(StoreKind::Postgres);
         let mut other = Other::start(&place, "die", u64::MAX);
         other.must_say("open");
-        let start_ts = other.to_the_commit();
+        let start_ts = other.reach_the_commit();
         assert_eq!(other.child.wait().expect("it can be waited for").signal(), Some(9));
         let left = record(&place).await;
         assert!(left.holder.is_some(), "it gave nothing up");

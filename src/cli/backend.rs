@@ -203,7 +203,7 @@ impl Stores {
         let done = work(kvs.clone()).await;
         // The next opener need not wait.
         let released = match &oracle {
-            Some(oracle) => oracle.release().await,
+            Some(oracle) => oracle.release_at_bound().await,
             None => Ok(()),
         };
         kvs.close().await?;

@@ -224,7 +224,16 @@ impl TimestampOracle {
 
     /// Gives the timestamps up, so that the next owner need not wait, and what is left of the block with them.
     pub async fn release(&self) -> Result<()> {
-        self.issuer.release().await
+        self.issuer.release(false).await
+    }
+
+    /// As [`release`](Self::release), with the bound left where it stands: for commands that read it from the store and
+    /// rely on it. A fast-forward closes the cleaned window there, and a number issued below would be hidden by it.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    pub async fn release_at_bound(&self) -> Result<()> {
+        self.issuer.release(true).await
     }
 }
 
@@ -276,7 +285,7 @@ async fn open_shared(kvs: Arc<dyn KeyValueService>, options: LeaseOptions) -> Re
             Ok(fence) => Some(Arc::new(fence)),
             Err(error) => {
                 // So that the next opener need not wait for a lease that nobody uses.
-                let _ = issuer.release().await;
+                let _ = issuer.release(false).await;
                 return Err(error);
             }
         }
@@ -495,7 +504,7 @@ impl Issuer {
         found.epoch == self.epoch && found.holder == Some(self.incarnation)
     }
 
-    async fn release(&self) -> Result<()> {
+    async fn release(&self, keep_bound: bool) -> Result<()> {
         // There is nothing to give up.
         if self.lost.is_cancelled() {
             return Ok(());
@@ -512,6 +521,9 @@ impl Issuer {
         let mut attempts = 0;
         loop {
             let (record, bytes) = &*extension;
+            if keep_bound {
+                bound = record.bound.max(bound);
+            }
             let given_up = OracleRecord { holder: None, contact: None, bound, ..record.clone() };
             attempts += 1;
             match self.stored.replace(Some(bytes), Some(&given_up)).await {

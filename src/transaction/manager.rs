@@ -74,7 +74,7 @@ impl TransactionManager {
         // Elsewhere the lease sees to it, over all processes.
         let claim = if pipeline && exclusive { Some(claim(kvs.as_ref()).await?) } else { None };
         let oracle = Arc::new(TimestampOracle::open_with(kvs.clone(), options.lease.clone()).await?);
-        let windows = match windows_of_owner(kvs.clone()).await {
+        let windows = match windows_of_owner(kvs.clone(), oracle.last_issued().next()).await {
             Ok(windows) => windows,
             Err(error) => {
                 // So that the command which is needed now need not wait for our lease to run out.
@@ -349,10 +349,20 @@ fn refuse_open_window(windows: &CleanedWindows) -> Result<()> {
 }
 
 /// The cleaned windows, read by the owner: an earlier look may have missed a restore that another owner began since.
-async fn windows_of_owner(kvs: Arc<dyn KeyValueService>) -> Result<CleanedWindows> {
+async fn windows_of_owner(kvs: Arc<dyn KeyValueService>, first: Timestamp) -> Result<CleanedWindows> {
     let windows = CleanedWindows::load(kvs).await?;
     refuse_open_window(&windows)?;
-    Ok(windows)
+    // A commit inside a window does not count: one that was acknowledged there would be lost.
+    match windows.windows.iter().filter_map(|window| window.until).max() {
+        Some(until) if until > first => Err(Error::corrupt(
+            "the timestamp bound",
+            format!(
+                "time would go on at {first}, but what commits below {until} was cleaned by a restore; run `atlas \
+                 timestamp fast-forward -t {until}`"
+            ),
+        )),
+        _ => Ok(windows),
+    }
 }
 
 /// Refuses a store whose entries are ahead of its clock: it would issue numbers that were used.

@@ -239,10 +239,13 @@ fn the_page_about_pg_basebackup_works_as_it_stands() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     scene.configure("app.yml", &scene.from, port);
     let is_root = rustix::process::getuid().is_root();
-    let bin = scene.bash(&scene.from, "dirname \"$(ls -d /usr/lib/postgresql/\"${PGVERSION:-*}\"/bin/pg_ctl | tail -1)\"");
+    let bin =
+        scene.bash(&scene.from, "dirname \"$(ls -d /usr/lib/postgresql/\"${PGVERSION:-*}\"/bin/pg_ctl | tail -1)\"");
     let program = format!("{}/pg_ctl", bin.ok());
     let wrapper = if is_root {
-        format!("#!/bin/sh\nchown -R postgres restored\ntouch restored.log\nchown postgres restored.log\nexec setpriv --reuid=postgres --regid=postgres --init-groups {program} \"$@\"\n")
+        format!(
+            "#!/bin/sh\nchown -R postgres restored\ntouch restored.log\nchown postgres restored.log\nexec setpriv --reuid=postgres --regid=postgres --init-groups {program} \"$@\"\n"
+        )
     } else {
         format!("#!/bin/sh\nexec {program} \"$@\"\n")
     };

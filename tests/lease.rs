@@ -365,14 +365,26 @@ async fn on_another_database_nothing_is_issued_before_a_fast_forward() {
     let refused = world.within(LEASE * 2, world.challenger(world.options())).await.expect_err("it is another database");
     assert_eq!(refused.exit_code(), atlas::exit::REFUSED);
     assert!(refused.hint().is_some_and(|hint| hint.contains("timestamp fast-forward")), "{refused:?}");
-    // Also one that reaches no further than the bound says that the numbers go on here.
-    for target in [ts(7_000_000), ts(5)] {
-        *world.database.lock() = format!("copy {target}");
+    // A command may look at it, for longer than a lease, and has not set anything right by that.
+    let kvs: Arc<dyn KeyValueService> = Arc::new(world.process());
+    let command = world.within(LEASE * 2, tokio::spawn(take_over_for_command(kvs, world.options()))).await;
+    let command = command.expect("a command may take over");
+    world.clock.advance(LEASE * 2).await;
+    assert!(!command.lost().is_cancelled(), "it knows where it is");
+    command.release().await.expect("the timestamps are given up");
+    world.within(LEASE, world.challenger(world.options())).await.expect_err("it is still another database");
+    // Also a fast-forward that reaches no further than the bound says that the numbers go on here.
+    for (target, beside_command) in [(ts(7_000_000), true), (ts(5), true), (ts(5), false)] {
+        *world.database.lock() = format!("copy {target} {beside_command}");
         let kvs: Arc<dyn KeyValueService> = Arc::new(world.process());
-        let command = tokio::spawn(take_over_for_command(kvs.clone(), world.options()));
-        let command = world.within(LEASE * 2, command).await.expect("a command may take over");
-        fast_forward_stored(kvs, target, false).await.expect("it is the owner");
-        command.release().await.expect("the timestamps are given up");
+        let command = match beside_command {
+            true => Some(take_over_for_command(kvs.clone(), world.options()).await.expect("nobody owns it")),
+            false => None,
+        };
+        fast_forward_stored(kvs, target, false).await.expect("nobody else owns it");
+        if let Some(command) = command {
+            command.release().await.expect("the timestamps are given up");
+        }
         let (_, next) = world.owner().await;
         assert!(next.fresh().await.expect("a number is issued") > target.max(last));
         next.release().await.expect("the timestamps are given up");

@@ -70,7 +70,11 @@ enum Right {
     /// The newest epoch of this store in this process; nobody else can open the store.
     InProcess(Arc<AtomicU64>),
     /// Others can reach the store. They keep away for as long as the lease is renewed.
-    Leased(Lease),
+    Leased {
+        lease: Lease,
+        /// Where the lease was taken. Elsewhere it is nobody's.
+        database: Option<String>,
+    },
 }
 
 impl TimestampOracle {
@@ -127,7 +131,7 @@ impl TimestampOracle {
     pub fn lease_age(&self) -> Option<Duration> {
         match &self.issuer.right {
             Right::InProcess(_) => None,
-            Right::Leased(lease) => Some(lease.age()),
+            Right::Leased { lease, .. } => Some(lease.age()),
         }
     }
 
@@ -259,10 +263,11 @@ async fn open_exclusive(kvs: Arc<dyn KeyValueService>, newest: Arc<AtomicU64>) -
 async fn open_shared(kvs: Arc<dyn KeyValueService>, options: LeaseOptions) -> Result<TimestampOracle> {
     let stored = OracleRecord::in_store(kvs.clone());
     let incarnation = Uuid::new_v4();
-    let Taken { record, bytes, bound, asked } = take_over(&kvs, &stored, incarnation, &options).await?;
+    let Taken { record, bytes, bound, asked, database } = take_over(&kvs, &stored, incarnation, &options).await?;
     let epoch = record.epoch;
     let lease = Lease::new(options.lease, options.clock, incarnation, asked);
-    let issuer = Arc::new(Issuer::new(kvs.clone(), stored, incarnation, Right::Leased(lease), bound, record, bytes));
+    let right = Right::Leased { lease, database };
+    let issuer = Arc::new(Issuer::new(kvs.clone(), stored, incarnation, right, bound, record, bytes));
     // From now on, also while the fence is raised: that waits for batches of the former owner which are under way.
     let renewer = AbortOnDropHandle::new(tokio::spawn(renew_for_ever(issuer.clone())));
     // Before anything is issued or read: from here on what the former owners wrote is all they will ever have written.
@@ -301,7 +306,7 @@ pub(super) fn check_bound(found: &OracleRecord) -> Result<()> {
 }
 
 async fn renew_for_ever(issuer: Arc<Issuer>) {
-    let Right::Leased(lease) = &issuer.right else { return };
+    let Right::Leased { lease, .. } = &issuer.right else { return };
     let period = renewal_period(lease.length);
     lease.clock.sleep(period).await;
     while issuer.numbers.lock().lost.is_none() {
@@ -368,7 +373,7 @@ impl Issuer {
     }
 
     fn give_up_lease(&self) {
-        if let Right::Leased(lease) = &self.right {
+        if let Right::Leased { lease, .. } = &self.right {
             lease.give_up();
         }
     }
@@ -380,14 +385,14 @@ impl Issuer {
                 Err(self.lose("a newer instance took over in this process".to_owned()))
             }
             Right::InProcess(_) => Ok(true),
-            Right::Leased(lease) if lease.is_held() => Ok(true),
-            Right::Leased(_) => self.numbers.lock().check().map(|()| false),
+            Right::Leased { lease, .. } if lease.is_held() => Ok(true),
+            Right::Leased { .. } => self.numbers.lock().check().map(|()| false),
         }
     }
 
     /// Waits for what was missing when no number could be issued.
     async fn make_way(&self, count: u64) -> Result<()> {
-        if let Right::Leased(lease) = &self.right
+        if let Right::Leased { lease, .. } = &self.right
             && !lease.is_held()
         {
             let held = lease.wait_until_held().await;
@@ -427,7 +432,7 @@ impl Issuer {
     /// Shows the others that we live.
     async fn renew(&self) -> Result<()> {
         let mut extension = self.extension.lock().await;
-        self.check_database(&extension.0).await?;
+        self.check_database().await?;
         loop {
             let bound = extension.0.bound;
             if self.write(&mut extension, bound).await? {
@@ -438,9 +443,10 @@ impl Issuer {
 
     /// A fail-over to a copy of the store looks like a server that was restarted. What was committed last may be
     /// missing in it, and what we remember of the store would be wrong.
-    async fn check_database(&self, record: &OracleRecord) -> Result<()> {
+    async fn check_database(&self) -> Result<()> {
+        let Right::Leased { database, .. } = &self.right else { return Ok(()) };
         let here = self.kvs.identity().await?;
-        match (&record.database, here) {
+        match (database, here) {
             (Some(known), Some(here)) if *known != here => {
                 Err(self.lose(format!("the store has moved from database {known} to {here}")))
             }
@@ -456,14 +462,14 @@ impl Issuer {
         let (record, bytes) = &*extension;
         let (asked, next) = match &self.right {
             Right::InProcess(_) => (Duration::ZERO, OracleRecord { bound, ..record.clone() }),
-            Right::Leased(lease) => {
+            Right::Leased { lease, .. } => {
                 (lease.clock.now(), OracleRecord { bound, renewal: record.renewal + 1, ..record.clone() })
             }
         };
         match self.stored.replace(Some(bytes), Some(&next)).await.map_err(not_issued)? {
             Replaced::Done(now) => {
                 *extension = (next, now);
-                if let Right::Leased(lease) = &self.right {
+                if let Right::Leased { lease, .. } = &self.right {
                     lease.renewed(asked);
                 }
                 Ok(true)

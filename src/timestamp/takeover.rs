@@ -20,6 +20,8 @@ pub(super) struct Taken {
     pub(super) bound: Timestamp,
     /// When we asked, on the clock of the lease.
     pub(super) asked: Duration,
+    /// The database it was found on.
+    pub(super) database: Option<String>,
 }
 
 /// Waits until the store has no living owner, and becomes it.
@@ -81,11 +83,13 @@ async fn attempt(
         lease_ms: u64::try_from(options.lease.as_millis()).unwrap_or(u64::MAX),
         // Who stood by for a week has owned nothing meanwhile.
         contact: Some(Contact { since: jiff::Timestamp::now().to_string(), ..options.contact.clone() }),
-        database: database.or(found.database),
+        // Naming the database at hand says that the numbers go on here. A command that was let in only to look, or that
+        // fails, has not seen to that; a fast-forward does.
+        database: if options.allow_other_database { found.database.or(database.clone()) } else { database.clone() },
     };
     let asked = options.clock.now();
     match stored.replace(found_bytes.as_ref(), Some(&record)).await {
-        Ok(Replaced::Done(bytes)) => Ok(Some(Taken { record, bytes, bound: found.bound, asked })),
+        Ok(Replaced::Done(bytes)) => Ok(Some(Taken { record, bytes, bound: found.bound, asked, database })),
         // Somebody was faster, or the owner is alive after all: look again.
         Ok(Replaced::Other(_)) => Ok(None),
         // Applied or not: the next look tells.

@@ -31,7 +31,7 @@ pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
 }
 
 /// The configuration of a store, by the directory of the stage and a name of the test's choice.
-type StoreConfig = Box<dyn Fn(&Path, &str) -> String>;
+type StoreConfig = Box<dyn Fn(&Path, &str) -> String + Send + Sync>;
 
 pub(crate) struct Stage {
     dir: TempDir,
@@ -54,11 +54,11 @@ impl Stage {
     }
 
     /// As [`new`](Self::new), with stores on a server.
-    pub(crate) fn on_server(config: impl Fn(&Path, &str) -> String + 'static) -> Stage {
+    pub(crate) fn on_server(config: impl Fn(&Path, &str) -> String + Send + Sync + 'static) -> Stage {
         Stage::raise(false, config)
     }
 
-    fn raise(has_directories: bool, config: impl Fn(&Path, &str) -> String + 'static) -> Stage {
+    fn raise(has_directories: bool, config: impl Fn(&Path, &str) -> String + Send + Sync + 'static) -> Stage {
         let dir = tempfile::tempdir().unwrap();
         let stage = Stage { dir, store_config: Box::new(config), has_directories };
         stage.write("atlas.yml", &stage.config("data"));

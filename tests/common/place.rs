@@ -46,13 +46,7 @@ impl Site {
 
     /// The store, ready for transactions.
     pub async fn open_atlas(&self, config: AtlasConfig) -> Atlas {
-        let opened = match self.kind {
-            StoreKind::Cassandra => Atlas::with_store(config, self.open().await).await,
-            StoreKind::Memory | StoreKind::Rocksdb | StoreKind::Postgres => {
-                Atlas::open_unserved(config, Duration::from_secs(60)).await
-            }
-        };
-        opened.expect("the store opens")
+        Atlas::open_unserved(config, Duration::from_secs(60)).await.expect("the store opens")
     }
 
     /// The store by itself, for who puts something between it and the layer.

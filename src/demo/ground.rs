@@ -1,4 +1,6 @@
-//! Where the demo's two stores are: in its directory, or in two namespaces of their own on the configured server.
+//! Where the demo's two stores are: in its directory, or, one after the other, in a namespace on the configured server
+//! that nobody else has. There the backup is restored where it came from, as after a loss, because the store's own
+//! snapshot belongs to its namespace.
 
 use super::Stage;
 use super::directory::Directory;
@@ -14,24 +16,21 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    /// Two places that hold nothing: on the server if `config` names one, else in the directory.
+    /// Places that hold nothing: on the server if `config` names one, else in the directory.
     ///
     /// # Errors
-    /// [`Error::Refused`] if a namespace is there already; those of the server.
+    /// [`Error::Refused`] if the namespace is there already; those of the server.
     pub(super) async fn choose(config: &AtlasConfig, directory: &Directory, stage: &dyn Stage) -> Result<Ground> {
         if !registry::is_shared(&config.key_value_service) {
             return Ok(Ground { store: config_in(directory.store()), restored: config_in(directory.restored()) });
         }
-        let name = format!("demo_{:08x}", rand::random::<u32>());
-        let in_namespace = |namespace: String| AtlasConfig { namespace, server: nowhere(), ..config.clone() };
-        let ground = Ground { store: in_namespace(name.clone()), restored: in_namespace(format!("{name}_restored")) };
-        for config in [&ground.store, &ground.restored] {
-            if stage.exists(config).await? {
-                let what = format!("{}, which the demo would destroy, is there already", shown(config));
-                return Err(Error::refused(what, "run the demo again: it takes other names"));
-            }
+        let namespace = format!("demo_{:08x}", rand::random::<u32>());
+        let store = AtlasConfig { namespace, server: nowhere(), ..config.clone() };
+        if stage.exists(&store).await? {
+            let what = format!("{}, which the demo would destroy, is there already", shown(&store));
+            return Err(Error::refused(what, "run the demo again: it takes another name"));
         }
-        Ok(ground)
+        Ok(Ground { restored: store.clone(), store })
     }
 
     fn is_on_server(&self) -> bool {
@@ -49,7 +48,6 @@ impl Ground {
     /// Removes everything that was made, the directory last.
     pub(super) async fn remove(&self, directory: Directory, stage: &dyn Stage) -> Result<()> {
         if self.is_on_server() {
-            stage.destroy(&self.store).await?;
             stage.destroy(&self.restored).await?;
         }
         directory.remove()

@@ -7,7 +7,7 @@
 //!                                                                              = every cell restored?
 //! ```
 //!
-//! With a server configured, the two stores are namespaces on it that nobody else has; otherwise they are in the demo's
+//! With a server configured, both stores are, one after the other, in a namespace of its own there; otherwise in the demo's
 //! directory, where the backup is in any case.
 //!
 //! What the restored store must hold is computed from the demo's own log and never read from a store, so that a commit

@@ -84,12 +84,14 @@ pub(super) async fn copy_out(
         .boxed()
     };
     // Made before the first is polled: a closure that lives as long as the stream would not be `Send` enough.
-    let copies: Vec<BoxFuture<'_, Result<(Vec<ManifestFile>, PortableTable)>>> =
-        tables.into_iter().enumerate().map(copy).collect();
+    let copies: Vec<BoxFuture<'_, Result<Copied>>> = tables.into_iter().enumerate().map(copy).collect();
     let copied: Vec<_> = stream::iter(copies).buffered(PARALLEL).try_collect().await?;
     let (files, tables): (Vec<_>, Vec<_>) = copied.into_iter().unzip();
     Ok((files.into_iter().flatten().collect(), Contents::Portable { tables }))
 }
+
+/// A table in the repository.
+type Copied = (Vec<ManifestFile>, PortableTable);
 
 /// The frames of a table; `count` is the number of cells when they have ended.
 fn frames(

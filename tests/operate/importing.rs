@@ -1,7 +1,5 @@
 //! `atlas import`.
 
-use crate::stage::Stage;
-
 fn example(name: &str) -> String {
     format!("{}/examples/data/{name}", env!("CARGO_MANIFEST_DIR"))
 }

@@ -12,6 +12,7 @@ mod crashes;
 mod importing;
 mod refusals;
 mod serving;
+#[allow(dead_code, reason = "it serves other tests too")]
 mod stage;
 mod timestamp_files;
 

@@ -1,7 +1,5 @@
 //! Files that should hold one timestamp.
 
-use crate::stage::Stage;
-
 #[test]
 fn a_timestamp_file_holds_one_line_of_digits_or_is_refused() {
     let stage = crate::stage();

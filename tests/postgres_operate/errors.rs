@@ -8,7 +8,7 @@ use crate::{Connection, config};
 const SECRET: &str = "s3cret-and-wrong";
 
 /// A command on a store whose connection is changed so.
-fn atlas(change: impl Fn(&mut Connection) + 'static, line: &str) -> Ran {
+fn atlas(change: impl Fn(&mut Connection) + Send + Sync + 'static, line: &str) -> Ran {
     let place = Place::new(StoreKind::Postgres);
     let stage = Stage::on_server(move |dir, _| config(dir, place.namespace(), &change));
     let ran = stage.atlas(line);

@@ -8,7 +8,7 @@ use crate::ops::{
     ScanOptions, StoreOwner, StoreStatus, TableInfo, TransactionOps,
 };
 use crate::registry::{self, OpenedStore};
-use crate::schema::{MetaRecord, Replaced, TableSpec};
+use crate::schema::{MetaRecord, Replaced, TableChange, TableSpec};
 use crate::server::{self, Listeners, Owner, Server, Services};
 use crate::timestamp::{Contact, LeaseOptions, read_stored};
 use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
@@ -332,6 +332,26 @@ impl Atlas {
         self.store.manager.run(options, work).await
     }
 
+    /// As [`run_with`](Self::run_with), each attempt while it holds advisory locks of these names; see
+    /// [`TransactionManager::run_with_locks`].
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); [`Error::LockTimeout`] if a lock is not granted in time.
+    pub async fn run_with_locks<T, E, F, Fut>(
+        &self,
+        options: RunOptions,
+        names: &[&str],
+        work: F,
+    ) -> std::result::Result<Outcome<T>, E>
+    where
+        E: Retriable,
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = std::result::Result<T, E>>,
+    {
+        let locks: Vec<LockDescriptor> = names.iter().map(|name| LockDescriptor::advisory(name)).collect();
+        self.store.manager.run_with_locks(options, &locks, work).await
+    }
+
     /// Does `work` in a read-only transaction: it takes no locks, writes nothing and never conflicts.
     ///
     /// # Errors
@@ -600,6 +620,20 @@ impl Operations for Atlas {
         Ok(())
     }
 
+    async fn alter_table(&self, table: &TableRef, change: &TableChange) -> Result<TableSpec> {
+        TableSpec::check_name(table)?;
+        let (atlas, table, change) = (self.clone(), table.clone(), *change);
+        let altered = {
+            let table = table.clone();
+            async move {
+                let spec = TableSpec::from_description(&atlas.existing(&table).await?)?.changed(&change);
+                atlas.kvs().put_table_metadata(&table, spec.to_metadata()).await?;
+                Ok(spec)
+            }
+        };
+        self.store.manager.change_table(&table, altered).await
+    }
+
     async fn tables(&self, internal: bool) -> Result<Vec<TableInfo>> {
         let mut tables = Vec::new();
         for description in self.kvs().tables().await? {
@@ -621,9 +655,9 @@ impl Operations for Atlas {
         let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
         let dropped = async move {
             raise_deletion_floor(&manager).await?;
-            let dropped = kvs.drop_table(&table).await;
-            manager.forget_table(&table);
-            Ok(dropped?)
+            let gone = table.clone();
+            // A table of the same name that is made later may promise something else.
+            manager.change_table(&table, async move { Ok(kvs.drop_table(&gone).await?) }).await
         };
         self.store.backup_lock.gate().run(dropped).await
     }

@@ -28,16 +28,27 @@ pub enum Error {
         read_ts: Timestamp,
     },
     /// Something read was changed by a transaction that committed first (serializable tables). Nothing is visible.
-    #[error("read-write conflict on {table}:{what} (changed at {committed_at}, we read below {read_ts})")]
+    #[error(
+        "read-write conflict on {table}:{what} (changed at {}, we read below {read_ts})",
+        .committed_at.map_or_else(|| "an unknown timestamp".to_owned(), |ts| ts.to_string())
+    )]
     ReadConflict {
         /// The table.
         table: TableRef,
         /// The cell or range that changed.
         what: String,
-        /// Commit timestamp of the change.
-        committed_at: Timestamp,
+        /// Commit timestamp of the change; not known of a writer that was still committing.
+        committed_at: Option<Timestamp>,
         /// The snapshot this transaction read.
         read_ts: Timestamp,
+    },
+    /// The promises of a table were changed while the transaction used it. Nothing of this transaction is visible.
+    #[error("table '{table}' was changed while transaction {start_ts} used it")]
+    TableChanged {
+        /// The table.
+        table: TableRef,
+        /// The transaction.
+        start_ts: Timestamp,
     },
     /// Locks could not be had in time. Nothing of this transaction is visible.
     #[error("{what} was not granted within {waited_ms} ms")]
@@ -304,6 +315,7 @@ impl Error {
         match self {
             Error::Conflict { .. } => "CONFLICT",
             Error::ReadConflict { .. } => "READ_CONFLICT",
+            Error::TableChanged { .. } => "TABLE_CHANGED",
             Error::LockTimeout { .. } => "LOCK_TIMEOUT",
             Error::LocksLost { .. } => "LOCKS_LOST",
             Error::RolledBack { .. } => "ROLLED_BACK",
@@ -348,7 +360,7 @@ impl Error {
         match self.code() {
             "USAGE" | "TOO_LARGE" => exit::USAGE,
             "NOT_FOUND" => exit::NOT_FOUND,
-            "CONFLICT" | "READ_CONFLICT" | "LOCK_HELD" | "ALREADY_EXISTS" => exit::CONFLICT,
+            "CONFLICT" | "READ_CONFLICT" | "TABLE_CHANGED" | "LOCK_HELD" | "ALREADY_EXISTS" => exit::CONFLICT,
             "UNAVAILABLE" | "LOCK_TIMEOUT" => exit::UNAVAILABLE,
             "CORRUPT" | "BACKUP_VOID" => exit::DAMAGED,
             "NODES_MISSING" => exit::PARTIAL,
@@ -369,6 +381,7 @@ impl Error {
         match self {
             Error::Conflict { .. }
             | Error::ReadConflict { .. }
+            | Error::TableChanged { .. }
             | Error::LockTimeout { .. }
             | Error::LocksLost { .. }
             | Error::RolledBack { .. }

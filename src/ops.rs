@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::schema::TableSpec;
+use crate::schema::{TableChange, TableSpec};
 
 /// Operations on a store that may run while applications use it.
 #[async_trait]
@@ -47,6 +47,10 @@ pub trait Operations: Send + Sync {
 
     /// Creates a table; one with the same specification is left alone, another one is `AlreadyExists`.
     async fn create_table(&self, table: &TableRef, spec: &TableSpec) -> Result<()>;
+
+    /// Changes what a table promises, safely while transactions run: those that used it before are done anew. Answers
+    /// what it promises now.
+    async fn alter_table(&self, table: &TableRef, change: &TableChange) -> Result<TableSpec>;
 
     /// Tables of applications, in order; with `internal` those of the layer too.
     async fn tables(&self, internal: bool) -> Result<Vec<TableInfo>>;

@@ -22,3 +22,8 @@ async fn the_store_tells_a_touch_from_a_change_too() {
 async fn updates_are_not_lost_when_everybody_is_behind_the_window() {
     window::updates_are_not_lost_when_everybody_is_behind_the_window(&LANES).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_read_that_the_window_has_forgotten_is_a_conflict() {
+    window::a_changed_read_that_the_window_has_forgotten_is_a_conflict(&LANES).await;
+}

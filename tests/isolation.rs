@@ -4,6 +4,9 @@ mod common;
 #[macro_use]
 #[path = "cases/isolation.rs"]
 mod isolation;
+#[macro_use]
+#[path = "cases/serializable.rs"]
+mod serializable;
 
 lane!(memory_step_by_step, MEMORY_STEPS);
 lane!(memory_pipeline, MEMORY_PIPELINE);
@@ -22,4 +25,14 @@ mod of_pipelines {
     pipeline_lane!(memory_pipeline_random, MEMORY_PIPELINE_RANDOM);
     pipeline_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE);
     pipeline_lane!(rocksdb_pipeline_1k, ROCKSDB_PIPELINE_1K);
+}
+
+mod of_serializable_tables {
+    serializable_lane!(memory_step_by_step, MEMORY_STEPS);
+    serializable_lane!(memory_pipeline, MEMORY_PIPELINE);
+    serializable_lane!(memory_pipeline_0, MEMORY_PIPELINE_0);
+    serializable_lane!(memory_pipeline_random, MEMORY_PIPELINE_RANDOM);
+    serializable_lane!(rocksdb_step_by_step, ROCKSDB_STEPS);
+    serializable_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE);
+    serializable_lane!(rocksdb_pipeline_1k, ROCKSDB_PIPELINE_1K);
 }

@@ -4,6 +4,9 @@ mod common;
 #[macro_use]
 #[path = "cases/isolation.rs"]
 mod isolation;
+#[macro_use]
+#[path = "cases/serializable.rs"]
+mod serializable;
 
 lane!(step_by_step, POSTGRES_STEPS);
 lane!(pipeline, POSTGRES_PIPELINE);
@@ -15,4 +18,10 @@ mod of_pipelines {
     pipeline_lane!(pipeline, POSTGRES_PIPELINE);
     pipeline_lane!(pipeline_0, POSTGRES_PIPELINE_0);
     pipeline_lane!(pipeline_random, POSTGRES_PIPELINE_RANDOM);
+}
+
+mod of_serializable_tables {
+    serializable_lane!(step_by_step, POSTGRES_STEPS);
+    serializable_lane!(pipeline, POSTGRES_PIPELINE);
+    serializable_lane!(pipeline_0, POSTGRES_PIPELINE_0);
 }

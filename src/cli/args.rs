@@ -234,14 +234,16 @@ pub(crate) struct BackupLockArgs {
 #[command(after_help = "Examples:
   atlas table create accounts
   atlas table list
-  atlas table describe accounts --stats")]
+  atlas table describe accounts --stats
+  atlas table alter accounts --conflict-handler Serializable")]
 pub(crate) enum TableCommand {
     /// Make a table
     #[command(after_help = "Examples:
   atlas table create accounts
   atlas table create counters --conflict-handler RetryOnWriteWriteCell --sweep-strategy Thorough
 
-Conflict handlers: IgnoreAll, RetryOnWriteWrite (default), RetryOnWriteWriteCell, RetryOnValueChanged.
+Conflict handlers: IgnoreAll, RetryOnWriteWrite (default), RetryOnWriteWriteCell, RetryOnValueChanged,
+Serializable, SerializableCell, SerializableIndex, RetryOnWriteWriteMigration, SerializableLockLevelMigration.
 Sweep strategies: Nothing, Conservative (default), Thorough.")]
     Create {
         /// Name: letters, digits, '_', '.' and '-'
@@ -249,6 +251,23 @@ Sweep strategies: Nothing, Conservative (default), Thorough.")]
         name: TableRef,
         /// What a transaction checks before it commits
         #[arg(long, value_name = "HANDLER", value_parser = parse_handler)]
+        conflict_handler: Option<ConflictHandler>,
+        /// What may be removed of old versions
+        #[arg(long, value_name = "STRATEGY", value_parser = parse_strategy)]
+        sweep_strategy: Option<SweepStrategy>,
+    },
+    /// Change what a table promises, while it is in use
+    #[command(after_help = "Examples:
+  atlas table alter accounts --conflict-handler Serializable
+  atlas table alter counters --sweep-strategy Nothing
+
+Transactions that use the table meanwhile are done anew.")]
+    Alter {
+        /// Its name
+        #[arg(value_parser = parse_table)]
+        name: TableRef,
+        /// What a transaction checks before it commits
+        #[arg(long, value_name = "HANDLER", value_parser = parse_handler, required_unless_present = "sweep_strategy")]
         conflict_handler: Option<ConflictHandler>,
         /// What may be removed of old versions
         #[arg(long, value_name = "STRATEGY", value_parser = parse_strategy)]
@@ -593,6 +612,7 @@ impl Command {
             Command::BackupLock(_) => "backup-lock",
             Command::Table(command) => match command {
                 TableCommand::Create { .. } => "table create",
+                TableCommand::Alter { .. } => "table alter",
                 TableCommand::List { .. } => "table list",
                 TableCommand::Describe { .. } => "table describe",
                 TableCommand::Drop { .. } => "table drop",

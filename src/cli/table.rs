@@ -5,7 +5,7 @@ use super::args::TableCommand;
 use super::connect::{Access, connect};
 use super::output::{Reply, columns, count, pairs, size};
 use crate::ops::TableInfo;
-use crate::schema::TableSpec;
+use crate::schema::{TableChange, TableSpec};
 use crate::{Error, Result};
 use atlas_kvs::TableRef;
 use serde_json::json;
@@ -26,6 +26,13 @@ pub(crate) async fn run(command: TableCommand, context: &Context) -> Result<Repl
                 context.note(&format!("Table {name} exists already, unchanged"));
             }
             let table = format!("Table {name} is there: {}, {}", spec.conflict_handler, spec.sweep_strategy);
+            Ok(Reply::new(json!({"table": name, "spec": spec}), name.name(), table))
+        }
+        TableCommand::Alter { name, conflict_handler, sweep_strategy } => {
+            TableSpec::check_name(&name)?;
+            let change = TableChange { conflict_handler, sweep_strategy };
+            let spec = connect(context, Access::Existing).await?.alter_table(&name, &change).await?;
+            let table = format!("Table {name} promises now: {}, {}", spec.conflict_handler, spec.sweep_strategy);
             Ok(Reply::new(json!({"table": name, "spec": spec}), name.name(), table))
         }
         TableCommand::List { internal } => {

@@ -6,7 +6,7 @@ use super::output::Output;
 use super::{Context, execute};
 use crate::config::{AtlasConfig, Environment, KvsConfig};
 use crate::ops::*;
-use crate::schema::TableSpec;
+use crate::schema::{TableChange, TableSpec};
 use crate::{Error, Result};
 use async_trait::async_trait;
 use atlas_kvs::{Cell, TableKind, TableRef, Timestamp};
@@ -327,6 +327,13 @@ impl Operations for FakeStore {
 
     async fn describe_table(&self, table: &TableRef, count: bool) -> Result<TableInfo> {
         self.tables.lock().info(table, count)
+    }
+
+    async fn alter_table(&self, table: &TableRef, change: &TableChange) -> Result<TableSpec> {
+        let mut tables = self.tables.lock();
+        let (spec, _) = tables.cells.get_mut(table).ok_or_else(|| not_found(table))?;
+        *spec = spec.changed(change);
+        Ok(*spec)
     }
 
     async fn drop_table(&self, table: &TableRef) -> Result<()> {

@@ -7,7 +7,7 @@ mod token;
 
 pub use meta::{FORMAT_VERSION, META_TABLE, MetaRecord, Replaced, StoreRecord, meta_table};
 pub use restoring::{RestoringRecord, refuse_unfinished_restore};
-pub use spec::{ConflictHandler, SweepStrategy, TableSpec};
+pub use spec::{ConflictHandler, SweepStrategy, TableChange, TableSpec};
 pub(crate) use token::TokenRecord;
 
 use atlas_kvs::TableRef;

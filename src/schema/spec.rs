@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// What a transaction must check before it may commit its writes to a table.
+/// What a transaction must check before it may commit its writes to a table, and what it read of it.
 ///
 /// | handler | locks (step by step) | write-write | read-write |
 /// | --- | --- | --- | --- |
@@ -15,6 +15,18 @@ use std::str::FromStr;
 /// | `RetryOnWriteWrite` | row | yes | no |
 /// | `RetryOnWriteWriteCell` | cell | yes | no |
 /// | `RetryOnValueChanged` | row | unless the value is unchanged | no |
+/// | `Serializable` | row | yes | yes |
+/// | `SerializableCell` | cell | yes | yes |
+/// | `SerializableIndex` | none | no | yes |
+/// | `RetryOnWriteWriteMigration` | row and cell | yes | no |
+/// | `SerializableLockLevelMigration` | row and cell | yes | yes |
+///
+/// Where reads are checked, a transaction that writes anything commits only if everything it read in the table stands
+/// unchanged at its commit timestamp: cells, ranges as far as they were consumed, and what was absent. Versions count,
+/// not values: a value that went from A to B and back to A was changed.
+///
+/// `SerializableIndex` is for tables whose rows follow from those of another table that checks write-write conflicts.
+/// The two migrations lock rows and cells, so that neither those who lock rows nor those who lock cells get past them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConflictHandler {
@@ -27,30 +39,69 @@ pub enum ConflictHandler {
     RetryOnWriteWriteCell,
     /// As `RetryOnWriteWrite`, but two writers that leave the value as they read it (a *touch*) do not conflict.
     RetryOnValueChanged,
+    /// Serializable: as `RetryOnWriteWrite`, and what was read must not have changed.
+    Serializable,
+    /// Serializable, with locks on cells only.
+    SerializableCell,
+    /// What was read must not have changed; writers do not conflict with each other.
+    SerializableIndex,
+    /// Between `RetryOnWriteWrite` and `RetryOnWriteWriteCell`.
+    RetryOnWriteWriteMigration,
+    /// Between `Serializable` and `SerializableCell`.
+    SerializableLockLevelMigration,
 }
 
 impl ConflictHandler {
     /// Every handler, in the order of the table above.
-    pub const ALL: [ConflictHandler; 4] = [
+    pub const ALL: [ConflictHandler; 9] = [
         ConflictHandler::IgnoreAll,
         ConflictHandler::RetryOnWriteWrite,
         ConflictHandler::RetryOnWriteWriteCell,
         ConflictHandler::RetryOnValueChanged,
+        ConflictHandler::Serializable,
+        ConflictHandler::SerializableCell,
+        ConflictHandler::SerializableIndex,
+        ConflictHandler::RetryOnWriteWriteMigration,
+        ConflictHandler::SerializableLockLevelMigration,
     ];
 
     /// True if overlapping writers of one cell conflict.
     pub fn checks_write_conflicts(self) -> bool {
-        self != ConflictHandler::IgnoreAll
+        !matches!(self, ConflictHandler::IgnoreAll | ConflictHandler::SerializableIndex)
+    }
+
+    /// True if what was read must stand unchanged at the commit timestamp.
+    pub fn checks_reads(self) -> bool {
+        matches!(
+            self,
+            ConflictHandler::Serializable
+                | ConflictHandler::SerializableCell
+                | ConflictHandler::SerializableIndex
+                | ConflictHandler::SerializableLockLevelMigration
+        )
     }
 
     /// True if step 2 locks whole rows.
     pub fn locks_rows(self) -> bool {
-        matches!(self, ConflictHandler::RetryOnWriteWrite | ConflictHandler::RetryOnValueChanged)
+        matches!(
+            self,
+            ConflictHandler::RetryOnWriteWrite
+                | ConflictHandler::RetryOnValueChanged
+                | ConflictHandler::Serializable
+                | ConflictHandler::RetryOnWriteWriteMigration
+                | ConflictHandler::SerializableLockLevelMigration
+        )
     }
 
     /// True if step 2 locks cells.
     pub fn locks_cells(self) -> bool {
-        self == ConflictHandler::RetryOnWriteWriteCell
+        matches!(
+            self,
+            ConflictHandler::RetryOnWriteWriteCell
+                | ConflictHandler::SerializableCell
+                | ConflictHandler::RetryOnWriteWriteMigration
+                | ConflictHandler::SerializableLockLevelMigration
+        )
     }
 
     /// True if an unchanged value is no conflict.
@@ -128,7 +179,24 @@ pub struct TableSpec {
     pub sweep_strategy: SweepStrategy,
 }
 
+/// What to change of a table's promises; `None` leaves it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableChange {
+    /// Conflict handler.
+    pub conflict_handler: Option<ConflictHandler>,
+    /// Sweep strategy.
+    pub sweep_strategy: Option<SweepStrategy>,
+}
+
 impl TableSpec {
+    /// The specification after a change.
+    pub fn changed(self, change: &TableChange) -> TableSpec {
+        TableSpec {
+            conflict_handler: change.conflict_handler.unwrap_or(self.conflict_handler),
+            sweep_strategy: change.sweep_strategy.unwrap_or(self.sweep_strategy),
+        }
+    }
+
     /// A specification with this conflict handler and everything else as usual.
     pub fn with_handler(conflict_handler: ConflictHandler) -> TableSpec {
         TableSpec { conflict_handler, ..TableSpec::default() }

@@ -15,7 +15,7 @@ use crate::ops::{
     BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, Operations, ProgressSink,
     ScanOptions, StoreStatus, TableInfo, TransactionOps,
 };
-use crate::schema::TableSpec;
+use crate::schema::{TableChange, TableSpec};
 use crate::{Cell, Error, Result, TableRef, Timestamp};
 use async_trait::async_trait;
 use atlas_kvs::KvsError;
@@ -385,6 +385,13 @@ impl Operations for RemoteAtlas {
         let answer = self.tables_client().describe(request).await;
         let info = self.answer("Tables.Describe", Effect::Question, answer)?.table;
         wire::required(info, "table").and_then(TryInto::try_into).map_err(Malformed::in_answer)
+    }
+
+    async fn alter_table(&self, table: &TableRef, change: &TableChange) -> Result<TableSpec> {
+        let request = pb::AlterTableRequest { table: table.name().to_owned(), spec: Some((*change).into()) };
+        let answer = self.tables_client().alter(request).await;
+        let spec = self.answer("Tables.Alter", Effect::Change, answer)?.spec;
+        wire::required(spec, "spec").and_then(TryInto::try_into).map_err(Malformed::in_answer)
     }
 
     async fn drop_table(&self, table: &TableRef) -> Result<()> {

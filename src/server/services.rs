@@ -368,6 +368,14 @@ impl pb::tables_server::Tables for Api {
         answer(pb::DescribeTableResponse { table: Some(info.into()) })
     }
 
+    async fn alter(&self, request: Request<pb::AlterTableRequest>) -> Answer<pb::AlterTableResponse> {
+        let request = request.into_inner();
+        let table = table_of(&request.table)?;
+        let change = request.spec.unwrap_or_default().try_into().map_err(wire::Malformed::in_request)?;
+        let spec = self.operations.alter_table(&table, &change).await.map_err(refused)?;
+        answer(pb::AlterTableResponse { spec: Some(spec.into()) })
+    }
+
     async fn drop(&self, request: Request<pb::DropTableRequest>) -> Answer<pb::DropTableResponse> {
         self.operations.drop_table(&table_of(&request.get_ref().table)?).await.map_err(refused)?;
         answer(pb::DropTableResponse {})

@@ -8,7 +8,7 @@ use crate::ops::{
     BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, DoctorFinding, FindingLevel, Progress, ScanOptions,
     StoreOwner, StoreStatus, TableInfo,
 };
-use crate::schema::{ConflictHandler, SweepStrategy, TableSpec};
+use crate::schema::{ConflictHandler, SweepStrategy, TableChange, TableSpec};
 use crate::{Cell, ColumnSelection, Error, RowRange, TableRef, Timestamp, exit};
 use atlas_kvs::{KvsError, TableKind};
 use bytes::Bytes;
@@ -187,20 +187,64 @@ impl TryFrom<pb::BackupLockRecord> for BackupLockRecord {
 
 // ---- tables
 
+fn handler_to_wire(handler: ConflictHandler) -> pb::ConflictHandler {
+    match handler {
+        ConflictHandler::IgnoreAll => pb::ConflictHandler::IgnoreAll,
+        ConflictHandler::RetryOnWriteWrite => pb::ConflictHandler::RetryOnWriteWrite,
+        ConflictHandler::RetryOnWriteWriteCell => pb::ConflictHandler::RetryOnWriteWriteCell,
+        ConflictHandler::RetryOnValueChanged => pb::ConflictHandler::RetryOnValueChanged,
+        ConflictHandler::Serializable => pb::ConflictHandler::Serializable,
+        ConflictHandler::SerializableCell => pb::ConflictHandler::SerializableCell,
+        ConflictHandler::SerializableIndex => pb::ConflictHandler::SerializableIndex,
+        ConflictHandler::RetryOnWriteWriteMigration => pb::ConflictHandler::RetryOnWriteWriteMigration,
+        ConflictHandler::SerializableLockLevelMigration => pb::ConflictHandler::SerializableLockLevelMigration,
+    }
+}
+
+/// `None` for one that is not specified. A number that this version does not know may promise more than it can keep, so
+/// it is not taken as the usual.
+fn handler_from_wire(number: i32) -> Result<Option<ConflictHandler>, Malformed> {
+    Ok(match pb::ConflictHandler::try_from(number) {
+        Ok(pb::ConflictHandler::Unspecified) => None,
+        Ok(pb::ConflictHandler::IgnoreAll) => Some(ConflictHandler::IgnoreAll),
+        Ok(pb::ConflictHandler::RetryOnWriteWrite) => Some(ConflictHandler::RetryOnWriteWrite),
+        Ok(pb::ConflictHandler::RetryOnWriteWriteCell) => Some(ConflictHandler::RetryOnWriteWriteCell),
+        Ok(pb::ConflictHandler::RetryOnValueChanged) => Some(ConflictHandler::RetryOnValueChanged),
+        Ok(pb::ConflictHandler::Serializable) => Some(ConflictHandler::Serializable),
+        Ok(pb::ConflictHandler::SerializableCell) => Some(ConflictHandler::SerializableCell),
+        Ok(pb::ConflictHandler::SerializableIndex) => Some(ConflictHandler::SerializableIndex),
+        Ok(pb::ConflictHandler::RetryOnWriteWriteMigration) => Some(ConflictHandler::RetryOnWriteWriteMigration),
+        Ok(pb::ConflictHandler::SerializableLockLevelMigration) => {
+            Some(ConflictHandler::SerializableLockLevelMigration)
+        }
+        Err(_) => return Err(Malformed(format!("conflict handler {number} is unknown"))),
+    })
+}
+
+fn strategy_to_wire(strategy: SweepStrategy) -> pb::SweepStrategy {
+    match strategy {
+        SweepStrategy::Nothing => pb::SweepStrategy::Nothing,
+        SweepStrategy::Conservative => pb::SweepStrategy::Conservative,
+        SweepStrategy::Thorough => pb::SweepStrategy::Thorough,
+    }
+}
+
+fn strategy_from_wire(number: i32) -> Result<Option<SweepStrategy>, Malformed> {
+    Ok(match pb::SweepStrategy::try_from(number) {
+        Ok(pb::SweepStrategy::Unspecified) => None,
+        Ok(pb::SweepStrategy::Nothing) => Some(SweepStrategy::Nothing),
+        Ok(pb::SweepStrategy::Conservative) => Some(SweepStrategy::Conservative),
+        Ok(pb::SweepStrategy::Thorough) => Some(SweepStrategy::Thorough),
+        Err(_) => return Err(Malformed(format!("sweep strategy {number} is unknown"))),
+    })
+}
+
 impl From<TableSpec> for pb::TableSpec {
     fn from(spec: TableSpec) -> pb::TableSpec {
-        let conflict_handler = match spec.conflict_handler {
-            ConflictHandler::IgnoreAll => pb::ConflictHandler::IgnoreAll,
-            ConflictHandler::RetryOnWriteWrite => pb::ConflictHandler::RetryOnWriteWrite,
-            ConflictHandler::RetryOnWriteWriteCell => pb::ConflictHandler::RetryOnWriteWriteCell,
-            ConflictHandler::RetryOnValueChanged => pb::ConflictHandler::RetryOnValueChanged,
-        };
-        let sweep_strategy = match spec.sweep_strategy {
-            SweepStrategy::Nothing => pb::SweepStrategy::Nothing,
-            SweepStrategy::Conservative => pb::SweepStrategy::Conservative,
-            SweepStrategy::Thorough => pb::SweepStrategy::Thorough,
-        };
-        pb::TableSpec { conflict_handler: conflict_handler.into(), sweep_strategy: sweep_strategy.into() }
+        pb::TableSpec {
+            conflict_handler: handler_to_wire(spec.conflict_handler).into(),
+            sweep_strategy: strategy_to_wire(spec.sweep_strategy).into(),
+        }
     }
 }
 
@@ -208,23 +252,27 @@ impl TryFrom<pb::TableSpec> for TableSpec {
     type Error = Malformed;
 
     fn try_from(spec: pb::TableSpec) -> Result<TableSpec, Malformed> {
-        // A number that this version does not know may promise more than it can keep, so it is not taken as the usual.
-        let conflict_handler = match pb::ConflictHandler::try_from(spec.conflict_handler) {
-            Ok(pb::ConflictHandler::Unspecified) => ConflictHandler::default(),
-            Ok(pb::ConflictHandler::IgnoreAll) => ConflictHandler::IgnoreAll,
-            Ok(pb::ConflictHandler::RetryOnWriteWrite) => ConflictHandler::RetryOnWriteWrite,
-            Ok(pb::ConflictHandler::RetryOnWriteWriteCell) => ConflictHandler::RetryOnWriteWriteCell,
-            Ok(pb::ConflictHandler::RetryOnValueChanged) => ConflictHandler::RetryOnValueChanged,
-            Err(_) => return Err(Malformed(format!("conflict handler {} is unknown", spec.conflict_handler))),
-        };
-        let sweep_strategy = match pb::SweepStrategy::try_from(spec.sweep_strategy) {
-            Ok(pb::SweepStrategy::Unspecified) => SweepStrategy::default(),
-            Ok(pb::SweepStrategy::Nothing) => SweepStrategy::Nothing,
-            Ok(pb::SweepStrategy::Conservative) => SweepStrategy::Conservative,
-            Ok(pb::SweepStrategy::Thorough) => SweepStrategy::Thorough,
-            Err(_) => return Err(Malformed(format!("sweep strategy {} is unknown", spec.sweep_strategy))),
-        };
-        Ok(TableSpec { conflict_handler, sweep_strategy })
+        Ok(TableSpec::default().changed(&spec.try_into()?))
+    }
+}
+
+impl From<TableChange> for pb::TableSpec {
+    fn from(change: TableChange) -> pb::TableSpec {
+        pb::TableSpec {
+            conflict_handler: change.conflict_handler.map(handler_to_wire).unwrap_or_default().into(),
+            sweep_strategy: change.sweep_strategy.map(strategy_to_wire).unwrap_or_default().into(),
+        }
+    }
+}
+
+impl TryFrom<pb::TableSpec> for TableChange {
+    type Error = Malformed;
+
+    fn try_from(spec: pb::TableSpec) -> Result<TableChange, Malformed> {
+        Ok(TableChange {
+            conflict_handler: handler_from_wire(spec.conflict_handler)?,
+            sweep_strategy: strategy_from_wire(spec.sweep_strategy)?,
+        })
     }
 }
 

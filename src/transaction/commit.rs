@@ -5,11 +5,14 @@ use super::core::CommitPath;
 use super::handle::{Inner, PreCommitCondition};
 use super::pipeline::{self, Member, Payload, Pipeline, Verdict};
 use super::read::Rivals;
+use super::reads::Reads;
+use super::recheck::{Recheck, Undecided};
 use super::reservations::Loser;
 use super::step::{CommitStep, reach};
 use super::sweep_queue;
 use super::value;
 use super::window::{ConflictKey, value_hash};
+use crate::lock::HeldLocks;
 use crate::schema::ConflictHandler;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, TableRef, Timestamp};
@@ -26,7 +29,9 @@ const PUT_AHEAD_BYTES: usize = 4 << 20;
 pub(crate) struct CommitJob {
     pub(crate) transaction: Arc<Inner>,
     pub(crate) buffer: LocalWriteBuffer,
+    pub(crate) reads: Arc<Reads>,
     pub(crate) conditions: Vec<PreCommitCondition>,
+    pub(crate) locks: Vec<Arc<HeldLocks>>,
 }
 
 /// Handlers of the tables a transaction writes to.
@@ -64,6 +69,7 @@ impl CommitJob {
 
     async fn through_pipeline(self, pipeline: &Pipeline, handlers: &Handlers) -> Result<Timestamp> {
         reach(CommitStep::Lock);
+        self.check_required_locks()?;
         self.check_conditions()?;
         let keys = self.conflict_keys(handlers).await?;
         let mut checked_from = self.transaction.read_ts;
@@ -90,6 +96,7 @@ impl CommitJob {
             unreachable!("only the pipeline puts ahead");
         };
         reach(CommitStep::Lock);
+        self.check_required_locks()?;
         self.check_conditions()?;
         let keys = self.conflict_keys(handlers).await?;
         // Before the data too: what has lost already need not be written.
@@ -165,6 +172,9 @@ impl CommitJob {
             losses: attempt.losses,
             began: transaction.began,
             keys,
+            read_ts: transaction.read_ts,
+            reads: self.reads.clone(),
+            locks: self.locks.clone(),
             payload,
             _registration: transaction.registration.clone(),
         };
@@ -174,6 +184,10 @@ impl CommitJob {
             Verdict::Conflict { table, cell, committed_at } => {
                 Err(Error::Conflict { table, cell, committed_at, read_ts })
             }
+            Verdict::ReadConflict { table, cell, committed_at } => {
+                Err(Error::ReadConflict { table, what: cell.to_string(), committed_at: Some(committed_at), read_ts })
+            }
+            Verdict::TableChanged(table) => Err(Error::TableChanged { table, start_ts }),
             Verdict::TooOldForWindow => return Entered::Again,
             Verdict::HasEntry => Err(Error::RolledBack { start_ts }),
             Verdict::Failed(error) => Err(error),
@@ -211,8 +225,11 @@ impl CommitJob {
         // Read before the check: every commit at or below it is applied, so the check sees it.
         let watermark = core.tracker.watermark();
         let read_ts = self.transaction.read_ts;
+        let start_ts = self.transaction.start_ts;
+        let undecided = Undecided::DecidedLater;
+        core.recheck(&self.reads, Recheck { start_ts, read_ts, before: Timestamp::MAX, undecided }).await?;
         let mut by_table: BTreeMap<&TableRef, Vec<&ConflictKey>> = BTreeMap::new();
-        for key in keys {
+        for key in keys.iter().filter(|key| key.excludes_writers) {
             by_table.entry(&key.table).or_default().push(key);
         }
         for (table, keys) in by_table {
@@ -236,11 +253,16 @@ impl CommitJob {
         let mut keys = Vec::new();
         for (table, writes) in self.buffer.tables() {
             let handler = handlers[table];
-            if !handler.checks_write_conflicts() {
+            // Also where writers do not exclude each other: readers of the cell must learn of the write.
+            if !handler.checks_write_conflicts() && !handler.checks_reads() {
                 continue;
             }
             if !handler.compares_values() {
-                keys.extend(writes.keys().map(|cell| ConflictKey::new(table, cell)));
+                keys.extend(writes.keys().map(|cell| ConflictKey {
+                    excludes_writers: handler.checks_write_conflicts(),
+                    seen_by_ranges: handler.checks_reads(),
+                    ..ConflictKey::new(table, cell)
+                }));
                 continue;
             }
             let cells: Vec<Cell> = writes.keys().cloned().collect();
@@ -252,6 +274,11 @@ impl CommitJob {
             }));
         }
         Ok(keys)
+    }
+
+    /// The locks the application took for this transaction.
+    pub(super) fn check_required_locks(&self) -> Result<()> {
+        self.locks.iter().try_for_each(|locks| locks.check())
     }
 
     pub(super) fn check_conditions(&self) -> Result<()> {

@@ -11,10 +11,11 @@ use crate::config::TransactionConfig;
 use crate::schema::TableSpec;
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
-use atlas_kvs::{KeyValueService, TableKind, TableRef};
+use atlas_kvs::{KeyValueService, TableKind, TableRef, Timestamp};
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The parts a transaction works with.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct Core {
     pub(crate) oracle: Arc<TimestampOracle>,
     pub(crate) tracker: Arc<SnapshotTracker>,
     pub(crate) entries: Arc<TransactionTable>,
-    pub(crate) schema: SchemaCache,
+    pub(crate) schema: Arc<SchemaCache>,
     pub(crate) constraints: RwLock<HashMap<TableRef, Vec<Constraint>>>,
     pub(crate) config: TransactionConfig,
     pub(crate) mender: Arc<Mender>,
@@ -53,6 +54,8 @@ impl CommitPath {
 pub(crate) struct SchemaCache {
     kvs: Arc<dyn KeyValueService>,
     specs: RwLock<Specs>,
+    // The greatest of `Specs::changed`, for those who need not look further.
+    last_change: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -60,11 +63,13 @@ struct Specs {
     by_table: HashMap<TableRef, TableSpec>,
     /// Raised whenever something is forgotten: what was looked up before that may be outdated.
     generation: u64,
+    /// When each table was changed since the store was opened; the greatest timestamp while a change is under way.
+    changed: HashMap<TableRef, Timestamp>,
 }
 
 impl SchemaCache {
     pub(crate) fn new(kvs: Arc<dyn KeyValueService>) -> SchemaCache {
-        SchemaCache { kvs, specs: RwLock::default() }
+        SchemaCache { kvs, specs: RwLock::default(), last_change: AtomicU64::new(0) }
     }
 
     /// The specification of a table of the application.
@@ -99,6 +104,36 @@ impl SchemaCache {
         let mut specs = self.specs.write();
         specs.by_table.remove(table);
         specs.generation += 1;
+    }
+
+    /// What the table promises is about to change: from now on nobody who uses it commits, until
+    /// [`end_change`](Self::end_change) tells since when the new promises hold.
+    pub(crate) fn begin_change(&self, table: &TableRef) {
+        self.set_changed(table, Timestamp::MAX);
+    }
+
+    /// Transactions that read below `changed_at` must not commit if they used the table: they worked by its old
+    /// promises, and those that come later rely on the new ones. A number drawn after the change.
+    pub(crate) fn end_change(&self, table: &TableRef, changed_at: Timestamp) {
+        self.set_changed(table, changed_at);
+    }
+
+    fn set_changed(&self, table: &TableRef, changed_at: Timestamp) {
+        let mut specs = self.specs.write();
+        specs.by_table.remove(table);
+        specs.generation += 1;
+        specs.changed.insert(table.clone(), changed_at);
+        let last = specs.changed.values().copied().max().unwrap_or(changed_at);
+        self.last_change.store(last.get(), Ordering::SeqCst);
+    }
+
+    /// The first of `tables` that was changed since a transaction with this snapshot began.
+    pub(crate) fn changed_since<'a>(&self, tables: &'a [TableRef], read_ts: Timestamp) -> Option<&'a TableRef> {
+        if self.last_change.load(Ordering::SeqCst) < read_ts.get() {
+            return None;
+        }
+        let specs = self.specs.read();
+        tables.iter().find(|table| specs.changed.get(*table).is_some_and(|changed_at| *changed_at >= read_ts))
     }
 }
 

@@ -3,8 +3,10 @@
 use super::buffer::{LocalWriteBuffer, size_of_write};
 use super::commit::CommitJob;
 use super::core::Core;
+use super::reads::{RangeRead, ReadSet};
 use super::scan::{self, ScanJob};
 use super::tracker::Registration;
+use crate::lock::HeldLocks;
 use crate::ops::ScanOptions;
 use crate::schema::TableSpec;
 use crate::{Error, Result};
@@ -54,7 +56,10 @@ pub(crate) struct Attempt {
 struct Writes {
     phase: Phase,
     buffer: LocalWriteBuffer,
+    reads: ReadSet,
     conditions: Vec<PreCommitCondition>,
+    callbacks: Vec<Callback>,
+    locks: Vec<Arc<HeldLocks>>,
 }
 
 /// Where a transaction is in its life.
@@ -63,6 +68,15 @@ enum Phase {
     Open,
     Committing,
     Aborted,
+}
+
+/// What an application wants to be done after the commit.
+struct Callback(Box<dyn FnOnce(Option<Timestamp>) + Send>);
+
+impl std::fmt::Debug for Callback {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Callback")
+    }
 }
 
 type Condition = dyn Fn(Timestamp) -> std::result::Result<(), String> + Send + Sync;
@@ -93,7 +107,14 @@ impl Transaction {
         attempt: Attempt,
     ) -> Transaction {
         let super::tracker::Begun { start_ts, read_ts, registration } = begun;
-        let writes = Writes { phase: Phase::Open, buffer: LocalWriteBuffer::default(), conditions: Vec::new() };
+        let writes = Writes {
+            phase: Phase::Open,
+            buffer: LocalWriteBuffer::default(),
+            reads: ReadSet::default(),
+            conditions: Vec::new(),
+            callbacks: Vec::new(),
+            locks: Vec::new(),
+        };
         Transaction {
             inner: Arc::new(Inner {
                 core,
@@ -130,12 +151,12 @@ impl Transaction {
 
     /// The values of cells, in the order given; see [`get`](Self::get).
     pub async fn get_many(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {
-        self.inner.core.schema.spec(table).await?;
+        let spec = self.inner.core.schema.spec(table).await?;
         let mut values = vec![None; cells.len()];
         let mut places = Vec::with_capacity(cells.len());
         let mut unwritten = Vec::with_capacity(cells.len());
         {
-            let writes = self.inner.open_writes()?;
+            let mut writes = self.inner.open_writes()?;
             for (place, cell) in cells.iter().enumerate() {
                 match writes.buffer.get(table, cell) {
                     Some(own) => values[place] = own,
@@ -145,6 +166,7 @@ impl Transaction {
                     }
                 }
             }
+            self.inner.keep_cells(&mut writes.reads, table, &spec, &unwritten);
         }
         if !unwritten.is_empty() {
             let found = self.inner.core.read_cells(table, unwritten, self.inner.read_ts).await?;
@@ -195,9 +217,25 @@ impl Transaction {
         table: &TableRef,
         options: ScanOptions,
     ) -> Result<BoxStream<'static, Result<(Cell, Bytes)>>> {
-        self.inner.core.schema.spec(table).await?;
-        let own = self.inner.open_writes()?.buffer.range(table, &options.rows, &options.columns);
-        Ok(scan::stream(ScanJob { transaction: self.inner.clone(), table: table.clone(), options, own }))
+        let spec = self.inner.core.schema.spec(table).await?;
+        let (own, kept) = {
+            let mut writes = self.inner.open_writes()?;
+            let own = writes.buffer.range(table, &options.rows, &options.columns);
+            (own, self.inner.keep_range(&mut writes.reads, table, &spec, &options))
+        };
+        Ok(scan::stream(ScanJob { transaction: self.inner.clone(), table: table.clone(), options, own, kept }))
+    }
+
+    /// Reads of `table` are not checked at the commit of this transaction, although its handler says so: for reads
+    /// whose outcome does not matter to what is written.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the transaction has used the table already: what it read then is checked.
+    pub fn disable_read_checks(&self, table: &TableRef) -> Result<()> {
+        if self.inner.open_writes()?.reads.exempt(table) {
+            return Ok(());
+        }
+        Err(Error::Usage(format!("read checks of table '{table}' can be disabled only before its first use")))
     }
 
     /// Buffers a value for a cell. Empty values are values.
@@ -224,6 +262,7 @@ impl Transaction {
             let what = format!("what transaction {} writes", self.inner.start_ts);
             return Err(Error::TooLarge { what, len: size, limit: size_max });
         }
+        writes.reads.touch(table);
         writes.buffer.put(table, cell, value);
         Ok(())
     }
@@ -238,6 +277,22 @@ impl Transaction {
         Ok(())
     }
 
+    /// Does something after the commit, and only if it is certain that the transaction committed: it is given the commit
+    /// timestamp, or `None` if there was nothing to write. Several are done in the order in which they were added. One
+    /// that panics changes nothing about the commit, nor about the others.
+    ///
+    /// It is done by the task that awaits [`commit`](Self::commit): not at all if that is dropped.
+    pub fn on_success(&self, callback: impl FnOnce(Option<Timestamp>) + Send + 'static) -> Result<()> {
+        self.inner.open_writes()?.callbacks.push(Callback(Box::new(callback)));
+        Ok(())
+    }
+
+    /// Commits only if these locks are still held then: those that were taken for the work of this transaction.
+    pub fn require_locks(&self, locks: Arc<HeldLocks>) -> Result<()> {
+        self.inner.open_writes()?.locks.push(locks);
+        Ok(())
+    }
+
     /// Commits. Answers the commit timestamp, or `None` if there was nothing to write.
     ///
     /// # Errors
@@ -246,14 +301,26 @@ impl Transaction {
     ///
     /// A future dropped in the middle leaves nothing half done: the commit is finished, or not begun.
     pub async fn commit(&self) -> Result<Option<Timestamp>> {
-        let (buffer, conditions) = self.inner.start_commit()?;
-        if buffer.is_empty() {
+        let Ending { buffer, reads, conditions, callbacks, locks } = self.inner.start_commit()?;
+        let commit_ts = if buffer.is_empty() {
             for condition in &conditions {
                 condition.check(self.inner.start_ts)?;
             }
-            return Ok(None);
+            for locks in &locks {
+                locks.check()?;
+            }
+            None
+        } else {
+            let reads = Arc::new(reads.freeze());
+            Some(CommitJob { transaction: self.inner.clone(), buffer, reads, conditions, locks }.run().await?)
+        };
+        for Callback(callback) in callbacks {
+            // The transaction is committed whatever becomes of this.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callback(commit_ts))).is_err() {
+                tracing::error!(start_ts = %self.inner.start_ts, "what was to be done after the commit panicked");
+            }
         }
-        CommitJob { transaction: self.inner.clone(), buffer, conditions }.run().await.map(Some)
+        Ok(commit_ts)
     }
 
     /// Aborts: nothing was written, nothing will be. Later calls fail.
@@ -261,9 +328,31 @@ impl Transaction {
         let mut writes = self.inner.writes.lock();
         if writes.phase == Phase::Open {
             writes.phase = Phase::Aborted;
-            writes.buffer = LocalWriteBuffer::default();
+            // What was read and waits to be done goes too; neither must be kept alive by a clone of the handle.
+            drop(writes.take());
         }
     }
+}
+
+impl Writes {
+    fn take(&mut self) -> Ending {
+        Ending {
+            buffer: std::mem::take(&mut self.buffer),
+            reads: std::mem::take(&mut self.reads),
+            conditions: std::mem::take(&mut self.conditions),
+            callbacks: std::mem::take(&mut self.callbacks),
+            locks: std::mem::take(&mut self.locks),
+        }
+    }
+}
+
+/// What a transaction leaves when it ends.
+struct Ending {
+    buffer: LocalWriteBuffer,
+    reads: ReadSet,
+    conditions: Vec<PreCommitCondition>,
+    callbacks: Vec<Callback>,
+    locks: Vec<Arc<HeldLocks>>,
 }
 
 impl Inner {
@@ -297,10 +386,35 @@ impl Inner {
         Err(Error::TransactionClosed { start_ts: self.start_ts, state })
     }
 
-    fn start_commit(&self) -> Result<(LocalWriteBuffer, Vec<PreCommitCondition>)> {
+    fn start_commit(&self) -> Result<Ending> {
         let mut writes = self.open_writes()?;
         writes.phase = Phase::Committing;
-        Ok((std::mem::take(&mut writes.buffer), std::mem::take(&mut writes.conditions)))
+        Ok(writes.take())
+    }
+
+    /// Before the cells are read: what is kept may be too much, never too little.
+    fn keep_cells(&self, reads: &mut ReadSet, table: &TableRef, spec: &TableSpec, cells: &[Cell]) {
+        if self.read_only {
+            return; // It is as of its snapshot, whatever comes later.
+        }
+        reads.touch(table);
+        if reads.keeps(table, spec) {
+            reads.read_cells(table, cells);
+        }
+    }
+
+    fn keep_range(
+        &self,
+        reads: &mut ReadSet,
+        table: &TableRef,
+        spec: &TableSpec,
+        options: &ScanOptions,
+    ) -> Option<Arc<RangeRead>> {
+        if self.read_only {
+            return None;
+        }
+        reads.touch(table);
+        reads.keeps(table, spec).then(|| reads.read_range(table, &options.rows, &options.columns, options.reverse))
     }
 
     fn check_limits(&self, cell: &Cell, value: &Option<Bytes>) -> Result<()> {

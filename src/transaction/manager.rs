@@ -89,12 +89,14 @@ impl TransactionManager {
         let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
         let config = options.transactions;
         let mender = Arc::new(Mender::new(kvs.clone()));
+        let schema = Arc::new(SchemaCache::new(kvs.clone()));
         let path = if pipeline {
             CommitPath::Pipeline(Pipeline::start(
                 kvs.clone(),
                 oracle.clone(),
                 tracker.clone(),
                 entries.clone(),
+                schema.clone(),
                 options.durability,
                 config.group_size_max.len(),
                 claim,
@@ -103,7 +105,6 @@ impl TransactionManager {
             let (entries, oracle, mender) = (entries.clone(), oracle.clone(), mender.clone());
             CommitPath::StepByStep(StepByStep::new(locks.clone(), entries, oracle, mender, config.lock_timeout))
         };
-        let schema = SchemaCache::new(kvs.clone());
         let constraints = RwLock::new(HashMap::new());
         let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, path };
         let (core, store, work_ids) = (Arc::new(core), Arc::new(store), Arc::new(AtomicU64::new(1)));
@@ -214,6 +215,39 @@ impl TransactionManager {
         self.core.schema.forget(table);
     }
 
+    /// Changes what a table promises, by `change`, which writes it. Safe while transactions run: those that used the
+    /// table before do not commit after it and are done anew; those that begin after it go by the new promises.
+    ///
+    /// Done to its end even if the caller goes away.
+    pub(crate) async fn change_table<T: Send + 'static>(
+        &self,
+        table: &TableRef,
+        change: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (manager, table) = (self.clone(), table.clone());
+        let work = async move {
+            let Core { schema, oracle, path, .. } = manager.core.as_ref();
+            schema.begin_change(&table);
+            let changed = change.await;
+            // Also after a failure: nobody knows which promises were read meanwhile. The next number, not one that is
+            // drawn: that may fail, and the table would be of no use.
+            schema.end_change(&table, oracle.last_issued().next());
+            if let CommitPath::Pipeline(pipeline) = path {
+                // Lifts the snapshots of those who begin now above the change; without it their first attempt is lost.
+                let _ = oracle.fresh().await;
+                let _ = pipeline.settle().await;
+            }
+            changed
+        };
+        match tokio::spawn(work).await {
+            Ok(changed) => changed,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Error::Interrupted),
+            },
+        }
+    }
+
     /// True once the timestamps were given up.
     pub(crate) fn is_closed(&self) -> bool {
         self.core.oracle.is_lost()
@@ -229,6 +263,10 @@ impl TransactionManager {
 
     pub(crate) fn attempts_max(&self) -> u32 {
         self.core.config.attempts_max
+    }
+
+    pub(crate) fn lock_timeout(&self) -> Duration {
+        self.core.config.lock_timeout
     }
 
     pub(crate) fn timeout(&self) -> Duration {

@@ -22,6 +22,8 @@ mod manager;
 mod mend;
 mod pipeline;
 mod read;
+mod reads;
+mod recheck;
 mod reservations;
 mod run;
 mod scan;

@@ -25,7 +25,9 @@
 //! that somebody took over, the leader ends, and whoever comes later is told so.
 
 use super::buffer::LocalWriteBuffer;
+use super::core::SchemaCache;
 use super::entry::{Entry, Fate, transactions_table};
+use super::reads::Reads;
 use super::reservations::{Loser, Reservations};
 use super::step::{CommitStep, reach};
 use super::sweep_queue::sweep_queue_table;
@@ -33,6 +35,7 @@ use super::table::TransactionTable;
 use super::tracker::{Registration, SnapshotTracker};
 use super::value;
 use super::window::{ConflictKey, ConflictWindow};
+use crate::lock::HeldLocks;
 use crate::timestamp::{BatchFence, Raised, TimestampOracle};
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, TableRef, Timestamp};
@@ -67,6 +70,12 @@ pub(crate) struct Member {
     /// When the transaction began.
     pub(crate) began: Instant,
     pub(crate) keys: Vec<ConflictKey>,
+    /// The snapshot it read.
+    pub(crate) read_ts: Timestamp,
+    /// What it read of tables that check reads, and every table it used.
+    pub(crate) reads: Arc<Reads>,
+    /// Locks of the application that must still be held.
+    pub(crate) locks: Vec<Arc<HeldLocks>>,
     pub(crate) payload: Payload,
     /// Keeps the snapshot registered until the outcome is known, even if the caller has gone.
     pub(crate) _registration: Arc<Registration>,
@@ -95,6 +104,10 @@ pub(crate) enum Verdict {
     Committed(Timestamp),
     /// Somebody else committed this cell first.
     Conflict { table: TableRef, cell: Cell, committed_at: Option<Timestamp> },
+    /// Somebody committed first what the member has read.
+    ReadConflict { table: TableRef, cell: Cell, committed_at: Timestamp },
+    /// The promises of a table it used have changed since it began.
+    TableChanged(TableRef),
     /// The window does not reach back to the member's snapshot: check against the store and come again.
     TooOldForWindow,
     /// The start timestamp has an entry already.
@@ -130,6 +143,7 @@ impl Pipeline {
         oracle: Arc<TimestampOracle>,
         tracker: Arc<SnapshotTracker>,
         entries: Arc<TransactionTable>,
+        schema: Arc<SchemaCache>,
         durability: Durability,
         group_size_max: usize,
         claim: Option<Claim>,
@@ -143,6 +157,7 @@ impl Pipeline {
             oracle: oracle.clone(),
             tracker,
             entries,
+            schema,
             durability,
             group_size_max,
             first_ts,
@@ -222,6 +237,7 @@ struct Leader {
     oracle: Arc<TimestampOracle>,
     tracker: Arc<SnapshotTracker>,
     entries: Arc<TransactionTable>,
+    schema: Arc<SchemaCache>,
     durability: Durability,
     group_size_max: usize,
     /// Start timestamps below this belong to an earlier epoch, whose transactions are void.
@@ -435,10 +451,21 @@ impl Leader {
         if member.start_ts < self.first_ts || self.rolled_back.contains(&member.start_ts) {
             return Some(Verdict::HasEntry);
         }
+        // Here and not before it entered: whoever begins after the change must find this member applied, or refused.
+        if let Some(table) = self.schema.changed_since(&member.reads.tables, member.read_ts) {
+            return Some(Verdict::TableChanged(table.clone()));
+        }
+        if let Some(error) = member.locks.iter().find_map(|locks| locks.check().err()) {
+            return Some(Verdict::Failed(error));
+        }
         if member.checked_from < self.window.floor() {
             return Some(Verdict::TooOldForWindow);
         }
-        let conflict = member.keys.iter().find_map(|key| {
+        self.write_conflict(member).or_else(|| self.read_conflict(member))
+    }
+
+    fn write_conflict(&self, member: &Member) -> Option<Verdict> {
+        let conflict = member.keys.iter().filter(|key| key.excludes_writers).find_map(|key| {
             let conflict = self.window.conflict(key, member.checked_from).map(Some);
             conflict
                 .or_else(|| self.reserved.is_for_another(key.hash, member.work_id).then_some(None))
@@ -450,6 +477,24 @@ impl Leader {
             cell: key.cell.clone(),
             committed_at,
         })
+    }
+
+    /// Step 7: against everything that committed since the member's snapshot, and the members ahead of it. Own writes
+    /// are not in the window yet.
+    fn read_conflict(&self, member: &Member) -> Option<Verdict> {
+        let since = member.checked_from;
+        let cell = member
+            .reads
+            .cells
+            .iter()
+            .find_map(|key| self.window.conflict(key, since).map(|at| (&key.table, key.cell.clone(), at)));
+        let changed =
+            cell.or_else(|| {
+                member.reads.ranges.iter().find_map(|range| {
+                    self.window.range_conflict(range, since).map(|(cell, at)| (&range.table, cell, at))
+                })
+            });
+        changed.map(|(table, cell, committed_at)| Verdict::ReadConflict { table: table.clone(), cell, committed_at })
     }
 
     /// A large transaction takes long from snapshot to commit and could lose to small ones for ever. After a few

@@ -105,7 +105,11 @@ impl Core {
         Ok(visible)
     }
 
-    async fn fetch_deeper(&self, table: &TableRef, deeper: Vec<(usize, CellBound)>) -> Result<Vec<(usize, Candidate)>> {
+    pub(super) async fn fetch_deeper(
+        &self,
+        table: &TableRef,
+        deeper: Vec<(usize, CellBound)>,
+    ) -> Result<Vec<(usize, Candidate)>> {
         if deeper.is_empty() {
             return Ok(Vec::new());
         }

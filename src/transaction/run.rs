@@ -2,10 +2,12 @@
 
 use super::handle::{Attempt, Transaction};
 use super::manager::TransactionManager;
+use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::BeginOptions;
 use crate::{Error, Result};
 use atlas_kvs::Timestamp;
 use rand::Rng;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Pause before the second attempt; doubled for each one after it.
@@ -76,6 +78,25 @@ impl TransactionManager {
         F: Fn(Transaction) -> Fut,
         Fut: Future<Output = std::result::Result<T, E>>,
     {
+        self.run_with_locks(options, &[], work).await
+    }
+
+    /// As [`run`](Self::run), each attempt while it holds `locks`, which it takes before it begins. The transaction
+    /// commits only if they are still held then. Locks mean what their users agree they mean.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run); [`Error::LockTimeout`] if a lock is not granted within the configured time.
+    pub async fn run_with_locks<T, E, F, Fut>(
+        &self,
+        options: RunOptions,
+        locks: &[LockDescriptor],
+        work: F,
+    ) -> std::result::Result<Outcome<T>, E>
+    where
+        E: Retriable,
+        F: Fn(Transaction) -> Fut,
+        Fut: Future<Output = std::result::Result<T, E>>,
+    {
         let attempts_max = options.attempts_max.unwrap_or(self.attempts_max()).max(1);
         // A time too far away to be told is no deadline.
         let deadline = Instant::now().checked_add(options.timeout.unwrap_or(self.timeout()));
@@ -83,7 +104,7 @@ impl TransactionManager {
         let mut counted = 0;
         for number in 1.. {
             let begin = BeginOptions { read_only: options.read_only, at: options.at, timeout: options.timeout };
-            let outcome = match self.begin_attempt(begin, attempt.attempt).await {
+            let outcome = match self.begin_holding(begin, attempt.attempt, locks).await {
                 Ok(transaction) => attempt_once(transaction, &work).await,
                 Err(error) => Err(error.into()),
             };
@@ -109,6 +130,26 @@ impl TransactionManager {
             tokio::time::sleep(pause).await;
         }
         unreachable!("attempts are bounded")
+    }
+
+    /// Begins a transaction that holds locks until it ends. They are taken first: what it reads must be as it is while
+    /// they are held.
+    async fn begin_holding(
+        &self,
+        options: BeginOptions,
+        attempt: Attempt,
+        locks: &[LockDescriptor],
+    ) -> Result<Transaction> {
+        if locks.is_empty() {
+            return self.begin_attempt(options, attempt).await;
+        }
+        let holder = self.oracle().fresh().await?;
+        let client: Arc<dyn LockClient> = self.locks().clone();
+        let request = LockRequest::new(locks.to_vec(), self.lock_timeout());
+        let held = HeldLocks::acquire(client, holder, request).await?;
+        let transaction = self.begin_attempt(options, attempt).await?;
+        transaction.require_locks(Arc::new(held))?;
+        Ok(transaction)
     }
 }
 

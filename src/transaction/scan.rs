@@ -2,6 +2,7 @@
 
 use super::handle::Inner;
 use super::read::Candidate;
+use super::reads::RangeRead;
 use crate::Result;
 use crate::ops::ScanOptions;
 use atlas_kvs::{Cell, Scan, TableRef};
@@ -21,13 +22,15 @@ pub(crate) struct ScanJob {
     pub(crate) options: ScanOptions,
     /// Own writes in the range, ascending.
     pub(crate) own: Vec<(Cell, Option<Bytes>)>,
+    /// Told how far the scan was consumed, if that has to be checked at the commit.
+    pub(crate) kept: Option<Arc<RangeRead>>,
 }
 
 /// The scan as a stream. Holds a page in memory, and the own writes in the range.
 pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> {
     let limit = job.options.limit;
     let merged = async_stream::try_stream! {
-        let ScanJob { transaction, table, options, own } = job;
+        let ScanJob { transaction, table, options, own, kept } = job;
         let page_size = if options.page_size == 0 { PAGE_SIZE } else { options.page_size.min(PAGE_SIZE_MAX) };
         let reverse = options.reverse;
         let mut own: VecDeque<_> = if reverse { own.into_iter().rev().collect() } else { own.into() };
@@ -56,6 +59,7 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
                     own.pop_front_if(|(own_cell, _)| in_order(own_cell, &cell, reverse) == Ordering::Less)
                 {
                     if let Some(own_value) = own_value {
+                        gave(&kept, &own_cell);
                         yield (own_cell, own_value);
                     }
                 }
@@ -65,6 +69,7 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
                     None => value,
                 };
                 if let Some(value) = value {
+                    gave(&kept, &cell);
                     yield (cell, value);
                 }
             }
@@ -72,13 +77,24 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
         transaction.check_open()?;
         for (own_cell, own_value) in own {
             if let Some(own_value) = own_value {
+                gave(&kept, &own_cell);
                 yield (own_cell, own_value);
             }
+        }
+        if let Some(kept) = &kept {
+            kept.gave_all();
         }
     };
     match limit {
         Some(limit) => merged.take(usize::try_from(limit).unwrap_or(usize::MAX)).boxed(),
         None => merged.boxed(),
+    }
+}
+
+/// Before the cell is given: a reader that has it knows what lies up to it.
+fn gave(kept: &Option<Arc<RangeRead>>, cell: &Cell) {
+    if let Some(kept) = kept {
+        kept.gave(cell);
     }
 }
 

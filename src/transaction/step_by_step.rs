@@ -8,8 +8,10 @@
 use super::commit::{CommitJob, Handlers, not_applied};
 use super::core::CommitPath;
 use super::entry::{Entry, Fate};
+use super::handle::Inner;
 use super::mend::Mender;
 use super::read::Rivals;
+use super::recheck::{Recheck, Undecided};
 use super::step::{CommitStep, reach};
 use super::table::TransactionTable;
 use super::window::value_hash;
@@ -207,12 +209,25 @@ impl CommitJob {
 
     /// Steps 7 to 10, with a commit timestamp that others may be waiting for.
     async fn check_and_record(&self, steps: &StepByStep, commit_ts: Timestamp, locks: &HeldLocks) -> Result<Timestamp> {
+        if !self.reads.is_empty() {
+            let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
+            let undecided = Undecided::WaitForEarlier(steps);
+            let recheck = Recheck { start_ts: *start_ts, read_ts: *read_ts, before: commit_ts, undecided };
+            core.recheck(&self.reads, recheck).await?;
+        }
         reach(CommitStep::RecheckReads);
         self.check_conditions()?;
+        self.check_required_locks()?;
         // Last check: only the commit entry follows. Locks are those of this process: they keep nobody away who
         // commits through a successor, so the lease counts as one of them.
         locks.check()?;
         steps.oracle.check_held()?;
+        // By the old promises of a table we may have taken other locks than those who begin after its change. Ours are
+        // the last who can do so: our data are there, and whoever begins now meets them.
+        let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
+        if let Some(table) = core.schema.changed_since(&self.reads.tables, *read_ts) {
+            return Err(Error::TableChanged { table: table.clone(), start_ts: *start_ts });
+        }
         reach(CommitStep::CheckLocks);
         reach(CommitStep::RecordCommit);
         let recorded = steps.record(self.transaction.start_ts, commit_ts, locks).await?;

@@ -3,8 +3,9 @@
 //! The leader remembers every commit since the oldest open snapshot, by a hash of the cell. Two cells with the same
 //! hash can only cause a conflict too many, which a retry resolves; never one too few.
 
+use super::reads::ReadRange;
 use atlas_kvs::{Cell, TableRef, Timestamp};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
@@ -33,6 +34,10 @@ pub(crate) struct ConflictKey {
     pub(crate) written: Option<ValueHash>,
     /// The transaction leaves the value as it read it.
     pub(crate) touch: bool,
+    /// Overlapping writers of this cell conflict.
+    pub(crate) excludes_writers: bool,
+    /// The table checks reads, so that ranges may have been read around this cell.
+    pub(crate) seen_by_ranges: bool,
 }
 
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
@@ -49,6 +54,8 @@ impl ConflictKey {
             cell: cell.clone(),
             written: None,
             touch: false,
+            excludes_writers: true,
+            seen_by_ranges: false,
         }
     }
 
@@ -74,15 +81,30 @@ pub(crate) struct ConflictWindow {
     // Invariant: holds the last write of every cell committed at or above `floor`.
     floor: Timestamp,
     last_writes: HashMap<u64, LastWrite>,
-    commits: VecDeque<(Timestamp, Vec<u64>)>,
+    // The same for tables that check reads, in the order of cells.
+    ordered: HashMap<TableRef, BTreeMap<Cell, Timestamp>>,
+    commits: VecDeque<Remembered>,
     // Invariant: the number of hashes in `commits`.
     remembered: usize,
+}
+
+#[derive(Debug)]
+struct Remembered {
+    commit_ts: Timestamp,
+    hashes: Vec<u64>,
+    ordered: Vec<(TableRef, Cell)>,
 }
 
 impl ConflictWindow {
     /// A window that knows of no commit below `floor`.
     pub(crate) fn new(floor: Timestamp) -> ConflictWindow {
-        ConflictWindow { floor, last_writes: HashMap::new(), commits: VecDeque::new(), remembered: 0 }
+        ConflictWindow {
+            floor,
+            last_writes: HashMap::new(),
+            ordered: HashMap::new(),
+            commits: VecDeque::new(),
+            remembered: 0,
+        }
     }
 
     /// Commits below this were forgotten.
@@ -97,6 +119,19 @@ impl ConflictWindow {
         (last.commit_ts >= checked_from && !key.tolerates(last.written)).then_some(last.commit_ts)
     }
 
+    /// A commit at or above `checked_from` that changed what was read of `range`, and the cell it wrote.
+    pub(crate) fn range_conflict(&self, range: &ReadRange, checked_from: Timestamp) -> Option<(Cell, Timestamp)> {
+        let cells = self.ordered.get(&range.table)?;
+        let bounds = range.bounds();
+        // A range that ends before it begins holds nothing, and the map does not take it.
+        if range.rows.is_empty() {
+            return None;
+        }
+        let mut changed =
+            cells.range(bounds).filter(|(cell, commit_ts)| **commit_ts >= checked_from && range.contains(cell));
+        changed.next().map(|(cell, commit_ts)| (cell.clone(), *commit_ts))
+    }
+
     /// Remembers a commit. Commits come in the order of their timestamps.
     pub(crate) fn insert(&mut self, commit_ts: Timestamp, keys: &[ConflictKey]) {
         if keys.is_empty() {
@@ -105,18 +140,28 @@ impl ConflictWindow {
         for key in keys {
             self.last_writes.insert(key.hash, LastWrite { commit_ts, written: key.written });
         }
+        let mut ordered = Vec::new();
+        for key in keys.iter().filter(|key| key.seen_by_ranges) {
+            match self.ordered.get_mut(&key.table) {
+                Some(cells) => drop(cells.insert(key.cell.clone(), commit_ts)),
+                None => drop(self.ordered.insert(key.table.clone(), [(key.cell.clone(), commit_ts)].into())),
+            }
+            ordered.push((key.table.clone(), key.cell.clone()));
+        }
         self.remembered += keys.len();
-        self.commits.push_back((commit_ts, keys.iter().map(|key| key.hash).collect()));
+        let hashes = keys.iter().map(|key| key.hash).collect();
+        self.commits.push_back(Remembered { commit_ts, hashes, ordered });
     }
 
     /// Forgets commits that no open snapshot can conflict with: those below `oldest_read_ts`.
     pub(crate) fn forget_below(&mut self, oldest_read_ts: Timestamp) {
         let cells_max = cells_max();
-        while let Some((commit_ts, _)) = self.commits.front() {
-            if *commit_ts >= oldest_read_ts && self.remembered <= cells_max {
+        while let Some(oldest) = self.commits.front() {
+            if oldest.commit_ts >= oldest_read_ts && self.remembered <= cells_max {
                 break;
             }
-            let (commit_ts, hashes) = self.commits.pop_front().expect("there is a front");
+            let Remembered { commit_ts, hashes, ordered } = self.commits.pop_front().expect("there is a front");
+            self.forget_ordered(commit_ts, ordered);
             self.remembered -= hashes.len();
             for hash in hashes {
                 if self.last_writes.get(&hash).is_some_and(|last| last.commit_ts == commit_ts) {
@@ -124,6 +169,18 @@ impl ConflictWindow {
                 }
             }
             self.floor = self.floor.max(commit_ts.next());
+        }
+    }
+
+    fn forget_ordered(&mut self, commit_ts: Timestamp, written: Vec<(TableRef, Cell)>) {
+        for (table, cell) in written {
+            let Some(cells) = self.ordered.get_mut(&table) else { continue };
+            if cells.get(&cell) == Some(&commit_ts) {
+                cells.remove(&cell);
+            }
+            if cells.is_empty() {
+                self.ordered.remove(&table);
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 //! The window is made small for this program as a whole, which is why it is a program of its own.
 
 use crate::common::*;
+use atlas::Error;
+use atlas::ops::ScanOptions;
 use atlas::schema::ConflictHandler;
 
 fn small_window() {
@@ -87,5 +89,36 @@ pub(crate) async fn updates_are_not_lost_when_everybody_is_behind_the_window(lan
             task.await.expect("the task ends");
         }
         assert_eq!(read(&store.atlas, &t, "count").await.as_deref(), Some("80"));
+    }
+}
+
+pub(crate) async fn a_changed_read_that_the_window_has_forgotten_is_a_conflict(lanes: &[Lane]) {
+    small_window();
+    for &lane in lanes {
+        for handler in [ConflictHandler::Serializable, ConflictHandler::SerializableIndex] {
+            let store = TestStore::open(lane).await;
+            let t = store.table(handler).await;
+            write(&store.atlas, &t, &[("a", "0"), ("c", "0"), ("gone", "0")]).await;
+            let olds = [store.begin().await, store.begin().await, store.begin().await, store.begin().await];
+            let [cell_reader, absence_reader, range_reader, prefix_reader] = &olds;
+            get(cell_reader, &t, "gone").await;
+            get(absence_reader, &t, "b").await;
+            scan(range_reader, &t, rows("a", "d")).await;
+            scan(prefix_reader, &t, ScanOptions { limit: Some(1), ..rows("a", "d") }).await;
+            for (number, old) in olds.iter().enumerate() {
+                put(old, &t, &format!("own {number}"), "x").await;
+            }
+            write(&store.atlas, &t, &[("b", "phantom")]).await;
+            let tx = store.begin().await;
+            delete(&tx, &t, "gone").await;
+            commit(tx).await;
+            fill_window(&store).await;
+            let [cell_reader, absence_reader, range_reader, prefix_reader] = olds;
+            for reader in [cell_reader, absence_reader, range_reader] {
+                let outcome = reader.commit().await;
+                assert!(matches!(outcome, Err(Error::ReadConflict { .. })), "{outcome:?}");
+            }
+            commit(prefix_reader).await;
+        }
     }
 }

@@ -6,7 +6,7 @@ use atlas::ops::{
     BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, FindingLevel, Operations,
     Progress, ProgressSink, ScanOptions, StoreStatus, TableInfo, TransactionOps,
 };
-use atlas::schema::TableSpec;
+use atlas::schema::{TableChange, TableSpec};
 use atlas::server::{LockLease, LockOps};
 use atlas::{Cell, Error, Result, TableRef, Timestamp};
 use bytes::Bytes;
@@ -222,6 +222,13 @@ impl Operations for Fake {
 
     async fn describe_table(&self, table: &TableRef, _count: bool) -> Result<TableInfo> {
         self.info(table)
+    }
+
+    async fn alter_table(&self, table: &TableRef, change: &TableChange) -> Result<TableSpec> {
+        let mut tables = self.tables.lock();
+        let spec = tables.get_mut(table).ok_or_else(|| Error::NotFound { what: format!("table '{table}'") })?;
+        *spec = spec.changed(change);
+        Ok(*spec)
     }
 
     async fn drop_table(&self, table: &TableRef) -> Result<()> {

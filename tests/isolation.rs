@@ -7,6 +7,8 @@ mod isolation;
 #[macro_use]
 #[path = "cases/serializable.rs"]
 mod serializable;
+#[path = "cases/stories.rs"]
+mod stories;
 
 lane!(memory_step_by_step, MEMORY_STEPS);
 lane!(memory_pipeline, MEMORY_PIPELINE);
@@ -35,4 +37,39 @@ mod of_serializable_tables {
     serializable_lane!(rocksdb_step_by_step, ROCKSDB_STEPS);
     serializable_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE);
     serializable_lane!(rocksdb_pipeline_1k, ROCKSDB_PIPELINE_1K);
+}
+
+mod golden_stories {
+    use crate::common::*;
+    use crate::stories::every_story_ends_as_told;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn memory_steps() {
+        every_story_ends_as_told(TestStore::open(MEMORY_STEPS).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn memory_pipeline() {
+        every_story_ends_as_told(TestStore::open(MEMORY_PIPELINE).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn memory_pipeline_0() {
+        every_story_ends_as_told(TestStore::open(MEMORY_PIPELINE_0).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rocksdb_steps() {
+        every_story_ends_as_told(TestStore::open(ROCKSDB_STEPS).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rocksdb_pipeline() {
+        every_story_ends_as_told(TestStore::open(ROCKSDB_PIPELINE).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rocksdb_pipeline_1k() {
+        every_story_ends_as_told(TestStore::open(ROCKSDB_PIPELINE_1K).await).await;
+    }
 }

@@ -7,6 +7,8 @@ mod isolation;
 #[macro_use]
 #[path = "cases/serializable.rs"]
 mod serializable;
+#[path = "cases/stories.rs"]
+mod stories;
 
 lane!(step_by_step, POSTGRES_STEPS);
 lane!(pipeline, POSTGRES_PIPELINE);
@@ -24,4 +26,24 @@ mod of_serializable_tables {
     serializable_lane!(step_by_step, POSTGRES_STEPS);
     serializable_lane!(pipeline, POSTGRES_PIPELINE);
     serializable_lane!(pipeline_0, POSTGRES_PIPELINE_0);
+}
+
+mod golden_stories {
+    use crate::common::*;
+    use crate::stories::every_story_ends_as_told;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn postgres_steps() {
+        every_story_ends_as_told(TestStore::open(POSTGRES_STEPS).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn postgres_pipeline() {
+        every_story_ends_as_told(TestStore::open(POSTGRES_PIPELINE).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn postgres_pipeline_0() {
+        every_story_ends_as_told(TestStore::open(POSTGRES_PIPELINE_0).await).await;
+    }
 }

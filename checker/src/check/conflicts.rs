@@ -1,0 +1,57 @@
+//! First committer wins: of two committed writers of a cell one is in the other one's snapshot.
+
+use super::classify::Reading;
+use crate::index::CellId;
+use crate::report::{Findings, Kind};
+use crate::story::{Story, name};
+use crate::timeline::{Timeline, Version, Witness};
+
+pub(super) fn check(timeline: &Timeline<'_, '_>, findings: &mut Findings) {
+    for cell in 0..timeline.index.cells.len() {
+        if timeline.index.table_of(cell).no_conflict {
+            continue;
+        }
+        let mut earlier: Option<Version<'_>> = None;
+        for &version in timeline.versions(cell).iter().filter(|version| timeline.is_committed(version.txn)) {
+            // Versions stand in the order of their commits: if the one before was seen, so were all before it.
+            if let Some(first) = earlier.filter(|first| first.commit_ts >= timeline.index.txn(version.txn).read_ts) {
+                conflict(timeline, findings, cell, first, version);
+            }
+            earlier = Some(version);
+        }
+    }
+}
+
+fn conflict(
+    timeline: &Timeline<'_, '_>,
+    findings: &mut Findings,
+    cell: CellId,
+    first: Version<'_>,
+    second: Version<'_>,
+) {
+    let by = Witness::Transaction(second.txn);
+    let mut read = None;
+    timeline.index.observe(second.txn, |seen| {
+        if seen.cell == cell && seen.own.is_none() {
+            read = Some(Reading { by, cell, below: 0, got: seen.got, seen: Some(seen) });
+        }
+    });
+    let kind = if read.is_some() { Kind::LostUpdate } else { Kind::WriteConflict };
+    findings.add(kind, || {
+        let other = Witness::Transaction(first.txn);
+        let message = format!(
+            "{} and {} both wrote {} and committed at {} and {}; the second one's snapshot ends below {}, so it had to lose",
+            name(timeline, other),
+            name(timeline, by),
+            timeline.index.cell_name(cell),
+            first.commit_ts,
+            second.commit_ts,
+            timeline.index.txn(second.txn).read_ts,
+        );
+        let mut story = Story::new(timeline, &[other, by], &[cell]);
+        if let Some(read) = read {
+            story.read(by, read.what(timeline), None);
+        }
+        (message, vec![first.txn, second.txn], story.draw())
+    });
+}

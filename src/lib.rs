@@ -17,6 +17,7 @@ pub mod server;
 pub mod timestamp;
 pub mod transaction;
 pub mod typed;
+pub mod workload;
 
 pub use atlas::Atlas;
 pub use atlas_kvs as kvs_api;

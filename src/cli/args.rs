@@ -2,6 +2,7 @@
 
 use super::timestamp_file;
 use crate::schema::{ConflictHandler, SweepStrategy};
+use crate::workload::Kind;
 use atlas_kvs::{TableRef, Timestamp};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -123,6 +124,9 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Prove on real data that a backup taken under load restores exactly
     Demo(DemoArgs),
+    /// Put isolation to the test, and check what a run saw
+    #[command(subcommand)]
+    Workload(WorkloadCommand),
     /// Print the completion script of a shell
     #[command(after_help = "Examples:
   atlas completions bash > /etc/bash_completion.d/atlas
@@ -576,6 +580,83 @@ pub(crate) enum ConfigCommand {
     },
 }
 
+#[derive(Subcommand, Debug)]
+#[command(after_help = "Examples:
+  atlas workload list
+  atlas workload run bank --seconds 10 --history bank.jsonl
+  atlas workload check bank.jsonl")]
+pub(crate) enum WorkloadCommand {
+    /// List the workloads
+    #[command(after_help = "Examples:\n  atlas workload list")]
+    List,
+    /// Run a workload, and write down what every attempt was told
+    Run(WorkloadRunArgs),
+    /// Judge a history by its timestamps and values alone
+    Check(WorkloadCheckArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  atlas workload run bank
+  atlas workload run write-skew --tasks 16 --seconds 30 --history skew.jsonl
+  atlas workload run random --seed 7 --rate 500 --commits 10000 --history random.jsonl
+
+The tables of a run are its own and are removed at its end. The workloads: atlas workload list.")]
+pub(crate) struct WorkloadRunArgs {
+    /// Which workload
+    #[arg(value_name = "NAME", value_parser = parse_workload)]
+    pub(crate) kind: Kind,
+    /// How many clients work at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) tasks: u32,
+    /// For how many seconds [default: 10, without --commits]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) seconds: Option<u64>,
+    /// End after so many commits
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) commits: Option<u64>,
+    /// Chooses the work of each client
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// How many pieces of work are begun in a second, by all clients together [default: as many as can be]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: Option<u32>,
+    /// Make all tables of the workload serializable
+    #[arg(long)]
+    pub(crate) serializable: bool,
+    /// Write the history here: a line of JSON for each attempt
+    #[arg(long, value_name = "FILE")]
+    pub(crate) history: Option<PathBuf>,
+    /// Leave the tables in the store
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  atlas workload check bank.jsonl
+  atlas workload check skew.jsonl --serializable pairs
+  atlas workload check random.jsonl --min-commits 1000 --min-conflicts 10
+
+Exit code 7 if anything is wrong.")]
+pub(crate) struct WorkloadCheckArgs {
+    /// The history
+    #[arg(value_name = "HISTORY")]
+    pub(crate) history: PathBuf,
+    /// Judge this table as a serializable one, whatever the history says of it
+    #[arg(long, value_name = "TABLE")]
+    pub(crate) serializable: Vec<String>,
+    /// Fewer commits prove nothing
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) min_commits: u64,
+    /// Fewer conflicts prove nothing
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) min_conflicts: u64,
+    /// Show at most so many of the anomalies that were found
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) show: usize,
+}
+
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   atlas demo
@@ -641,6 +722,11 @@ impl Command {
                 ConfigCommand::Init { .. } => "config init",
             },
             Command::Demo(_) => "demo",
+            Command::Workload(command) => match command {
+                WorkloadCommand::List => "workload list",
+                WorkloadCommand::Run(_) => "workload run",
+                WorkloadCommand::Check(_) => "workload check",
+            },
             Command::Completions { .. } => "completions",
             Command::Man { .. } => "man",
             Command::Version => "version",
@@ -650,6 +736,10 @@ impl Command {
 
 fn parse_table(name: &str) -> Result<TableRef, String> {
     TableRef::new(name).map_err(|error| error.to_string())
+}
+
+fn parse_workload(name: &str) -> Result<Kind, String> {
+    name.parse().map_err(|error: crate::Error| error.to_string())
 }
 
 fn parse_handler(name: &str) -> Result<ConflictHandler, String> {

@@ -24,6 +24,7 @@ mod table;
 pub(crate) mod testing;
 mod timestamp;
 mod timestamp_file;
+mod workload;
 
 use crate::config::{Environment, Loaded, LogLevel, Sources};
 use crate::ops::{Connection, Operations};
@@ -417,6 +418,7 @@ async fn dispatch(command: Command, context: &Context, output: &mut Output) -> O
         Command::Doctor(args) => Ok(doctor::run(args, context).await?),
         Command::Config(command) => Ok(config::run(command, context)?),
         Command::Demo(args) => demo::run(args, context).await,
+        Command::Workload(command) => Ok(workload::run(command, context).await?),
         Command::Completions { shell } => Ok(shell::completions(shell)),
         Command::Man { dir } => Ok(shell::man(dir.as_deref())?),
         Command::Version => Ok(shell::version()),

@@ -29,6 +29,7 @@ mod picture;
 mod placement;
 mod report;
 pub mod second_opinion;
+mod sightings;
 mod story;
 mod text;
 mod timeline;

@@ -152,6 +152,8 @@ pub struct Stats {
     pub reads: u64,
     /// Cells compared once more with the state just below a commit, in serializable tables.
     pub rechecked: u64,
+    /// Reads that fit only if an attempt committed whose commit timestamp nobody knows: neither right nor wrong.
+    pub excused: u64,
     /// Cells compared with the final state; none if there is no final state.
     pub final_cells: Option<u64>,
     /// How often the workload's invariant was looked at; none if it has none.
@@ -219,6 +221,13 @@ impl fmt::Display for Stats {
             )?;
         }
         writeln!(f, "{} reads checked, {} of them again at commit", self.reads, self.rechecked)?;
+        if self.excused > 0 {
+            writeln!(
+                f,
+                "{} of them prove nothing: an attempt of unknown outcome and time may explain them",
+                self.excused
+            )?;
+        }
         match self.final_cells {
             Some(cells) => writeln!(f, "final state: {cells} cells checked")?,
             None => writeln!(f, "final state: none in the history, durability was not checked")?,

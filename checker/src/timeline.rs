@@ -7,6 +7,7 @@
 
 use crate::history::Status;
 use crate::index::{CellId, Index, TxnId};
+use std::collections::HashMap;
 
 pub(crate) struct Timeline<'i, 'h> {
     pub(crate) index: &'i Index<'h>,
@@ -16,6 +17,8 @@ pub(crate) struct Timeline<'i, 'h> {
     versions: Vec<Vec<Version<'h>>>,
     /// Grows whenever an unknown fate is decided.
     decided: usize,
+    /// Of each cell: attempts that may have written it, nobody knows when.
+    placeless: HashMap<CellId, Vec<TxnId>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub(crate) enum Verdict<'h> {
     Fits,
     /// It fits more than one fate of an unknown writer.
     Open,
+    /// It fits only if an attempt committed of which nobody knows when, and nothing speaks against that.
+    Excused,
     /// It fits none. What should have been seen, as far as that is certain: none is a cell never written.
     Wrong(Option<Version<'h>>),
 }
@@ -69,6 +74,7 @@ impl<'i, 'h> Timeline<'i, 'h> {
             fates: fates.collect(),
             versions: vec![Vec::new(); index.cells.len()],
             decided: 0,
+            placeless: HashMap::new(),
         };
         for (txn, transaction) in transactions.iter().enumerate() {
             if let Some(commit_ts) = transaction.commit_ts.filter(|_| transaction.status != Status::Aborted) {
@@ -103,6 +109,34 @@ impl<'i, 'h> Timeline<'i, 'h> {
             if by_start { (version.start_ts, version.txn) } else { (version.commit_ts, version.txn) }
         };
         self.versions[cell].sort_unstable_by_key(key);
+    }
+
+    /// Takes down who is left without a place: they may explain what nothing else does.
+    pub(crate) fn leave_placeless(&mut self, txns: &[TxnId]) {
+        for &txn in txns {
+            for write in self.index.writes(txn) {
+                self.placeless.entry(write.cell).or_default().push(txn);
+            }
+        }
+    }
+
+    fn is_excused(&self, cell: CellId, below: u64, got: Option<&str>, certain: Option<Version<'_>>) -> bool {
+        self.placeless.get(&cell).is_some_and(|txns| {
+            txns.iter().any(|&txn| {
+                let left = self.index.write_to(txn, cell).map(|write| write.value);
+                left == Some(got) && self.index.txn(txn).start_ts < below && self.can_hide(txn, cell, certain)
+            })
+        })
+    }
+
+    /// Whether an attempt may have written on top of a version: it saw it, or, in a table without conflicts, started
+    /// after it.
+    pub(crate) fn can_hide(&self, txn: TxnId, cell: CellId, hidden: Option<Version<'_>>) -> bool {
+        let transaction = self.index.txn(txn);
+        let is_free = self.index.table_of(cell).no_conflict;
+        hidden.is_none_or(|hidden| {
+            if is_free { hidden.start_ts < transaction.start_ts } else { hidden.commit_ts < transaction.read_ts }
+        })
     }
 
     pub(crate) fn fate(&self, txn: TxnId) -> Fate {
@@ -174,7 +208,8 @@ impl<'i, 'h> Timeline<'i, 'h> {
         let first_fit = open.iter().position(|version| version.value == got);
         let fits = open.iter().filter(|version| version.value == got).count() + usize::from(bottom_fits);
         if fits == 0 {
-            return Verdict::Wrong(certain);
+            let excused = self.is_excused(cell, below, got, certain);
+            return if excused { Verdict::Excused } else { Verdict::Wrong(certain) };
         }
         // Whatever lies above the topmost fit would have been seen instead of it.
         for version in &open[..first_fit.unwrap_or(open.len())] {
@@ -190,7 +225,31 @@ impl<'i, 'h> Timeline<'i, 'h> {
         }
     }
 
+    /// Takes down that an effect of an attempt of unknown outcome was seen.
+    pub(crate) fn seen(&mut self, txn: TxnId, by: Witness) {
+        if self.fates[txn] == Fate::Open {
+            self.decide(txn, Fate::SeenCommitted(by));
+        }
+    }
+
+    /// Takes down that somebody saw what `writer` left, so that nothing above it was there.
+    pub(crate) fn seen_through(&mut self, by: Witness, cell: CellId, below: u64, writer: TxnId) {
+        if self.commit_ts[writer].is_none_or(|commit_ts| commit_ts >= below) {
+            return;
+        }
+        let above = self.newest_first(cell, below).take_while(|version| version.txn != writer);
+        let open: Vec<TxnId> = above.map(|version| version.txn).filter(|txn| self.fates[*txn] == Fate::Open).collect();
+        for txn in open {
+            self.decide(txn, Fate::SeenAborted(by));
+        }
+    }
+
+    pub(crate) fn has_open(&self) -> bool {
+        self.fates.contains(&Fate::Open)
+    }
+
     fn decide(&mut self, txn: TxnId, fate: Fate) {
+        debug_assert_eq!(self.fates[txn], Fate::Open, "evidence is for those of whom nothing is known");
         self.fates[txn] = fate;
         self.decided += 1;
     }

@@ -60,6 +60,7 @@ fn judge<'h>(
     match timeline.judge(reading.by, reading.cell, reading.below, reading.got) {
         Verdict::Fits => {}
         Verdict::Open => undecided.push(reading),
+        Verdict::Excused => findings.stats().excused += 1,
         Verdict::Wrong(expected) => classify::wrong_read(timeline, findings, &reading, expected),
     }
 }

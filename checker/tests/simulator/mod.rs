@@ -1,0 +1,464 @@
+//! A small multi-version store, run single-threaded from a seed, that writes down its own history.
+//!
+//! It shares no code with the checker but the types of a history. Clients interleave by chance: each begins, waits,
+//! and later runs its body and commits, so that snapshots overlap. A [`Bug`] breaks one rule of it.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub(crate) mod workloads;
+
+use atlas_checker::history::{CellName, Client, FinalState, Header, History, Op, Row, Scan, Status, Transaction};
+use std::collections::BTreeMap;
+use workloads::Workload;
+
+/// A generator of numbers that looks random enough: splitmix64.
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    pub(crate) fn percent(&mut self, chance: u64) -> bool {
+        self.next() % 100 < chance
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+}
+
+/// A rule that the store breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bug {
+    None,
+    SkipConflictCheck,
+    SkipRecheck,
+    /// The recheck looks at the cells that were there, not at those that were absent.
+    RecheckIgnoresAbsence,
+    /// Some acknowledged commits are never applied.
+    ForgetsCommits,
+    /// Some commits are applied without their last write.
+    TornCommits,
+    /// Some aborted transactions leave their writes.
+    AbortsLeak,
+    /// Some reads see more than their snapshot.
+    ReadsTheLatest,
+    /// Some snapshots lie before commits that were acknowledged.
+    OldSnapshots,
+}
+
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) workload: Workload,
+    pub(crate) serializable: bool,
+    pub(crate) attempts: usize,
+    pub(crate) clients: usize,
+    pub(crate) seed: u64,
+    /// The snapshot is below the watermark, as it is where one leader commits for all; else it is the start.
+    pub(crate) by_watermark: bool,
+    pub(crate) faults: bool,
+    pub(crate) bug: Bug,
+}
+
+impl Settings {
+    pub(crate) fn new(workload: Workload, seed: u64) -> Self {
+        let by_watermark = seed % 2 == 1;
+        Self {
+            workload,
+            serializable: true,
+            attempts: 300,
+            clients: 6,
+            seed,
+            by_watermark,
+            faults: true,
+            bug: Bug::None,
+        }
+    }
+}
+
+/// Why an attempt really ended as it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Truth {
+    Committed(u64),
+    WriteConflict,
+    ReadConflict,
+    Fault,
+    ReadOnly,
+}
+
+pub(crate) struct Run {
+    pub(crate) history: History,
+    /// Of each transaction of the history.
+    pub(crate) truth: Vec<Truth>,
+}
+
+#[derive(Clone)]
+struct Version {
+    commit_ts: u64,
+    start_ts: u64,
+    value: Option<String>,
+}
+
+type Cells = BTreeMap<(String, String), Vec<Version>>;
+
+pub(crate) struct Store {
+    pub(crate) rng: Rng,
+    settings: Settings,
+    header: Header,
+    tables: BTreeMap<String, Cells>,
+    ts: u64,
+    watermark: u64,
+    ns: u64,
+    tags: u64,
+    history: Vec<Transaction>,
+    truth: Vec<Truth>,
+}
+
+/// An open transaction.
+pub(crate) struct Tx<'s> {
+    store: &'s mut Store,
+    pub(crate) client: usize,
+    start_ts: u64,
+    read_ts: u64,
+    begin_ns: u64,
+    ops: Vec<Op>,
+    own: BTreeMap<(String, String, String), Option<String>>,
+}
+
+struct Open {
+    start_ts: u64,
+    read_ts: u64,
+    begin_ns: u64,
+}
+
+/// What a scan is asked for.
+#[derive(Clone, Default)]
+pub(crate) struct Range {
+    pub(crate) start_row: Option<String>,
+    pub(crate) end_row: Option<String>,
+    pub(crate) start_col: Option<String>,
+    pub(crate) end_col: Option<String>,
+    pub(crate) reverse: bool,
+    /// How many cells to take.
+    pub(crate) limit: Option<usize>,
+}
+
+pub(crate) fn run(settings: Settings) -> Run {
+    let mut store = Store::new(settings.clone());
+    store.attempt_setup();
+    let mut open: Vec<Option<Open>> = (0..settings.clients).map(|_| None).collect();
+    while store.history.len() < settings.attempts {
+        let client = store.rng.below(settings.clients);
+        match open[client].take() {
+            None => open[client] = Some(store.begin()),
+            Some(begun) => store.attempt(client, begun, |tx| settings.workload.body(tx)),
+        }
+    }
+    store.finish()
+}
+
+impl Store {
+    fn new(settings: Settings) -> Self {
+        let header = settings.workload.header(settings.serializable);
+        let (tables, history, truth) = Default::default();
+        let rng = Rng::new(settings.seed);
+        Self { rng, settings, header, tables, ts: 0, watermark: 0, ns: 0, tags: 0, history, truth }
+    }
+
+    fn attempt_setup(&mut self) {
+        let begun = self.begin();
+        let faults = std::mem::replace(&mut self.settings.faults, false);
+        let bug = std::mem::replace(&mut self.settings.bug, Bug::None);
+        let workload = self.settings.workload;
+        self.attempt(0, begun, |tx| workload.setup(tx));
+        self.settings.faults = faults;
+        self.settings.bug = bug;
+    }
+
+    fn fresh_ts(&mut self) -> u64 {
+        self.ts += 1 + self.rng.below(2) as u64;
+        self.ts
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.ns += 1 + self.rng.below(10) as u64;
+        self.ns
+    }
+
+    fn begin(&mut self) -> Open {
+        let begin_ns = self.tick();
+        let watermark = self.watermark;
+        let start_ts = self.fresh_ts();
+        let mut read_ts = if self.settings.by_watermark { watermark + 1 } else { start_ts };
+        if self.settings.bug == Bug::OldSnapshots && self.rng.percent(10) {
+            read_ts = read_ts.saturating_sub(10);
+        }
+        Open { start_ts, read_ts, begin_ns }
+    }
+
+    fn attempt(&mut self, client: usize, begun: Open, body: impl FnOnce(&mut Tx<'_>)) {
+        let Open { start_ts, read_ts, begin_ns } = begun;
+        let (ops, own) = Default::default();
+        let mut tx = Tx { store: self, client, start_ts, read_ts, begin_ns, ops, own };
+        body(&mut tx);
+        tx.commit();
+    }
+
+    fn visible(&self, table: &str, key: &(String, String), below: u64) -> Option<String> {
+        let versions = self.tables.get(table)?.get(key)?.iter().filter(|version| version.commit_ts < below);
+        let newest = match self.is_free(table) {
+            true => versions.max_by_key(|version| version.start_ts),
+            false => versions.max_by_key(|version| version.commit_ts),
+        };
+        newest?.value.clone()
+    }
+
+    fn is_free(&self, table: &str) -> bool {
+        self.header.no_conflict_tables.iter().any(|free| free == table)
+    }
+
+    fn is_serializable(&self, table: &str) -> bool {
+        self.header.serializable_tables.iter().any(|known| known == table)
+    }
+
+    fn apply(&mut self, start_ts: u64, commit_ts: u64, writes: Vec<((String, String, String), Option<String>)>) {
+        for ((table, row, col), value) in writes {
+            let versions = self.tables.entry(table).or_default().entry((row, col)).or_default();
+            versions.push(Version { commit_ts, start_ts, value });
+        }
+        self.watermark = self.watermark.max(commit_ts);
+    }
+
+    fn finish(mut self) -> Run {
+        let mut tables: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+        for name in self.settings.workload.tables() {
+            tables.insert((*name).to_owned(), Vec::new());
+        }
+        for (name, cells) in &self.tables {
+            let values = cells.keys().filter_map(|key| Some((key, self.visible(name, key, u64::MAX)?)));
+            let rows = values.map(|((row, col), value)| (row.as_str().into(), col.as_str().into(), value.into()));
+            tables.insert(name.clone(), rows.collect());
+        }
+        let faults = self.truth.iter().filter(|truth| **truth == Truth::Fault).count() as u64;
+        let final_state = Some(FinalState { tables, read_ts: None, faults: Some(faults) });
+        let transactions = std::mem::take(&mut self.history);
+        Run { history: History { header: self.header, transactions, final_state }, truth: self.truth }
+    }
+}
+
+impl Tx<'_> {
+    pub(crate) fn rng(&mut self) -> &mut Rng {
+        &mut self.store.rng
+    }
+
+    /// Something that no other value of the run has.
+    pub(crate) fn tag(&mut self) -> u64 {
+        self.store.tags += 1;
+        self.store.tags
+    }
+
+    pub(crate) fn get(&mut self, table: &str, row: &str, col: &str) -> Option<String> {
+        let below = self.below();
+        let value = self.see(table, row, col, below);
+        let cell = CellName::new(table, row, col);
+        self.ops.push(Op::Get { cell, value: value.as_deref().map(Into::into) });
+        value
+    }
+
+    pub(crate) fn put(&mut self, table: &str, row: &str, col: &str, value: &str) {
+        self.own.insert((table.into(), row.into(), col.into()), Some(value.into()));
+        self.ops.push(Op::Put { cell: CellName::new(table, row, col), value: value.into() });
+    }
+
+    pub(crate) fn delete(&mut self, table: &str, row: &str, col: &str) {
+        self.own.insert((table.into(), row.into(), col.into()), None);
+        self.ops.push(Op::Delete { cell: CellName::new(table, row, col) });
+    }
+
+    pub(crate) fn scan(&mut self, table: &str, range: &Range) -> Vec<(String, String, String)> {
+        let below = self.below();
+        let mut rows = self.cells_in(table, range, below);
+        let mut consumed_to = None;
+        if range.reverse {
+            rows.reverse();
+        }
+        if let Some(limit) = range.limit.filter(|limit| *limit < rows.len()) {
+            rows.truncate(limit);
+            consumed_to = rows.last().map(|(row, col, _)| (row.as_str().into(), col.as_str().into()));
+        }
+        if range.reverse {
+            rows.reverse();
+        }
+        let bound = |bound: &Option<String>| bound.as_deref().map(Into::into);
+        self.ops.push(Op::Scan(Box::new(Scan {
+            table: table.into(),
+            start_row: bound(&range.start_row),
+            end_row: bound(&range.end_row),
+            start_col: bound(&range.start_col),
+            end_col: bound(&range.end_col),
+            reverse: range.reverse,
+            consumed_to,
+            rows: rows.iter().map(|(r, c, v)| (r.as_str().into(), c.as_str().into(), v.as_str().into())).collect(),
+        })));
+        rows
+    }
+
+    fn below(&mut self) -> u64 {
+        let latest = self.store.settings.bug == Bug::ReadsTheLatest && self.store.rng.percent(5);
+        if latest { u64::MAX } else { self.read_ts }
+    }
+
+    fn see(&self, table: &str, row: &str, col: &str, below: u64) -> Option<String> {
+        let key = (table.to_owned(), row.to_owned(), col.to_owned());
+        match self.own.get(&key) {
+            Some(own) => own.clone(),
+            None => self.store.visible(table, &(key.1, key.2), below),
+        }
+    }
+
+    fn cells_in(&self, table: &str, range: &Range, below: u64) -> Vec<(String, String, String)> {
+        let stored = self.store.tables.get(table).into_iter().flat_map(BTreeMap::keys).cloned();
+        let own = self.own.keys().filter(|(own_table, ..)| own_table == table);
+        let mut keys: Vec<(String, String)> = stored.chain(own.map(|(_, r, c)| (r.clone(), c.clone()))).collect();
+        keys.sort();
+        keys.dedup();
+        keys.retain(|(row, col)| {
+            range.start_row.as_ref().is_none_or(|start| row >= start)
+                && range.end_row.as_ref().is_none_or(|end| row < end)
+                && range.start_col.as_ref().is_none_or(|start| col >= start)
+                && range.end_col.as_ref().is_none_or(|end| col < end)
+        });
+        let values = keys.into_iter().filter_map(|(row, col)| {
+            let value = self.see(table, &row, &col, below)?;
+            Some((row, col, value))
+        });
+        values.collect()
+    }
+
+    fn commit(mut self) {
+        if self.own.is_empty() {
+            return self.end(Status::Committed, None, Truth::ReadOnly, None);
+        }
+        if self.store.settings.faults && self.store.rng.percent(5) {
+            return self.end(Status::Aborted, None, Truth::Fault, Some("fault"));
+        }
+        let commit_ts = self.store.fresh_ts();
+        let bug = self.store.settings.bug;
+        if bug != Bug::SkipConflictCheck && self.write_conflict() {
+            return self.lose(commit_ts, Truth::WriteConflict);
+        }
+        if bug != Bug::SkipRecheck && self.read_conflict(commit_ts) {
+            return self.lose(commit_ts, Truth::ReadConflict);
+        }
+        let mut writes: Vec<_> = std::mem::take(&mut self.own).into_iter().collect();
+        // The answer of some is lost, and half of those never arrived.
+        if self.store.settings.faults && self.store.rng.percent(8) {
+            let told = self.store.rng.percent(50).then_some(commit_ts);
+            if self.store.rng.percent(50) {
+                return self.end(Status::Unknown, told, Truth::Fault, Some("fault"));
+            }
+            self.store.apply(self.start_ts, commit_ts, writes);
+            return self.end(Status::Unknown, told, Truth::Committed(commit_ts), Some("fault"));
+        }
+        match bug {
+            Bug::ForgetsCommits if self.store.rng.percent(5) => writes.clear(),
+            Bug::TornCommits if self.store.rng.percent(10) => writes.truncate(writes.len() - 1),
+            _ => {}
+        }
+        self.store.apply(self.start_ts, commit_ts, writes);
+        self.end(Status::Committed, Some(commit_ts), Truth::Committed(commit_ts), None);
+    }
+
+    fn lose(mut self, commit_ts: u64, truth: Truth) {
+        if self.store.settings.bug == Bug::AbortsLeak && self.store.rng.percent(50) {
+            let writes = std::mem::take(&mut self.own).into_iter().collect();
+            self.store.apply(self.start_ts, commit_ts, writes);
+        }
+        self.end(Status::Aborted, Some(commit_ts), truth, Some("conflict"));
+    }
+
+    fn write_conflict(&self) -> bool {
+        self.own.keys().filter(|(table, ..)| !self.store.is_free(table)).any(|(table, row, col)| {
+            let versions = self.store.tables.get(table).and_then(|cells| cells.get(&(row.clone(), col.clone())));
+            versions.is_some_and(|versions| versions.iter().any(|version| version.commit_ts >= self.read_ts))
+        })
+    }
+
+    /// Whether anything it read in a serializable table is different just below its commit.
+    fn read_conflict(&mut self, commit_ts: u64) -> bool {
+        let own = std::mem::take(&mut self.own);
+        let ops = std::mem::take(&mut self.ops);
+        let mut differs = false;
+        for op in &ops {
+            match op {
+                Op::Put { cell, value } => {
+                    self.own.insert(name(cell), Some(value.to_string()));
+                }
+                Op::Delete { cell } => {
+                    self.own.insert(name(cell), None);
+                }
+                Op::Get { cell, value } if self.store.is_serializable(&cell.table) => {
+                    differs |= self.see(&cell.table, &cell.row, &cell.col, commit_ts).as_deref() != value.as_deref();
+                }
+                Op::Scan(scan) if self.store.is_serializable(&scan.table) => {
+                    differs |= self.scan_differs(scan, commit_ts);
+                }
+                Op::Get { .. } | Op::Scan(_) => {}
+            }
+        }
+        (self.own, self.ops) = (own, ops);
+        differs
+    }
+
+    fn scan_differs(&self, scan: &Scan, below: u64) -> bool {
+        let now = self.cells_in(&scan.table, &Range::default(), below);
+        let mut now = now.iter().filter(|(row, col, _)| scan.covers(row, col));
+        if self.store.settings.bug == Bug::RecheckIgnoresAbsence {
+            return scan
+                .rows
+                .iter()
+                .any(|(row, col, value)| self.see(&scan.table, row, col, below).as_deref() != Some(&**value));
+        }
+        let same = scan.rows.iter().all(|(row, col, value)| {
+            now.next().is_some_and(|(r, c, v)| (r.as_str(), c.as_str(), v.as_str()) == (&**row, &**col, &**value))
+        });
+        !same || now.next().is_some()
+    }
+
+    fn end(self, status: Status, commit_ts: Option<u64>, truth: Truth, reason: Option<&str>) {
+        let end_ns = self.store.tick();
+        let Self { store, client, start_ts, read_ts, begin_ns, ops, .. } = self;
+        let reason = reason.map(str::to_owned);
+        let client = Client::Number(client as u64);
+        store.history.push(Transaction {
+            line: 0,
+            client,
+            status,
+            start_ts,
+            read_ts,
+            commit_ts,
+            begin_ns,
+            end_ns,
+            reason,
+            ops,
+        });
+        store.truth.push(truth);
+    }
+}
+
+fn name(cell: &CellName) -> (String, String, String) {
+    (cell.table.to_string(), cell.row.to_string(), cell.col.to_string())
+}

@@ -14,12 +14,18 @@ const LAYERS: [&[&str]; 7] = [
     &["transaction"],
     &["typed", "backup", "punch", "server"],
     &["registry", "doctor", "atlas"],
-    &["demo", "cli"],
+    &["demo", "workload", "cli"],
 ];
 
 /// Uses within a layer that are meant: the open store and what only it does.
-const WITHIN_A_LAYER: [(&str, &str); 5] =
-    [("atlas", "registry"), ("atlas", "doctor"), ("doctor", "atlas"), ("demo", "cli"), ("cli", "demo")];
+const WITHIN_A_LAYER: [(&str, &str); 6] = [
+    ("atlas", "registry"),
+    ("atlas", "doctor"),
+    ("doctor", "atlas"),
+    ("demo", "cli"),
+    ("cli", "demo"),
+    ("cli", "workload"),
+];
 
 /// What the crate gives out under its own name.
 const REEXPORTS: [(&str, &str); 4] = [("Atlas", "atlas"), ("Error", "error"), ("Result", "error"), ("exit", "error")];

@@ -28,7 +28,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the set-up and the last look at the tables may take where the store fails now and then.
@@ -57,6 +57,8 @@ pub struct Plan {
     pub history: Option<PathBuf>,
     /// Leave the tables in the store.
     pub keep: bool,
+    /// Where somebody counts the faults he injects, for the history.
+    pub faults: Option<Arc<AtomicU64>>,
 }
 
 impl Plan {
@@ -72,6 +74,7 @@ impl Plan {
             serializable: false,
             history: None,
             keep: false,
+            faults: None,
         }
     }
 }
@@ -190,7 +193,8 @@ async fn run_in(
         }
     }
     let took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let state = final_state(&**operations, tables).await?;
+    let mut state = final_state(&**operations, tables).await?;
+    state.faults = plan.faults.as_ref().map(|faults| faults.load(Ordering::Relaxed));
     recorder.finish(&state)?;
     let counts = recorder.counts();
     Ok(Report {

@@ -4,6 +4,7 @@
 //! `Indeterminate`: applied before the answer was lost, never applied, or applied later, when the test says so, as by
 //! a server that had the request in its queue all along.
 
+use super::chaos::Chaos;
 use async_trait::async_trait;
 use atlas::kvs_api::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, CellBound, CellTimestamps, CellVersionRange,
@@ -42,6 +43,12 @@ pub enum Fault {
     LostNotApplied,
     /// The answer is lost now, and the call is applied when the gate is opened.
     LostAppliedLater(Gate),
+    /// The answer is lost now, and the call is applied after this time.
+    LostAppliedAfter(Duration),
+    /// A put of which so much is applied, and the answer is lost. Elsewhere: as if nothing was.
+    LostPartly(f64),
+    /// The call is carried out after this time.
+    Delay(Duration),
     /// The call waits at the gate and is then carried out.
     Hold(Gate),
     /// The call is carried out, and its answer waits at the gate.
@@ -96,6 +103,7 @@ pub struct Faulty {
     inner: Arc<dyn KeyValueService>,
     rules: Arc<Mutex<Vec<Rule>>>,
     calls: Arc<Mutex<Vec<Call>>>,
+    chaos: Arc<Mutex<Option<Chaos>>>,
     /// The name of the database, if the store behaves like one that several processes share.
     database: Option<Arc<Mutex<String>>>,
 }
@@ -140,7 +148,7 @@ impl When<'_> {
 
 impl Faulty {
     pub fn new(inner: Arc<dyn KeyValueService>) -> Faulty {
-        Faulty { inner, rules: Arc::default(), calls: Arc::default(), database: None }
+        Faulty { inner, rules: Arc::default(), calls: Arc::default(), chaos: Arc::default(), database: None }
     }
 
     /// The store as one of several processes sees it.
@@ -153,8 +161,14 @@ impl Faulty {
         When { faulty: self, rule: Rule { op, table: None, cell: None, skip: 0, times: 1, fault: Fault::Refuse } }
     }
 
+    /// From now on calls go wrong by chance.
+    pub fn unleash(&self, chaos: Chaos) {
+        *self.chaos.lock() = Some(chaos);
+    }
+
     /// Every call is carried out from now on.
     pub fn heal(&self) {
+        *self.chaos.lock() = None;
         self.rules.lock().clear();
     }
 
@@ -164,6 +178,10 @@ impl Faulty {
     }
 
     fn fault(&self, op: Op, tables: Vec<TableRef>, cells: &[&Cell]) -> Option<Fault> {
+        if let Some(chaos) = &*self.chaos.lock() {
+            // Not noted: a run with chaos makes too many calls.
+            return chaos.draw(op, &self.ownership());
+        }
         let mut rules = self.rules.lock();
         let rule = rules.iter_mut().find(|rule| {
             rule.op == op
@@ -194,7 +212,15 @@ impl Faulty {
         T: Send,
     {
         let fault = self.fault(op, tables, cells);
-        let call = call(self.inner.clone());
+        self.carry_out(op, fault, call(self.inner.clone())).await
+    }
+
+    async fn carry_out<T: Send>(
+        &self,
+        op: Op,
+        fault: Option<Fault>,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
         match fault {
             None => call.await,
             Some(Fault::Refuse) => Err(KvsError::Unavailable { reason: format!("{op:?} was refused"), source: None }),
@@ -202,7 +228,18 @@ impl Faulty {
                 call.await?;
                 Err(lost(op))
             }
-            Some(Fault::LostNotApplied) => Err(lost(op)),
+            Some(Fault::LostNotApplied | Fault::LostPartly(_)) => Err(lost(op)),
+            Some(Fault::LostAppliedAfter(time)) => {
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    let _ = call.await;
+                });
+                Err(lost(op))
+            }
+            Some(Fault::Delay(time)) => {
+                tokio::time::sleep(time).await;
+                call.await
+            }
             Some(Fault::LostAppliedLater(gate)) => {
                 tokio::spawn(async move {
                     gate.pass().await;
@@ -222,6 +259,18 @@ impl Faulty {
             }
         }
     }
+}
+
+/// The first cells of a put.
+fn part_of(puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, share: f64) -> Vec<(TableRef, Vec<(Cell, Bytes)>)> {
+    let all: usize = puts.iter().map(|(_, cells)| cells.len()).sum();
+    let mut left = (all as f64 * share) as usize;
+    let first = |(table, mut cells): (TableRef, Vec<(Cell, Bytes)>)| {
+        cells.truncate(left);
+        left -= cells.len();
+        (table, cells)
+    };
+    puts.into_iter().map(first).collect()
 }
 
 fn lost(op: Op) -> KvsError {
@@ -293,7 +342,13 @@ impl KeyValueService for Faulty {
 
     async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, ts: Timestamp) -> Result<()> {
         let tables = puts.iter().map(|(table, _)| table.clone()).collect();
-        self.through(Op::Put, tables, &[], |inner| async move { inner.put(puts, ts).await }).await
+        let fault = self.fault(Op::Put, tables, &[]);
+        let inner = self.inner.clone();
+        if let Some(Fault::LostPartly(share)) = fault {
+            inner.put(part_of(puts, share), ts).await?;
+            return Err(lost(Op::Put));
+        }
+        self.carry_out(Op::Put, fault, async move { inner.put(puts, ts).await }).await
     }
 
     async fn put_versions(&self, table: &TableRef, versions: Vec<(Cell, Value)>) -> Result<()> {

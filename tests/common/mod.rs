@@ -9,6 +9,7 @@
 
 pub mod bank;
 pub mod cassandra;
+pub mod chaos;
 pub mod clerks;
 pub mod clock;
 pub mod cutter;

@@ -102,7 +102,7 @@ impl Kind {
             Kind::MultipleBusyCells => Arc::new(busy::Busy { cells: 8, touch: false }),
             Kind::WriteOnceDeleteOnce => Arc::new(once::Once::default()),
             Kind::Random => Arc::new(random::Random),
-            Kind::Append => Arc::new(append::Append),
+            Kind::Append => Arc::new(append::Append::default()),
         }
     }
 }

@@ -1,0 +1,111 @@
+//! Every workload while the store fails by chance, judged by the checker.
+//!
+//! A run counts only if enough happened in it: commits, conflicts where the workload has any, and faults.
+
+use crate::common::chaos::Chaos;
+use crate::common::faulty::Faulty;
+use crate::common::*;
+use atlas::workload::{self, Kind, Plan};
+use atlas_checker::second_opinion::Verdict;
+use atlas_checker::{History, Minimums, Options, check, second_opinion};
+use std::io::BufReader;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Of a thousand calls to the store so many go wrong.
+const FAULTS_PER_MILLE: u32 = 10;
+const TASKS: u32 = 12;
+
+/// So many commits, or what the environment wants of a longer run.
+fn wanted(commits: u64) -> u64 {
+    std::env::var("ATLAS_WORKLOAD_COMMITS").ok().and_then(|commits| commits.parse().ok()).unwrap_or(commits)
+}
+
+macro_rules! workload_lane {
+    ($name:ident, $lane:ident, $commits:expr) => {
+        mod $name {
+            use crate::common::$lane;
+            use crate::workloads::keeps_its_promise;
+            use atlas::workload::Kind;
+
+            workload_lane!($lane, $commits, [
+                bank: Bank,
+                write_skew: WriteSkew,
+                ring: Ring,
+                transient_rows: TransientRows,
+                single_busy_cell: SingleBusyCell,
+                single_busy_cell_touch: SingleBusyCellTouch,
+                multiple_busy_cells: MultipleBusyCells,
+                write_once_delete_once: WriteOnceDeleteOnce,
+                random: Random,
+                append: Append,
+            ]);
+        }
+    };
+    ($lane:ident, $commits:expr, [$($case:ident: $kind:ident,)*]) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                keeps_its_promise($lane, Kind::$kind, $commits).await;
+            }
+        )*
+    };
+}
+
+pub(crate) async fn keeps_its_promise(lane: Lane, kind: Kind, commits: u64) {
+    let commits = wanted(commits);
+    let seed = rand::random();
+    // Shown when the test fails.
+    eprintln!("seed {seed}");
+    let place = Place::new(lane.store);
+    let faulty = Faulty::new(place.open().await);
+    let atlas = atlas::Atlas::with_store(place.config(lane), Arc::new(faulty.clone())).await.expect("the store opens");
+    let chaos = Chaos::new(seed, FAULTS_PER_MILLE);
+    let faults = chaos.injected();
+    let path = place.dir.join("history.jsonl");
+    let plan = Plan {
+        tasks: TASKS,
+        time: None,
+        commits: Some(commits),
+        seed,
+        history: Some(path.clone()),
+        faults: Some(faults.clone()),
+        ..Plan::new(kind)
+    };
+    faulty.unleash(chaos);
+    let report = workload::run(Arc::new(atlas.clone()), &plan, atlas::ops::no_progress()).await;
+    faulty.heal();
+    let report = report.expect("the workload runs");
+    let history = History::read(BufReader::new(std::fs::File::open(&path).expect("there is a history")));
+    let history = history.expect("the history can be read");
+    let minimums = Minimums {
+        committed: commits,
+        committed_writers: commits / 4,
+        // Nobody is in anybody's way where each cell has one writer.
+        conflicts: if kind == Kind::WriteOnceDeleteOnce { 0 } else { commits / 200 },
+        unknown: 0,
+        faults: commits / 500,
+        invariants: if kind == Kind::Random { 0 } else { commits / 20 },
+        final_state: true,
+    };
+    let judged = check(&history, &Options { minimums, ..Options::default() });
+    if !judged.is_clean() {
+        let kept = std::env::temp_dir().join(format!("atlas-{kind}-{seed}.jsonl"));
+        let _ = std::fs::copy(&path, &kept);
+        panic!("{kind} on {lane:?}, seed {seed}, history kept in {}:\n{judged}", kept.display());
+    }
+    if kind == Kind::Append {
+        let opinion = second_opinion(&history, &[]).expect("an append workload has a second opinion");
+        assert_eq!(opinion.verdict, Verdict::Holds, "seed {seed}: {opinion:?}");
+    }
+    eprintln!(
+        "{kind}: {} commits, {} conflicts, {} aborted in all, {} unknown, {} faults, in {} ms",
+        report.committed,
+        report.conflicts,
+        report.aborted,
+        report.unknown,
+        faults.load(Ordering::Relaxed),
+        report.took_ms
+    );
+    atlas.close().await.expect("the store closes");
+}

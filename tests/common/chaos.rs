@@ -1,0 +1,60 @@
+//! Faults by chance: which call fails how is drawn from a seed, and counted.
+
+use super::faulty::{Fault, Op};
+use atlas::kvs_api::Ownership;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The longest a call is held up, or comes after its answer was given up.
+const LATE_MAX: Duration = Duration::from_millis(60);
+
+/// A source of faults.
+#[derive(Clone, Debug)]
+pub struct Chaos {
+    random: Arc<Mutex<StdRng>>,
+    per_mille: u32,
+    injected: Arc<AtomicU64>,
+}
+
+impl Chaos {
+    /// So many of a thousand calls go wrong.
+    pub fn new(seed: u64, per_mille: u32) -> Chaos {
+        Chaos { random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))), per_mille, injected: Arc::default() }
+    }
+
+    /// How many went wrong so far.
+    pub fn injected(&self) -> Arc<AtomicU64> {
+        self.injected.clone()
+    }
+
+    pub(super) fn draw(&self, op: Op, ownership: &Ownership) -> Option<Fault> {
+        let mut random = self.random.lock();
+        if !random.random_ratio(self.per_mille, 1000) {
+            return None;
+        }
+        let late = LATE_MAX.mul_f64(random.random_range(0.0..1.0));
+        let fault = match op {
+            // What only reads can't have been applied.
+            Op::Get | Op::GetAtomic | Op::Reopen => match random.random_range(0..2) {
+                0 => Fault::Refuse,
+                _ => Fault::Delay(late),
+            },
+            _ => match random.random_range(0..6) {
+                0 => Fault::Refuse,
+                1 => Fault::Delay(late),
+                2 => Fault::LostNotApplied,
+                // Whoever owns a store alone has no server in which a request could wait.
+                3 if matches!(ownership, Ownership::Shared) || op != Op::Apply => Fault::LostAppliedAfter(late),
+                // A batch is applied wholly or not at all.
+                4 if op == Op::Put => Fault::LostPartly(random.random_range(0.0..1.0)),
+                _ => Fault::LostApplied,
+            },
+        };
+        self.injected.fetch_add(1, Ordering::Relaxed);
+        Some(fault)
+    }
+}

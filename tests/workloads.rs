@@ -1,0 +1,13 @@
+//! Workloads under faults on the stores that live in this process.
+
+mod common;
+#[macro_use]
+#[path = "cases/workloads.rs"]
+mod workloads;
+
+const COMMITS: u64 = 10_000;
+
+// Each commit takes all ten steps, and most tasks wait for locks: half as many say as much.
+workload_lane!(memory_step_by_step, MEMORY_STEPS, crate::COMMITS / 2);
+workload_lane!(memory_pipeline, MEMORY_PIPELINE_RANDOM, crate::COMMITS);
+workload_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE, crate::COMMITS);

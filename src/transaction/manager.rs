@@ -252,9 +252,13 @@ impl TransactionManager {
         self.core.config.timeout
     }
 
-    /// Sees to what an owner does now and then: decides what former owners left behind, and notes how far all is
-    /// decided, so that the next owner has little to look at. Only where commits go step by step.
-    pub(crate) async fn tidy(&self) -> Result<()> {
+    /// Does what an owner does now and then where commits go step by step: decides what former owners left behind, and
+    /// notes how far all is decided, so that the next owner has little to look at. [`Atlas`](crate::Atlas) sees to it
+    /// by itself.
+    ///
+    /// # Errors
+    /// Those of the store; nothing is lost then. Cancel safe.
+    pub async fn tidy(&self) -> Result<()> {
         match &self.core.path {
             CommitPath::Pipeline(_) => Ok(()),
             CommitPath::StepByStep(steps) => steps.tidy(&self.core.tracker).await,

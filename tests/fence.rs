@@ -8,7 +8,7 @@ mod common;
 use atlas::config::CommitModeChoice;
 use atlas::ops::BeginOptions;
 use atlas::schema::{MetaRecord, meta_table};
-use atlas::timestamp::{FenceRecord, take_over_for_command};
+use atlas::timestamp::{FenceRecord, read_stored, take_over_for_command};
 use atlas::transaction::entry::{CleanedWindow, CleanedWindows, Entry, transactions_table};
 use atlas::{Cell, Error, Timestamp};
 use common::clock::settle;
@@ -115,6 +115,33 @@ async fn two_processes_do_not_open_one_store() {
     }
 }
 
+/// Who forgets to close makes nobody wait, and what he had on its way comes to its end first.
+#[tokio::test]
+async fn a_store_that_is_dropped_is_given_up_when_its_commits_have_ended() {
+    for mode in [CommitModeChoice::Pipeline, CommitModeChoice::StepByStep] {
+        let world = World::new(mode).await;
+        let first = world.open(WHOLE).await;
+        let gate = Gate::new();
+        let (op, fault) = (
+            if mode == CommitModeChoice::Pipeline { Op::Apply } else { Op::PutUnlessExists },
+            Fault::Hold(gate.clone()),
+        );
+        first.faulty.on(op).on_table(&transactions_table()).then(fault);
+        let task = committing(first.writer("x", "1").await);
+        gate.arrived().await;
+        drop(first);
+        settle().await;
+        let record = read_stored(world.inner.clone()).await.expect("it can be read").expect("it is there");
+        assert!(record.holder.is_some(), "{mode:?}: a commit is under way");
+        gate.open();
+        joined(task).await.expect("it commits");
+        settle().await;
+        let second = joined(world.opening(&world.faulty(), WHOLE)).await.expect("the clock has not moved");
+        let next = Process { faulty: world.faulty(), manager: second, t: world.t.clone() };
+        assert_eq!(next.read("x").await.as_deref(), Some("1"), "{mode:?}");
+    }
+}
+
 /// What a command did while it owned the store is seen by whoever waited for it to end.
 #[tokio::test]
 async fn a_restore_that_begins_while_one_waits_to_open_is_not_overlooked() {
@@ -135,8 +162,7 @@ async fn a_restore_that_begins_while_one_waits_to_open_is_not_overlooked() {
     gate.open();
     let refused = world.within(LEASE, opening).await.expect_err("a restore is under way");
     assert!(refused.to_string().contains("restore"), "{refused}");
-    let record =
-        atlas::timestamp::read_stored(world.inner.clone()).await.expect("it can be read").expect("it is there");
+    let record = read_stored(world.inner.clone()).await.expect("it can be read").expect("it is there");
     assert_eq!(record.holder, None, "the next command need not wait");
 }
 

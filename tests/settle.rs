@@ -325,6 +325,32 @@ async fn the_mark_does_not_pass_a_transaction_that_may_commit() {
     }
 }
 
+/// Nor one that has no commit timestamp yet: it may draw one as long as its owner lives.
+#[tokio::test]
+async fn the_mark_does_not_pass_an_open_transaction() {
+    for kind in KINDS {
+        let world = World::steps(kind).await;
+        let first = world.open(WHOLE).await;
+        first.settle().await;
+        let tx = first.writer("x", "stale").await;
+        let start_ts = tx.start_ts();
+        first.write("a", "1").await.expect("it commits");
+        first.manager.tidy().await.expect("the store answers");
+        let mark = world.mark().await.expect("it was moved");
+        assert!(mark <= start_ts, "{kind:?}: {mark} passes {start_ts}");
+        let gate = Gate::new();
+        first.next_entry(Fault::Hold(gate.clone()));
+        let task = committing(tx);
+        gate.arrived().await;
+        first.fall_silent();
+        let second = world.open(WHOLE).await;
+        second.settle().await;
+        assert_eq!(world.entry(start_ts).await, Some(Entry::RolledBack), "{kind:?}");
+        gate.open();
+        assert_rolled_back(joined(task).await);
+    }
+}
+
 // ---- those of this owner
 
 #[tokio::test]
@@ -428,7 +454,8 @@ async fn closing_gives_up_commits_that_take_too_long() {
     let mut world = World::steps(Kind::Unfenced).await;
     world.transactions.timeout = Duration::from_millis(500);
     let owner = world.open(WHOLE).await;
-    let (at_its_data, at_its_entry, release) = (Gate::new(), Gate::new(), Gate::new());
+    owner.settle().await;
+    let (at_its_data, at_its_entry, at_the_mark) = (Gate::new(), Gate::new(), Gate::new());
     hold_put(&owner, false, &at_its_data);
     owner.next_entry(Fault::Hold(at_its_entry.clone()));
     let (early, late) = (owner.writer("x", "early").await, owner.writer("y", "late").await);
@@ -437,17 +464,21 @@ async fn closing_gives_up_commits_that_take_too_long() {
     at_its_data.arrived().await;
     let late = committing(late);
     at_its_entry.arrived().await;
-    owner.faulty.on(Op::CheckAndSet).on_cell(&Cell::copy_from("oracle", "record")).then(Fault::Hold(release.clone()));
+    owner
+        .faulty
+        .on(Op::CheckAndSet)
+        .on_cell(&Cell::copy_from("decided", "record"))
+        .then(Fault::Hold(at_the_mark.clone()));
     let manager = owner.manager.clone();
     let closing = tokio::spawn(async move { manager.close().await });
-    release.arrived().await;
+    at_the_mark.arrived().await;
     assert_eq!(world.entry(starts[1]).await, Some(Entry::RolledBack), "nobody else begins before that");
-    // The number it would draw now would belong to nobody any more.
+    // A number that it drew now would be nobody's to wait for.
     at_its_data.open();
     joined(early).await.expect_err("it was given up");
     at_its_entry.open();
     assert_rolled_back(joined(late).await);
-    release.open();
+    at_the_mark.open();
     joined(closing).await.expect("it closes");
     let next = world.open(WHOLE).await;
     next.settle().await;

@@ -458,7 +458,11 @@ async fn closing_gives_up_commits_that_take_too_long() {
     let (at_its_data, at_its_entry, at_the_mark) = (Gate::new(), Gate::new(), Gate::new());
     hold_put(&owner, false, &at_its_data);
     owner.next_entry(Fault::Hold(at_its_entry.clone()));
-    let (early, late) = (owner.writer("x", "early").await, owner.writer("y", "late").await);
+    // One has all the time of the world, whatever the others have.
+    let patient = BeginOptions { timeout: Some(AN_HOUR), ..BeginOptions::default() };
+    let early = owner.manager.begin(patient).await.expect("a transaction begins");
+    early.put(&owner.t, cell("x"), "early").await.expect("a write is buffered");
+    let late = owner.writer("y", "late").await;
     let starts = [early.start_ts(), late.start_ts()];
     let early = committing(early);
     at_its_data.arrived().await;

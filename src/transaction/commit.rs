@@ -137,9 +137,13 @@ impl CommitJob {
         let start_ts = self.transaction.start_ts;
         reach(CommitStep::EnqueueForSweep);
         let queue = sweep_queue::entries(start_ts, &self.buffer);
-        self.put(vec![(sweep_queue::sweep_queue_table(), queue)], fence).await?;
-        let mut piece: Vec<(TableRef, Vec<(Cell, Bytes)>)> = Vec::new();
-        let mut bytes = 0;
+        let mut bytes: usize = queue.iter().map(|(_, entry)| entry.len()).sum();
+        let mut piece: Vec<(TableRef, Vec<(Cell, Bytes)>)> = vec![(sweep_queue::sweep_queue_table(), queue)];
+        // What goes behind a fence is a batch, which is there as a whole or not at all: no data without the entry.
+        if fence.is_none() {
+            self.put(std::mem::take(&mut piece), None).await?;
+            bytes = 0;
+        }
         for (table, writes) in self.buffer.tables() {
             piece.push((table.clone(), Vec::new()));
             for (cell, content) in writes {

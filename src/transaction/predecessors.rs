@@ -120,9 +120,9 @@ impl Predecessors {
         Ok(())
     }
 
-    /// True once [`decide`](Self::decide) has succeeded.
-    pub(crate) async fn are_decided(&self) -> bool {
-        matches!(*self.walk.lock().await, Walk::Done)
+    /// True once [`decide`](Self::decide) has succeeded. Waits for nobody who is at it.
+    pub(crate) fn are_decided(&self) -> bool {
+        self.walk.try_lock().is_ok_and(|walk| matches!(*walk, Walk::Done))
     }
 
     /// Decides the next writers of a shard. Answers the last entry looked at, or nothing at the end of the shard.

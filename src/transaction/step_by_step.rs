@@ -209,7 +209,7 @@ impl StepByStep {
     /// Moves the mark below which no transaction can commit any more unless it has, so that the next owner has less to
     /// look at.
     pub(crate) async fn note_decided(&self, tracker: &SnapshotTracker) -> Result<()> {
-        if !self.predecessors.are_decided().await {
+        if !self.predecessors.are_decided() {
             return Ok(());
         }
         // Open transactions are registered in the tracker from before they have a number until their commit has ended;

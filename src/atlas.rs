@@ -530,6 +530,12 @@ async fn punch_regularly(manager: TransactionManager) {
             tracing::warn!(%error, "the wall-clock time of timestamps could not be recorded");
         }
         tokio::time::sleep(punch::INTERVAL).await;
+        // Not right after opening, for the sake of short commands.
+        if let Err(error) = manager.tidy().await
+            && !manager.is_closed()
+        {
+            tracing::warn!(%error, "what former owners of the store left could not be decided");
+        }
     }
 }
 

@@ -5,154 +5,19 @@
 
 mod common;
 
-use atlas::config::{ByteSize, CommitModeChoice, TransactionConfig};
-use atlas::kvs_api::{Durability, KeyValueService, TableKind};
+use atlas::config::CommitModeChoice;
 use atlas::ops::BeginOptions;
-use atlas::schema::{ConflictHandler, MetaRecord, TableSpec, meta_table};
-use atlas::timestamp::{FenceRecord, LeaseOptions, take_over_for_command};
+use atlas::schema::{MetaRecord, meta_table};
+use atlas::timestamp::{FenceRecord, read_stored, take_over_for_command};
 use atlas::transaction::entry::{CleanedWindow, CleanedWindows, Entry, transactions_table};
-use atlas::transaction::{OpenOptions, Transaction, TransactionManager};
-use atlas::{Cell, Error, Result, TableRef, Timestamp};
-use atlas_kvs_memory::MemoryStore;
-use bytes::Bytes;
-use common::clock::{TestClock, settle};
-use common::faulty::{Fault, Faulty, Gate, Op, PATIENCE};
-use common::{cell, text};
-use parking_lot::Mutex;
+use atlas::{Cell, Error, Timestamp};
+use common::clock::settle;
+use common::faulty::{Fault, Gate, Op};
+use common::processes::*;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::task::JoinHandle;
-
-const LEASE: Duration = Duration::from_secs(12);
-
-/// Everything in one batch.
-const WHOLE: u64 = 1 << 20;
-/// Data ahead, the entry in the batch.
-const AHEAD: u64 = 0;
-
-struct World {
-    inner: Arc<dyn KeyValueService>,
-    clock: Arc<TestClock>,
-    t: TableRef,
-    mode: CommitModeChoice,
-}
-
-/// One process with the store open.
-struct Process {
-    faulty: Faulty,
-    manager: TransactionManager,
-    t: TableRef,
-}
-
-impl World {
-    async fn new(mode: CommitModeChoice) -> World {
-        let inner: Arc<dyn KeyValueService> = Arc::new(MemoryStore::new());
-        let t = TableRef::new("t").expect("a table name");
-        let spec = serde_json::to_vec(&TableSpec::with_handler(ConflictHandler::RetryOnWriteWriteCell));
-        let spec = Bytes::from(spec.expect("plain data"));
-        inner.create_table(&t, TableKind::Versioned, spec).await.expect("the table can be made");
-        World { inner, clock: TestClock::new(), t, mode }
-    }
-
-    async fn pipeline() -> World {
-        World::new(CommitModeChoice::Pipeline).await
-    }
-
-    fn faulty(&self) -> Faulty {
-        Faulty::shared(self.inner.clone(), Arc::new(Mutex::new("original".to_owned())))
-    }
-
-    fn lease(&self) -> LeaseOptions {
-        LeaseOptions { lease: LEASE, clock: self.clock.clone(), ..LeaseOptions::default() }
-    }
-
-    fn opening(&self, faulty: &Faulty, ahead_over: u64) -> JoinHandle<Result<TransactionManager>> {
-        let transactions = TransactionConfig {
-            commit_mode: self.mode,
-            pipeline_size_max: ByteSize(ahead_over),
-            ..TransactionConfig::default()
-        };
-        let (namespace, durability) = ("test".to_owned(), Durability::Synced);
-        let options = OpenOptions { namespace, transactions, durability, lease: self.lease() };
-        tokio::spawn(TransactionManager::open(Arc::new(faulty.clone()), options))
-    }
-
-    async fn open(&self, ahead_over: u64) -> Process {
-        let faulty = self.faulty();
-        let manager = self.within(LEASE * 2, self.opening(&faulty, ahead_over)).await.expect("the store opens");
-        Process { faulty, manager, t: self.t.clone() }
-    }
-
-    /// Moves time on until the task has ended.
-    async fn within<T>(&self, limit: Duration, task: JoinHandle<T>) -> T {
-        for _ in 0..100 {
-            if task.is_finished() {
-                return task.await.expect("the task ends");
-            }
-            self.clock.jump(limit / 100);
-            settle().await;
-        }
-        panic!("it took more than {limit:?}");
-    }
-
-    /// The entry of a transaction, as the store has it.
-    async fn entry(&self, start_ts: Timestamp) -> Option<Entry> {
-        let found =
-            self.inner.get_atomic(&transactions_table(), &[Entry::cell(start_ts)]).await.expect("it can be read");
-        found[0].as_ref().map(|bytes| Entry::decode(start_ts, bytes).expect("the entry was written"))
-    }
-
-    async fn fence(&self) -> FenceRecord {
-        let loaded = FenceRecord::in_store(self.inner.clone()).load().await.expect("the fence can be read");
-        loaded.expect("the fence was raised").0
-    }
-}
-
-impl Process {
-    async fn begin(&self) -> Transaction {
-        self.manager.begin(BeginOptions::default()).await.expect("a transaction begins")
-    }
-
-    async fn writer(&self, row: &str, value: &str) -> Transaction {
-        let tx = self.begin().await;
-        tx.put(&self.t, cell(row), value.to_owned()).await.expect("a write is buffered");
-        tx
-    }
-
-    async fn write(&self, row: &str, value: &str) -> Result<Timestamp> {
-        Ok(self.writer(row, value).await.commit().await?.expect("it wrote"))
-    }
-
-    async fn read(&self, row: &str) -> Option<String> {
-        self.begin().await.get(&self.t, &cell(row)).await.expect("a cell can be read").as_ref().map(text)
-    }
-
-    /// What happens to the next batch with an entry.
-    fn next_batch(&self, fault: Fault) {
-        self.faulty.on(Op::Apply).on_table(&transactions_table()).then(fault);
-    }
-
-    /// The process falls silent: no write of records arrives any more.
-    fn fall_silent(&self) {
-        self.faulty.on(Op::CheckAndSet).always().then(Fault::Refuse);
-    }
-}
 
 fn fence_cell() -> Cell {
     Cell::copy_from("fence", "record")
-}
-
-fn committing(tx: Transaction) -> JoinHandle<Result<Option<Timestamp>>> {
-    tokio::spawn(async move { tx.commit().await })
-}
-
-async fn joined<T>(task: JoinHandle<T>) -> T {
-    tokio::time::timeout(PATIENCE, task).await.expect("the task does not end").expect("the task ends")
-}
-
-#[track_caller]
-fn assert_lost<T: std::fmt::Debug>(outcome: Result<T>) {
-    assert!(matches!(outcome, Err(Error::LostLeadership { .. })), "expected lost leadership, got {outcome:?}");
 }
 
 // ---- a former owner
@@ -250,6 +115,33 @@ async fn two_processes_do_not_open_one_store() {
     }
 }
 
+/// Who forgets to close makes nobody wait, and what he had on its way comes to its end first.
+#[tokio::test]
+async fn a_store_that_is_dropped_is_given_up_when_its_commits_have_ended() {
+    for mode in [CommitModeChoice::Pipeline, CommitModeChoice::StepByStep] {
+        let world = World::new(mode).await;
+        let first = world.open(WHOLE).await;
+        let gate = Gate::new();
+        let (op, fault) = (
+            if mode == CommitModeChoice::Pipeline { Op::Apply } else { Op::PutUnlessExists },
+            Fault::Hold(gate.clone()),
+        );
+        first.faulty.on(op).on_table(&transactions_table()).then(fault);
+        let task = committing(first.writer("x", "1").await);
+        gate.arrived().await;
+        drop(first);
+        settle().await;
+        let record = read_stored(world.inner.clone()).await.expect("it can be read").expect("it is there");
+        assert!(record.holder.is_some(), "{mode:?}: a commit is under way");
+        gate.open();
+        joined(task).await.expect("it commits");
+        settle().await;
+        let second = joined(world.opening(&world.faulty(), WHOLE)).await.expect("the clock has not moved");
+        let next = Process { faulty: world.faulty(), manager: second, t: world.t.clone() };
+        assert_eq!(next.read("x").await.as_deref(), Some("1"), "{mode:?}");
+    }
+}
+
 /// What a command did while it owned the store is seen by whoever waited for it to end.
 #[tokio::test]
 async fn a_restore_that_begins_while_one_waits_to_open_is_not_overlooked() {
@@ -270,8 +162,7 @@ async fn a_restore_that_begins_while_one_waits_to_open_is_not_overlooked() {
     gate.open();
     let refused = world.within(LEASE, opening).await.expect_err("a restore is under way");
     assert!(refused.to_string().contains("restore"), "{refused}");
-    let record =
-        atlas::timestamp::read_stored(world.inner.clone()).await.expect("it can be read").expect("it is there");
+    let record = read_stored(world.inner.clone()).await.expect("it can be read").expect("it is there");
     assert_eq!(record.holder, None, "the next command need not wait");
 }
 

@@ -213,6 +213,58 @@ async fn a_stand_by_waits_without_limit_and_can_be_ended() {
     assert!(follower.fresh().await.expect("a number is issued") > last);
 }
 
+/// A store that stumbles while somebody waits for a silent owner.
+#[tokio::test]
+async fn who_waits_for_an_owner_looks_past_errors_of_the_store_for_a_while() {
+    for (op, fault) in [Op::GetAtomic, Op::CheckAndSet]
+        .into_iter()
+        .flat_map(|op| [(op, Fault::Refuse), (op, Fault::LostNotApplied), (op, Fault::LostApplied)])
+    {
+        let world = World::new().await;
+        let (faulty, _owner) = world.owner().await;
+        cut_off(&faulty);
+        let challenger = world.process();
+        let opening = tokio::spawn(TimestampOracle::open_with(Arc::new(challenger.clone()), world.options()));
+        settle().await; // It has seen the record.
+        challenger.on(op).times(3).then(fault.clone());
+        world.within(LEASE * 2, opening).await.expect("the owner is silent");
+    }
+    // But not for ever, and not before it has seen anything.
+    for seen in [true, false] {
+        let world = World::new().await;
+        let (faulty, _owner) = world.owner().await;
+        cut_off(&faulty);
+        let challenger = world.process();
+        let rule = challenger.on(Op::GetAtomic).always();
+        rule.after(if seen { 2 } else { 0 }).then(Fault::Refuse);
+        let opening = tokio::spawn(TimestampOracle::open_with(Arc::new(challenger.clone()), world.options()));
+        settle().await;
+        assert_eq!(opening.is_finished(), !seen);
+        let refused = world.within(LEASE * 3, opening).await.expect_err("the store does not answer");
+        assert!(matches!(refused, Error::Kvs(_)), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_oracle_that_is_dropped_gives_the_lease_up() {
+    let world = World::new().await;
+    let (_, owner) = world.owner().await;
+    let last = owner.fresh().await.expect("a number is issued");
+    drop(owner);
+    settle().await;
+    assert_eq!(world.record().await.holder, None);
+    let (faulty, next) = world.owner().await; // The clock has not moved.
+    assert_eq!(next.fresh().await.expect("a number is issued"), last.next());
+    // What belongs to a successor is nothing it could give up, also if it does not know that there is one.
+    cut_off(&faulty);
+    let follower = world.within(LEASE * 2, world.challenger(world.options())).await.expect("the owner is silent");
+    faulty.heal();
+    drop(next);
+    settle().await;
+    assert!(world.record().await.holder.is_some());
+    follower.fresh().await.expect("it was not disturbed");
+}
+
 #[tokio::test]
 async fn of_two_challengers_one_takes_over() {
     let world = World::new().await;

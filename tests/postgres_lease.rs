@@ -7,6 +7,7 @@
 mod common;
 
 use atlas::config::AtlasConfig;
+use atlas::ops::Operations;
 use atlas::schema::ConflictHandler;
 use atlas::timestamp::{OracleRecord, read_stored};
 use atlas::transaction::CommitStep;
@@ -20,12 +21,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What tells the child what to do: `namespace`, `kind` of end, bytes from which data are put ahead; lines of one.
+/// What tells the child what to do: `namespace`, `kind` of end, bytes from which data are put ahead, whether commits go
+/// step by step; lines of one.
 const ORDERS: &str = "ATLAS_LEASE_ORDERS";
 const LEASE: Duration = Duration::from_secs(2);
 
-fn config(place: &Place) -> AtlasConfig {
-    config_of(place.config(POSTGRES_PIPELINE), place.namespace(), u64::MAX)
+fn config(place: &Place, lane: Lane) -> AtlasConfig {
+    config_of(place.config(lane), place.namespace(), u64::MAX)
 }
 
 fn config_of(mut config: AtlasConfig, namespace: &str, ahead_over: u64) -> AtlasConfig {
@@ -53,7 +55,7 @@ fn told() -> String {
     line.trim().to_owned()
 }
 
-fn stop_at_the_commit(signal: Signal) {
+fn stop_at(step: CommitStep, signal: Signal) {
     let reached = move || {
         tell("at the commit");
         kill_process(getpid(), signal).expect("a process may signal itself");
@@ -66,9 +68,9 @@ fn stop_at_the_commit(signal: Signal) {
         // The signal may reach another thread first: this one must not run on before the process stands still.
         std::thread::sleep(Duration::from_millis(500));
         // Once: what the leader does later has to go through.
-        fail::remove(CommitStep::RecordCommit.fail_point());
+        fail::remove(step.fail_point());
     };
-    fail::cfg_callback(CommitStep::RecordCommit.fail_point(), reached).expect("fail points are built in");
+    fail::cfg_callback(step.fail_point(), reached).expect("fail points are built in");
 }
 
 async fn write_stale(atlas: &Atlas) -> Result<Option<Timestamp>> {
@@ -87,10 +89,12 @@ fn child() {
     let Ok(orders) = std::env::var(ORDERS) else { return };
     let lines: Vec<&str> = orders.split('\n').collect();
     let (namespace, kind) = (lines[0], lines[1]);
-    let lane = config_of(
+    let steps: bool = lines[3].parse().expect("true or false");
+    let lane = if steps { POSTGRES_STEPS } else { POSTGRES_PIPELINE };
+    let config = config_of(
         AtlasConfig {
             key_value_service: atlas::config::KvsConfig::Postgres(common::postgres::settings()),
-            transactions: POSTGRES_PIPELINE.transactions(),
+            transactions: lane.transactions(),
             ..AtlasConfig::default()
         },
         namespace,
@@ -98,7 +102,7 @@ fn child() {
     );
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
     runtime.block_on(async {
-        let atlas = Atlas::open_unserved(lane, Duration::ZERO).await.expect("the store opens");
+        let atlas = Atlas::open_unserved(config, Duration::ZERO).await.expect("the store opens");
         let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
         write(&atlas, &t, &[("x", "old")]).await;
         tell("open");
@@ -109,8 +113,9 @@ fn child() {
                 tell("closed");
                 return;
             }
-            "die" => stop_at_the_commit(Signal::KILL),
-            "sleep" => stop_at_the_commit(Signal::STOP),
+            "die" => stop_at(CommitStep::RecordCommit, Signal::KILL),
+            "sleep" => stop_at(CommitStep::RecordCommit, Signal::STOP),
+            "sleep early" => stop_at(CommitStep::EnqueueForSweep, Signal::STOP),
             kind => panic!("{kind}?"),
         }
         let outcome = write_stale(&atlas).await;
@@ -136,10 +141,10 @@ struct Other {
 }
 
 impl Other {
-    fn start(place: &Place, kind: &str, ahead_over: u64) -> Other {
+    fn start(place: &Place, lane: Lane, kind: &str, ahead_over: u64) -> Other {
         let mut child = Command::new(std::env::current_exe().expect("this program has a file"))
             .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-            .env(ORDERS, format!("{}\n{kind}\n{ahead_over}", place.namespace()))
+            .env(ORDERS, format!("{}\n{kind}\n{ahead_over}\n{}", place.namespace(), !lane.is_pipeline()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -209,7 +214,11 @@ impl Drop for Other {
 }
 
 async fn open(place: &Place) -> Result<Atlas> {
-    Atlas::open_unserved(config(place), Duration::ZERO).await
+    open_as(place, POSTGRES_PIPELINE).await
+}
+
+async fn open_as(place: &Place, lane: Lane) -> Result<Atlas> {
+    Atlas::open_unserved(config(place, lane), Duration::ZERO).await
 }
 
 async fn record(place: &Place) -> OracleRecord {
@@ -238,7 +247,7 @@ fn a_process_that_slept_over_its_lease_commits_nothing_and_is_told() {
     run(async {
         for ahead_over in [u64::MAX, 0] {
             let place = Place::new(StoreKind::Postgres);
-            let mut other = Other::start(&place, "sleep", ahead_over);
+            let mut other = Other::start(&place, POSTGRES_PIPELINE, "sleep", ahead_over);
             other.must_say("open");
             let start_ts = other.reach_the_commit();
             other.await_stop();
@@ -260,11 +269,62 @@ fn a_process_that_slept_over_its_lease_commits_nothing_and_is_told() {
     });
 }
 
+/// Step by step: asleep between its last check and its entry, and nobody meets its data. Whoever prepares a copy decides.
+#[test]
+fn a_process_that_slept_at_its_entry_commits_nothing_once_all_is_settled() {
+    run(async {
+        let place = Place::new(StoreKind::Postgres);
+        let mut other = Other::start(&place, POSTGRES_STEPS, "sleep", u64::MAX);
+        other.must_say("open");
+        let start_ts = other.reach_the_commit();
+        other.await_stop();
+        let atlas = open_as(&place, POSTGRES_STEPS).await.expect("its owner is silent");
+        assert_eq!(entry(&atlas, start_ts).await, None, "a takeover alone decides nothing");
+        atlas.backup_lock_acquire("a copy is made").await.expect("everything is settled");
+        assert_eq!(entry(&atlas, start_ts).await, Some(Entry::RolledBack));
+        kill_process(other.pid(), Signal::CONT).expect("it can be woken");
+        other.must_say("ROLLED_BACK");
+        // Its lease is over; whether it knows yet that there is a successor is a matter of moments.
+        let next = other.says();
+        assert!(matches!(next.as_deref(), Some("LOST_LEADERSHIP" | "UNAVAILABLE")), "{next:?}");
+        other.must_say("noticed");
+        assert!(other.child.wait().expect("it can be waited for").success());
+        let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
+        assert_eq!(everything(&atlas.begin().await.expect("it begins"), &t).await, ["x/v=old"]);
+        atlas.close().await.expect("the store closes");
+    });
+}
+
+/// Step by step: asleep before its queue entry. The database refuses that, whatever time it is.
+#[test]
+fn a_process_that_slept_before_its_data_puts_none() {
+    run(async {
+        let place = Place::new(StoreKind::Postgres);
+        let mut other = Other::start(&place, POSTGRES_STEPS, "sleep early", u64::MAX);
+        other.must_say("open");
+        let start_ts = other.reach_the_commit();
+        other.await_stop();
+        let atlas = open_as(&place, POSTGRES_STEPS).await.expect("its owner is silent");
+        atlas.backup_lock_acquire("a copy is made").await.expect("everything is settled");
+        kill_process(other.pid(), Signal::CONT).expect("it can be woken");
+        other.must_say("LOST_LEADERSHIP");
+        other.must_say("LOST_LEADERSHIP");
+        other.must_say("noticed");
+        assert!(other.child.wait().expect("it can be waited for").success());
+        assert_eq!(entry(&atlas, start_ts).await, None);
+        let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
+        let bounds = [atlas::kvs_api::CellBound::new(cell("x"), Timestamp::MAX)];
+        let versions = atlas.transactions().kvs().versions(&t, &bounds).await.expect("versions can be read");
+        assert!(versions[0].iter().all(|version| version.ts != start_ts), "it put something");
+        atlas.close().await.expect("the store closes");
+    });
+}
+
 #[test]
 fn a_process_that_was_killed_is_followed_and_nothing_of_its_last_batch_is_there() {
     run(async {
         let place = Place::new(StoreKind::Postgres);
-        let mut other = Other::start(&place, "die", u64::MAX);
+        let mut other = Other::start(&place, POSTGRES_PIPELINE, "die", u64::MAX);
         other.must_say("open");
         let start_ts = other.reach_the_commit();
         assert_eq!(other.child.wait().expect("it can be waited for").signal(), Some(9));
@@ -284,7 +344,7 @@ fn a_process_that_was_killed_is_followed_and_nothing_of_its_last_batch_is_there(
 fn a_process_that_lives_is_left_in_peace_and_followed_when_it_has_closed() {
     run(async {
         let place = Place::new(StoreKind::Postgres);
-        let mut other = Other::start(&place, "close", u64::MAX);
+        let mut other = Other::start(&place, POSTGRES_PIPELINE, "close", u64::MAX);
         other.must_say("open");
         let pid = other.child.id();
         let refused = open(&place).await.expect_err("it is in use");

@@ -33,7 +33,8 @@ pub struct TimestampRange {
 /// Issues timestamps; see the [module](super) for what it guarantees.
 ///
 /// On a store that several processes share it renews its lease in the background for as long as it lives. Dropped
-/// without [`release`](Self::release) it falls silent, and its successor waits for a lease.
+/// without [`release`](Self::release) it gives the lease up in the background, as far as the runtime goes on and the
+/// store answers; otherwise it falls silent, and its successor waits for a lease.
 #[derive(Debug)]
 pub struct TimestampOracle {
     issuer: Arc<Issuer>,
@@ -234,6 +235,24 @@ impl TimestampOracle {
     /// As [`release`](Self::release).
     pub async fn release_at_bound(&self) -> Result<()> {
         self.issuer.release(true).await
+    }
+}
+
+impl Drop for TimestampOracle {
+    /// Everything that commits holds the oracle, so nothing of this owner is on its way any more, and nothing is issued.
+    fn drop(&mut self) {
+        let Right::Leased { lease, .. } = &self.issuer.right else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_lost() {
+            return;
+        }
+        let (issuer, patience) = (self.issuer.clone(), lease.length);
+        runtime.spawn(async move {
+            // Later than that it is no news.
+            if let Ok(Err(error)) = tokio::time::timeout(patience, issuer.release(false)).await {
+                tracing::debug!(%error, "the lease on a store that was dropped was not given up");
+            }
+        });
     }
 }
 

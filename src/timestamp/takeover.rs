@@ -6,7 +6,7 @@ use super::oracle::{BLOCK, check_bound};
 use super::record::{Contact, OracleRecord};
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
-use atlas_kvs::{KeyValueService, Timestamp};
+use atlas_kvs::{KeyValueService, KvsError, Timestamp};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,8 +36,9 @@ pub(super) async fn take_over(
         match attempt(kvs, stored, incarnation, &mut watch).await {
             Ok(Some(taken)) => return Ok(taken),
             Ok(None) => (),
-            // A stand-by is there for the day on which something fails.
-            Err(error @ (Error::Kvs(_) | Error::Unavailable { .. })) if options.standby.is_some() => {
+            // A stand-by is there for the day on which something fails. Others, too, who wait for an owner do not give
+            // up because the store stumbled once: a look that failed is one look less, and shows no sign of life.
+            Err(error @ (Error::Kvs(_) | Error::Unavailable { .. })) if watch.goes_on_after(&error) => {
                 tracing::warn!(%error, "the owner of the store can't be watched at the moment");
             }
             Err(error) => return Err(error),
@@ -127,6 +128,20 @@ impl Watch<'_> {
 
     fn waited(&self) -> Duration {
         self.options.clock.now().saturating_sub(self.started)
+    }
+
+    /// Whether an error of the store is one to look past. For those who wait for an owner that would be until it was
+    /// silent for a lease, or until they have no time for a living one: with one lease more for the looks that fail.
+    fn goes_on_after(&self, error: &Error) -> bool {
+        if self.options.standby.is_some() {
+            return true;
+        }
+        let passing = match error {
+            Error::Kvs(error) => matches!(error, KvsError::Unavailable { .. } | KvsError::Indeterminate { .. }),
+            _ => true,
+        };
+        let Some((_, _, lease)) = &self.seen else { return false };
+        passing && self.waited() < self.options.wait + *lease * 2
     }
 
     /// An owner that lives and is not going to be waited for any longer.

@@ -14,8 +14,9 @@ use super::value;
 use super::window::{ConflictKey, value_hash};
 use crate::lock::HeldLocks;
 use crate::schema::ConflictHandler;
+use crate::timestamp::BatchFence;
 use crate::{Error, Result};
-use atlas_kvs::{Cell, TableRef, Timestamp};
+use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, TableRef, Timestamp};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -63,7 +64,15 @@ impl CommitJob {
             }
             // Several writes one after the other: a task of its own takes them to their end.
             CommitPath::Pipeline(_) => detach(start_ts, async move { self.put_ahead(&handlers).await }).await,
-            CommitPath::StepByStep(_) => detach(start_ts, async move { self.step_by_step(handlers).await }).await,
+            CommitPath::StepByStep(steps) => {
+                let under_way = steps.enter()?;
+                let work = async move {
+                    let outcome = self.step_by_step(handlers).await;
+                    drop(under_way);
+                    outcome
+                };
+                detach(start_ts, work).await
+            }
         }
     }
 
@@ -129,31 +138,45 @@ impl CommitJob {
         Err(self.overtaken())
     }
 
-    /// Steps 4 and 5, in bounded pieces: sweep entries before the data they speak of.
-    pub(super) async fn put_queue_and_data(&self, commit_ts: Option<Timestamp>) -> Result<()> {
+    /// Steps 4 and 5, in bounded pieces: sweep entries before the data they speak of. Behind a fence the store refuses
+    /// them once a successor has begun.
+    pub(super) async fn put_queue_and_data(&self, fence: Option<&BatchFence>) -> Result<()> {
         let start_ts = self.transaction.start_ts;
-        let kvs = &self.transaction.core.kvs;
         reach(CommitStep::EnqueueForSweep);
         let queue = sweep_queue::entries(start_ts, &self.buffer);
-        kvs.put(vec![(sweep_queue::sweep_queue_table(), queue)], start_ts).await?;
-        let mut piece: Vec<(TableRef, Vec<(Cell, Bytes)>)> = Vec::new();
-        let mut bytes = 0;
+        let mut bytes: usize = queue.iter().map(|(_, entry)| entry.len()).sum();
+        let mut piece: Vec<(TableRef, Vec<(Cell, Bytes)>)> = vec![(sweep_queue::sweep_queue_table(), queue)];
+        // What goes behind a fence is a batch, which is there as a whole or not at all: no data without the entry.
+        if fence.is_none() {
+            self.put(std::mem::take(&mut piece), None).await?;
+            bytes = 0;
+        }
         for (table, writes) in self.buffer.tables() {
             piece.push((table.clone(), Vec::new()));
             for (cell, content) in writes {
-                let version = value::encode(content.as_deref(), commit_ts);
+                let version = value::encode(content.as_deref(), None);
                 bytes += cell.row.len() + cell.column.len() + version.len();
                 piece.last_mut().expect("a table was just pushed").1.push((cell.clone(), version));
                 if bytes >= PUT_AHEAD_BYTES {
                     reach(CommitStep::PutData);
-                    kvs.put(std::mem::replace(&mut piece, vec![(table.clone(), Vec::new())]), start_ts).await?;
+                    self.put(std::mem::replace(&mut piece, vec![(table.clone(), Vec::new())]), fence).await?;
                     bytes = 0;
                 }
             }
         }
         reach(CommitStep::PutData);
-        kvs.put(piece, start_ts).await?;
-        Ok(())
+        self.put(piece, fence).await
+    }
+
+    async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, fence: Option<&BatchFence>) -> Result<()> {
+        let (kvs, ts) = (&self.transaction.core.kvs, self.transaction.start_ts);
+        let Some(fence) = fence else { return Ok(kvs.put(puts, ts).await?) };
+        let ops = puts.into_iter().flat_map(|(table, cells)| {
+            cells.into_iter().map(move |(cell, value)| BatchOp::Put { table: table.clone(), cell, ts, value })
+        });
+        let batch = AtomicBatch::new(ops.collect()).guarded(Some(fence.guard()));
+        // Synced whatever the setting, as a put is.
+        Ok(kvs.apply(batch, Durability::Synced).await?)
     }
 
     async fn enter(

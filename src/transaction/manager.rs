@@ -6,7 +6,8 @@ use super::entry::{CleanedWindows, Entry, transactions_table};
 use super::handle::{Attempt, Transaction};
 use super::mend::Mender;
 use super::pipeline::{Claim, Pipeline};
-use super::step_by_step::StepByStep;
+use super::predecessors::Predecessors;
+use super::step_by_step::{SETTLE_WITHIN, StepByStep};
 use super::sweep_queue::sweep_queue_table;
 use super::table::TransactionTable;
 use super::tracker::{Begun, SnapshotTracker};
@@ -83,7 +84,8 @@ impl TransactionManager {
             }
         };
         // Everything that was issued before lies below the bound we start at, and nothing of it is on its way: it was
-        // a write of this process, or the fence stops it. What commits step by step is met by readers as undecided.
+        // a write of this process, or the fence stops it. What commits step by step is met by readers as undecided, and
+        // by whoever settles.
         let tracker = SnapshotTracker::new(oracle.last_issued());
         let entries = Arc::new(TransactionTable::new(kvs.clone(), windows));
         let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
@@ -103,7 +105,9 @@ impl TransactionManager {
             ))
         } else {
             let (entries, oracle, mender) = (entries.clone(), oracle.clone(), mender.clone());
-            CommitPath::StepByStep(StepByStep::new(locks.clone(), entries, oracle, mender, config.lock_timeout))
+            let predecessors = Predecessors::new(kvs.clone(), entries.clone(), tracker.watermark().next());
+            let (locks, timeout) = (locks.clone(), config.lock_timeout);
+            CommitPath::StepByStep(StepByStep::new(locks, entries, oracle, mender, predecessors, timeout))
         };
         let constraints = RwLock::new(HashMap::new());
         let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, path };
@@ -182,13 +186,26 @@ impl TransactionManager {
         Ok(Begun { start_ts: self.core.oracle.fresh().await?, read_ts: at, registration })
     }
 
+    /// Waits until the fate of every transaction with a commit timestamp below `up_to` is settled, and visible; for a
+    /// minute, as [`settle_within`](Self::settle_within) does.
+    pub async fn settle(&self, up_to: Timestamp) -> Result<()> {
+        self.settle_within(up_to, SETTLE_WITHIN).await
+    }
+
     /// Waits until the fate of every transaction with a commit timestamp below `up_to` is settled, and visible.
     /// `up_to` must have been issued before the call.
-    pub async fn settle(&self, up_to: Timestamp) -> Result<()> {
+    ///
+    /// Where commits go step by step, those that take longer than `patience` are rolled back, and so are those of
+    /// former owners. The first call after a store was opened looks at what former owners left, and takes as long as
+    /// that takes. The pipeline decides each group by itself, and `patience` means nothing to it.
+    ///
+    /// # Errors
+    /// Those of the store; nothing is promised then. Cancel safe.
+    pub async fn settle_within(&self, up_to: Timestamp, patience: Duration) -> Result<()> {
         match &self.core.path {
             CommitPath::Pipeline(pipeline) => pipeline.settle().await?,
             CommitPath::StepByStep(steps) => {
-                steps.settle(up_to).await?;
+                steps.settle(up_to, patience).await?;
                 self.core.tracker.publish_with(|| up_to.previous());
             }
         }
@@ -273,10 +290,28 @@ impl TransactionManager {
         self.core.config.timeout
     }
 
-    /// Finishes the commits under way and gives the timestamps up. The store stays open.
+    /// Does what an owner does now and then where commits go step by step: decides what former owners left behind, and
+    /// notes how far all is decided, so that the next owner has little to look at. [`Atlas`](crate::Atlas) sees to it
+    /// by itself.
+    ///
+    /// # Errors
+    /// Those of the store; nothing is lost then. Cancel safe.
+    pub async fn tidy(&self) -> Result<()> {
+        match &self.core.path {
+            CommitPath::Pipeline(_) => Ok(()),
+            CommitPath::StepByStep(steps) => steps.tidy(&self.core.tracker).await,
+        }
+    }
+
+    /// Finishes the commits under way and gives the timestamps up. The store stays open. Commits that take longer than
+    /// transactions may, or than a minute, are rolled back.
     pub async fn close(&self) -> Result<()> {
-        if let CommitPath::Pipeline(pipeline) = &self.core.path {
-            pipeline.stop().await;
+        match &self.core.path {
+            CommitPath::Pipeline(pipeline) => pipeline.stop().await,
+            // Before the timestamps are given up: a successor begins at once, and must find all of it decided.
+            CommitPath::StepByStep(steps) => {
+                steps.close(&self.core.tracker, self.core.config.timeout.min(SETTLE_WITHIN)).await;
+            }
         }
         self.core.oracle.release().await
     }

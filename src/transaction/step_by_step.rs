@@ -10,26 +10,30 @@ use super::core::CommitPath;
 use super::entry::{Entry, Fate};
 use super::handle::Inner;
 use super::mend::Mender;
+use super::predecessors::Predecessors;
 use super::read::Rivals;
 use super::recheck::{Recheck, Undecided};
 use super::step::{CommitStep, reach};
 use super::table::TransactionTable;
+use super::tracker::SnapshotTracker;
 use super::window::value_hash;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest, LockService};
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
-use atlas_kvs::{Cell, Timestamp};
+use atlas_kvs::{Cell, KvsError, Timestamp};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// How often a lost answer at the commit point is asked for again.
 const SETTLE_ATTEMPTS: u32 = 5;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a backup waits for commits below its timestamp before it rolls them back.
-const SETTLE_WITHIN: Duration = Duration::from_secs(60);
+pub(super) const SETTLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What commits step by step share.
 #[derive(Debug)]
@@ -39,10 +43,36 @@ pub(crate) struct StepByStep {
     oracle: Arc<TimestampOracle>,
     mender: Arc<Mender>,
     lock_timeout: Duration,
-    // Commit timestamps that were drawn and whose transaction may still commit, with its start timestamp. A number is
-    // drawn while the register is locked, so that `settle` can't miss one that is drawn but not yet registered.
-    drawn: Mutex<BTreeMap<Timestamp, Timestamp>>,
+    // A number is drawn while the register is locked, so that `settle` can't miss one that is drawn but not yet
+    // registered.
+    register: Mutex<Register>,
     concluded: Notify,
+    predecessors: Predecessors,
+    // Commits under way, for whoever closes.
+    commits: TaskTracker,
+}
+
+/// Transactions of this owner that may still commit.
+#[derive(Debug, Default)]
+struct Register {
+    drawn: BTreeMap<Timestamp, Drawn>,
+    /// Nothing is drawn any more.
+    closed: bool,
+}
+
+/// A transaction that has drawn a commit timestamp.
+#[derive(Clone, Copy, Debug)]
+struct Drawn {
+    start_ts: Timestamp,
+    /// False when it has ended without knowing how: it is not going to conclude by itself.
+    runs: bool,
+}
+
+impl Register {
+    /// The transactions with a commit timestamp below `up_to`.
+    fn below(&self, up_to: Timestamp) -> Vec<(Timestamp, Drawn)> {
+        self.drawn.range(..up_to).map(|(commit_ts, drawn)| (*commit_ts, *drawn)).collect()
+    }
 }
 
 impl StepByStep {
@@ -51,9 +81,34 @@ impl StepByStep {
         entries: Arc<TransactionTable>,
         oracle: Arc<TimestampOracle>,
         mender: Arc<Mender>,
+        predecessors: Predecessors,
         lock_timeout: Duration,
     ) -> StepByStep {
-        StepByStep { locks, entries, oracle, mender, lock_timeout, drawn: Mutex::default(), concluded: Notify::new() }
+        StepByStep {
+            locks,
+            entries,
+            oracle,
+            mender,
+            lock_timeout,
+            register: Mutex::default(),
+            concluded: Notify::new(),
+            predecessors,
+            commits: TaskTracker::new(),
+        }
+    }
+
+    /// Notes a commit under way for as long as the token lives.
+    pub(super) fn enter(&self) -> Result<TaskTrackerToken> {
+        // Counted before the look: whoever closes waits for everyone who may have found it open.
+        let token = self.commits.token();
+        if self.commits.is_closed() { Err(self.closed()) } else { Ok(token) }
+    }
+
+    fn closed(&self) -> Error {
+        self.oracle.lost_error().unwrap_or_else(|| Error::Unavailable {
+            what: "the store".to_owned(),
+            reason: "it is being closed".to_owned(),
+        })
     }
 
     /// Waits for a writer that a reader has met, and rolls it back if it is gone without an entry.
@@ -74,6 +129,8 @@ impl StepByStep {
     /// Decides about a writer met in the conflict check of `start_ts`, which holds the locks of the cell: the writer
     /// should hold none. If it does, it is we who have lost ours, and the healthy one is spared.
     pub(super) async fn decide_rival(&self, writer: Timestamp, start_ts: Timestamp) -> Result<Fate> {
+        // Locks are those of this process: of a successor's transactions they know nothing.
+        self.oracle.check_held()?;
         let request = LockRequest::new(vec![LockDescriptor::transaction(writer)], Duration::ZERO);
         match self.locks.try_lock(request)? {
             None => Err(Error::LocksLost { start_ts }),
@@ -84,12 +141,19 @@ impl StepByStep {
         }
     }
 
+    /// Step 6. The oracle looks at the lease after it has chosen the number, and this is what keeps a process that
+    /// sleeps from committing unnoticed: queue entry and data were answered before, so whoever passes has them in the
+    /// store before any successor begins, and the successor finds them. A look later than this one would find out
+    /// sooner and prove nothing, because one can always fall asleep behind it.
     async fn draw_commit_ts(&self, start_ts: Timestamp) -> Result<Timestamp> {
         loop {
             {
-                let mut drawn = self.drawn.lock();
+                let mut register = self.register.lock();
+                if register.closed {
+                    return Err(self.closed());
+                }
                 if let Some(range) = self.oracle.try_fresh_range(1)? {
-                    drawn.insert(range.first, start_ts);
+                    register.drawn.insert(range.first, Drawn { start_ts, runs: true });
                     return Ok(range.first);
                 }
             }
@@ -99,35 +163,90 @@ impl StepByStep {
     }
 
     fn conclude(&self, commit_ts: Timestamp) {
-        self.drawn.lock().remove(&commit_ts);
+        self.register.lock().drawn.remove(&commit_ts);
         self.concluded.notify_waiters();
     }
 
-    /// Waits until every commit timestamp below `up_to` belongs to a transaction whose fate is settled. Those that
-    /// take too long are rolled back, so that none can commit later. Waiting for locks would not be enough: a client
-    /// between steps 9 and 10 may have lost them and still commit.
-    pub(crate) async fn settle(&self, up_to: Timestamp) -> Result<()> {
-        let waited = tokio::time::timeout(SETTLE_WITHIN, async {
+    /// The transaction has ended, and may commit all the same: whoever settles rolls it back.
+    fn leave_undecided(&self, commit_ts: Timestamp) {
+        if let Some(drawn) = self.register.lock().drawn.get_mut(&commit_ts) {
+            drawn.runs = false;
+        }
+        self.concluded.notify_waiters();
+    }
+
+    /// Returns when the fate of every transaction with a commit timestamp below `up_to` is settled, so that none can
+    /// commit later: those of former owners first, then ours, for which it waits. Those that take longer than
+    /// `patience` are rolled back. Waiting for locks would not be enough: a client between steps 9 and 10 may have lost
+    /// them and still commit.
+    pub(crate) async fn settle(&self, up_to: Timestamp, patience: Duration) -> Result<()> {
+        self.predecessors.decide().await?;
+        let waited = tokio::time::timeout(patience, async {
             loop {
                 let concluded = self.concluded.notified();
                 tokio::pin!(concluded);
                 concluded.as_mut().enable(); // Before the look: a conclusion between look and wait must wake us.
-                if self.drawn.lock().range(..up_to).next().is_none() {
+                if !self.register.lock().below(up_to).iter().any(|(_, drawn)| drawn.runs) {
                     return;
                 }
                 concluded.await;
             }
         });
-        if waited.await.is_ok() {
-            return Ok(());
+        if waited.await.is_err() {
+            tracing::warn!(%up_to, "commits that take too long are rolled back");
         }
-        let late: Vec<(Timestamp, Timestamp)> =
-            self.drawn.lock().range(..up_to).map(|(commit_ts, start_ts)| (*commit_ts, *start_ts)).collect();
-        for (commit_ts, start_ts) in late {
-            self.roll_back(start_ts).await?;
+        self.roll_back_drawn(up_to).await
+    }
+
+    /// Rolls back whoever has drawn a commit timestamp below `up_to` and may still commit.
+    async fn roll_back_drawn(&self, up_to: Timestamp) -> Result<()> {
+        let late = self.register.lock().below(up_to);
+        for (commit_ts, drawn) in late {
+            self.roll_back(drawn.start_ts).await?;
             self.conclude(commit_ts);
         }
         Ok(())
+    }
+
+    /// Moves the mark below which no transaction can commit any more unless it has, so that the next owner has less to
+    /// look at.
+    pub(crate) async fn note_decided(&self, tracker: &SnapshotTracker) -> Result<()> {
+        if !self.predecessors.are_decided() {
+            return Ok(());
+        }
+        // Open transactions are registered in the tracker from before they have a number until their commit has ended;
+        // those that ended undecided are in the register by then, which is therefore looked at second.
+        tracker.publish_with(|| self.oracle.last_issued());
+        let open = tracker.immutable_ts();
+        let undecided = self.register.lock().drawn.values().map(|drawn| drawn.start_ts).min();
+        self.predecessors.raise_mark(undecided.map_or(open, |start_ts| open.min(start_ts))).await
+    }
+
+    /// Decides what former owners left, and moves the mark.
+    pub(crate) async fn tidy(&self, tracker: &SnapshotTracker) -> Result<()> {
+        self.predecessors.decide().await?;
+        self.note_decided(tracker).await
+    }
+
+    /// Waits for the commits under way, for as long as `patience` says, and sees to it that none commits later: the
+    /// next owner must not meet one between steps 9 and 10. Commits that come from now on are refused.
+    pub(crate) async fn close(&self, tracker: &SnapshotTracker, patience: Duration) {
+        self.commits.close();
+        if tokio::time::timeout(patience, self.commits.wait()).await.is_err() {
+            tracing::warn!("commits that take too long are given up by closing the store");
+        }
+        self.register.lock().closed = true;
+        if self.oracle.is_lost() {
+            return; // They are the successor's to decide, and so is the mark.
+        }
+        let decided = async {
+            self.roll_back_drawn(Timestamp::MAX).await?;
+            self.note_decided(tracker).await
+        };
+        // The next owner decides what is left, as it would after a crash.
+        if let Err(error) = decided.await {
+            tracing::warn!(%error, "some commits under way are left for the next owner to decide");
+        }
     }
 
     /// Step 10. A lost answer is settled by writing again: the same entry while the locks are held, *rolled back*
@@ -160,16 +279,18 @@ impl StepByStep {
 }
 
 /// A commit timestamp that others may be waiting for.
-struct Drawn<'a> {
+struct Registered<'a> {
     steps: &'a StepByStep,
     commit_ts: Timestamp,
-    concludes: bool,
+    decided: bool,
 }
 
-impl Drop for Drawn<'_> {
+impl Drop for Registered<'_> {
     fn drop(&mut self) {
-        if self.concludes {
+        if self.decided {
             self.steps.conclude(self.commit_ts);
+        } else {
+            self.steps.leave_undecided(self.commit_ts);
         }
     }
 }
@@ -186,7 +307,12 @@ impl CommitJob {
         reach(CommitStep::Lock);
         self.check_write_conflicts(steps, &handlers).await?;
         reach(CommitStep::CheckWriteConflicts);
-        if let Err(error) = self.put_queue_and_data(None).await {
+        // Behind the fence, where there is one: then it is the store that keeps out what comes after a takeover, and no
+        // clock need be right for it.
+        if let Err(error) = self.put_queue_and_data(steps.oracle.batch_fence().as_deref()).await {
+            if let Error::Kvs(KvsError::GuardFailed { .. }) = error {
+                return Err(steps.oracle.lose("another instance has raised the fence in the store"));
+            }
             // Whatever is there must never commit; readers need not find that out one by one.
             let _ = steps.roll_back(start_ts).await;
             return Err(not_applied(error));
@@ -194,12 +320,12 @@ impl CommitJob {
         let commit_ts = steps.draw_commit_ts(start_ts).await?;
         reach(CommitStep::TakeCommitTs);
         // Concludes also when a condition of the application panics: before step 10 nothing can commit.
-        let mut drawn = Drawn { steps, commit_ts, concludes: true };
+        let mut registered = Registered { steps, commit_ts, decided: true };
         let outcome = self.check_and_record(steps, commit_ts, &locks).await;
         match &outcome {
             Ok(_) => (),
-            // May still commit: whoever settles waits for it, and rolls it back in the end.
-            Err(Error::UnknownOutcome { .. }) => drawn.concludes = false,
+            // May still commit: whoever settles rolls it back.
+            Err(Error::UnknownOutcome { .. }) => registered.decided = false,
             // Its data must never count, and readers need not find that out one by one.
             Err(_) => drop(steps.roll_back(start_ts).await),
         }

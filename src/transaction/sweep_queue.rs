@@ -9,10 +9,13 @@
 //! ```
 //!
 //! A partition covers [`PARTITION`] start timestamps; a row holds one partition of one shard, so that sweep drops a
-//! finished one as a whole instead of leaving a tombstone for each entry. The writes of one transaction share a shard:
-//! one small transaction costs one entry. Deleting below a committed version is right whatever other entries of the
-//! same cell say, so no order between shards is needed. A chunk holds at most [`CHUNK_CELLS`] cells, which bounds the
-//! memory that sweep needs for the entry of a huge transaction.
+//! finished one as a whole instead of leaving a tombstone for each entry. Finished means that every writer in it has an
+//! entry in `_transactions` or lies below the mark of `predecessors`: where commits go step by step, the queue is how a
+//! later owner finds those that may still commit.
+//!
+//! The writes of one transaction share a shard: one small transaction costs one entry. Deleting below a committed
+//! version is right whatever other entries of the same cell say, so no order between shards is needed. A chunk holds
+//! at most [`CHUNK_CELLS`] cells, which bounds the memory that sweep needs for the entry of a huge transaction.
 
 use super::buffer::LocalWriteBuffer;
 use crate::schema::{SWEEP_QUEUE_TABLE, internal};
@@ -55,6 +58,11 @@ pub fn shard_of(start_ts: Timestamp) -> u16 {
 /// The rows of one partition of one shard.
 pub fn partition_rows(shard: u16, partition: u64) -> RowRange {
     RowRange::single(row(shard, partition))
+}
+
+/// The rows of one shard that hold writers from `from` (inclusive) to `until` (exclusive), and some around them.
+pub(crate) fn rows_between(shard: u16, from: Timestamp, until: Timestamp) -> RowRange {
+    RowRange::new(row(shard, from.get() / PARTITION), row(shard, until.get() / PARTITION + 1))
 }
 
 fn row(shard: u16, partition: u64) -> Bytes {
@@ -109,26 +117,37 @@ fn encode(chunk: &[SweepWriteRef<'_>]) -> Bytes {
     postcard::to_extend(chunk, vec![VERSION]).expect("an entry is plain data").into()
 }
 
-/// Reads an entry: the writer's start timestamp and what it wrote.
+/// The start timestamp of the writer an entry belongs to.
 ///
 /// # Errors
-/// [`Error::Corrupt`] for bytes that can't be an entry.
-pub fn decode(entry: &Cell, value: &[u8]) -> Result<(Timestamp, Vec<SweepWrite>)> {
-    let damaged = |reason: &str| Error::corrupt(format!("table {SWEEP_QUEUE_TABLE}, cell {entry}"), reason);
-    let start_ts = entry
+/// [`Error::Corrupt`] for a cell that can't be one of an entry.
+pub fn writer_of(entry: &Cell) -> Result<Timestamp> {
+    entry
         .column
         .get(..8)
         .and_then(|bytes| bytes.try_into().ok())
         .and_then(|bytes| Timestamp::new(u64::from_be_bytes(bytes)))
         .filter(|_| entry.column.len() == 12)
-        .ok_or_else(|| damaged("the column is no start timestamp and chunk"))?;
+        .ok_or_else(|| damaged(entry, "the column is no start timestamp and chunk"))
+}
+
+/// Reads an entry: the writer's start timestamp and what it wrote.
+///
+/// # Errors
+/// [`Error::Corrupt`] for bytes that can't be an entry.
+pub fn decode(entry: &Cell, value: &[u8]) -> Result<(Timestamp, Vec<SweepWrite>)> {
+    let start_ts = writer_of(entry)?;
     match value.split_first() {
         Some((&VERSION, body)) => {
-            let writes = postcard::from_bytes(body).map_err(|error| damaged(&error.to_string()))?;
+            let writes = postcard::from_bytes(body).map_err(|error| damaged(entry, &error.to_string()))?;
             Ok((start_ts, writes))
         }
-        _ => Err(damaged("the entry has an unknown version")),
+        _ => Err(damaged(entry, "the entry has an unknown version")),
     }
+}
+
+fn damaged(entry: &Cell, reason: &str) -> Error {
+    Error::corrupt(format!("table {SWEEP_QUEUE_TABLE}, cell {entry}"), reason)
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub enum Op {
     Get,
     GetAtomic,
+    Scan,
     Put,
     PutUnlessExists,
     CheckAndSet,
@@ -106,6 +107,8 @@ pub struct Faulty {
     chaos: Arc<Mutex<Option<Chaos>>>,
     /// The name of the database, if the store behaves like one that several processes share.
     database: Option<Arc<Mutex<String>>>,
+    /// The store behaves like one without atomic batches.
+    no_batches: bool,
 }
 
 /// How to say which calls a fault is for.
@@ -148,12 +151,24 @@ impl When<'_> {
 
 impl Faulty {
     pub fn new(inner: Arc<dyn KeyValueService>) -> Faulty {
-        Faulty { inner, rules: Arc::default(), calls: Arc::default(), chaos: Arc::default(), database: None }
+        Faulty {
+            inner,
+            rules: Arc::default(),
+            calls: Arc::default(),
+            chaos: Arc::default(),
+            database: None,
+            no_batches: false,
+        }
     }
 
     /// The store as one of several processes sees it.
     pub fn shared(inner: Arc<dyn KeyValueService>, database: Arc<Mutex<String>>) -> Faulty {
         Faulty { database: Some(database), ..Faulty::new(inner) }
+    }
+
+    /// The store without its atomic batches.
+    pub fn without_batches(self) -> Faulty {
+        Faulty { no_batches: true, ..self }
     }
 
     /// What happens to the next call of `op`, once unless said otherwise.
@@ -280,7 +295,8 @@ fn lost(op: Op) -> KvsError {
 #[async_trait]
 impl KeyValueService for Faulty {
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        let has = self.inner.capabilities();
+        Capabilities { atomic_batch: has.atomic_batch && !self.no_batches, ..has }
     }
 
     fn ownership(&self) -> Ownership {
@@ -329,6 +345,8 @@ impl KeyValueService for Faulty {
     }
 
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
+        // Counted only: a stream fails as its store does.
+        self.calls.lock().push((Op::Scan, vec![table.clone()]));
         self.inner.scan(table, request)
     }
 
@@ -410,6 +428,7 @@ impl KeyValueService for Faulty {
     }
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
+        assert!(!self.no_batches, "the store has no batches");
         let mut tables: Vec<TableRef> = batch
             .ops
             .iter()

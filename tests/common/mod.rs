@@ -16,6 +16,7 @@ pub mod cutter;
 pub mod faulty;
 mod place;
 pub mod postgres;
+pub mod processes;
 pub mod small_disk;
 
 pub use place::{Place, Site};

@@ -1,6 +1,7 @@
 //! The store as an application holds it.
 
 use crate::backup::{self, BackupLock, BackupSource};
+use crate::clock::{BootClock, Clock};
 use crate::config::AtlasConfig;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::{
@@ -86,6 +87,8 @@ pub(crate) struct Opening {
     pub(crate) wait: Duration,
     /// Waits for its end, until this is cancelled.
     pub(crate) standby: Option<CancellationToken>,
+    /// What leases are counted on.
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 impl Default for Opening {
@@ -94,7 +97,7 @@ impl Default for Opening {
         let file = std::env::args_os().next().map(PathBuf::from);
         let name = file.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
         let program = name.unwrap_or_else(|| "an application".to_owned());
-        Opening { program, address: None, wait: Duration::ZERO, standby: None }
+        Opening { program, address: None, wait: Duration::ZERO, standby: None, clock: Arc::new(BootClock) }
     }
 }
 
@@ -105,6 +108,7 @@ impl Opening {
             lease: config.leader.lease,
             wait: self.wait,
             standby: self.standby.clone(),
+            clock: self.clock.clone(),
             contact: Contact { address, ..Contact::this_process(self.program.as_str()) },
             ..LeaseOptions::default()
         }
@@ -203,6 +207,20 @@ impl Atlas {
         let location = kvs.capabilities().store.to_owned();
         let durability = atlas_kvs::Durability::Synced;
         Atlas::open_as(config, OpenedStore { kvs, location, data_dir: None, durability }, Opening::default()).await
+    }
+
+    /// As [`with_store`](Self::with_store), with leases of locks and of the store counted on `clock`, for simulations.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn with_store_and_clock(
+        config: AtlasConfig,
+        kvs: Arc<dyn KeyValueService>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Atlas> {
+        let location = kvs.capabilities().store.to_owned();
+        let opened = OpenedStore { kvs, location, data_dir: None, durability: atlas_kvs::Durability::Synced };
+        Atlas::open_as(config, opened, Opening { clock, ..Opening::default() }).await
     }
 
     /// Takes an open store over for transactions.

@@ -88,7 +88,7 @@ impl TransactionManager {
         // by whoever settles.
         let tracker = SnapshotTracker::new(oracle.last_issued());
         let entries = Arc::new(TransactionTable::new(kvs.clone(), windows));
-        let locks = Arc::new(LockService::new(oracle.epoch(), Default::default()));
+        let locks = Arc::new(LockService::with_clock(oracle.epoch(), Default::default(), options.lease.clock.clone()));
         let config = options.transactions;
         let mender = Arc::new(Mender::new(kvs.clone()));
         let schema = Arc::new(SchemaCache::new(kvs.clone()));

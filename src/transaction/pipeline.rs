@@ -29,7 +29,7 @@ use super::core::SchemaCache;
 use super::entry::{Entry, Fate, transactions_table};
 use super::reads::Reads;
 use super::reservations::{Loser, Reservations};
-use super::step::{CommitStep, reach};
+use super::step::{CommitStep, Rule, reach};
 use super::sweep_queue::sweep_queue_table;
 use super::table::TransactionTable;
 use super::tracker::{Registration, SnapshotTracker};
@@ -461,7 +461,8 @@ impl Leader {
         if member.checked_from < self.window.floor() {
             return Some(Verdict::TooOldForWindow);
         }
-        self.write_conflict(member).or_else(|| self.read_conflict(member))
+        let write_conflict = if Rule::CheckWrites.is_kept() { self.write_conflict(member) } else { None };
+        write_conflict.or_else(|| if Rule::RecheckReads.is_kept() { self.read_conflict(member) } else { None })
     }
 
     fn write_conflict(&self, member: &Member) -> Option<Verdict> {
@@ -517,6 +518,11 @@ impl Leader {
         let mut batch = build_batch(&mut group).guarded(self.fence.as_ref().map(|fence| fence.guard()));
         loop {
             reach(CommitStep::RecordCommit);
+            if let Some(last) = group.commits.last()
+                && !Rule::ApplyBeforePublish.is_kept()
+            {
+                self.tracker.publish(last.commit_ts);
+            }
             match self.kvs.apply(batch.clone(), self.durability).await {
                 Ok(()) => {
                     self.acknowledge(group);

@@ -19,7 +19,7 @@ use super::value;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, CellBound, TableRef, Timestamp, Value};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// A cell whose newest version below some bound was found; whether it is visible is still to be seen.
 #[derive(Debug)]
@@ -126,7 +126,11 @@ impl Core {
     }
 
     /// The fates of the writers that did not leave their commit timestamp beside the data.
-    async fn look_up_writers(&self, table: &TableRef, open: &[(usize, Candidate)]) -> Result<HashMap<Timestamp, Fate>> {
+    async fn look_up_writers(
+        &self,
+        table: &TableRef,
+        open: &[(usize, Candidate)],
+    ) -> Result<BTreeMap<Timestamp, Fate>> {
         let mut writers = Vec::new();
         for (_, Candidate { cell, version }) in open {
             if version.ts != Timestamp::SENTINEL {
@@ -137,7 +141,7 @@ impl Core {
             }
         }
         if writers.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(BTreeMap::new());
         }
         let mut fates = self.entries.fates(&writers).await?;
         if let CommitPath::StepByStep(steps) = &self.path {

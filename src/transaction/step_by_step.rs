@@ -13,7 +13,7 @@ use super::mend::Mender;
 use super::predecessors::Predecessors;
 use super::read::Rivals;
 use super::recheck::{Recheck, Undecided};
-use super::step::{CommitStep, reach};
+use super::step::{CommitStep, Rule, reach};
 use super::table::TransactionTable;
 use super::tracker::SnapshotTracker;
 use super::window::value_hash;
@@ -113,6 +113,9 @@ impl StepByStep {
 
     /// Waits for a writer that a reader has met, and rolls it back if it is gone without an entry.
     pub(super) async fn settle_writer(&self, writer: Timestamp) -> Result<Fate> {
+        if !Rule::WaitForWriters.is_kept() {
+            return self.entries.fate(writer).await;
+        }
         self.locks.wait_for(vec![LockDescriptor::transaction(writer)], self.lock_timeout).await?;
         match self.entries.fate(writer).await? {
             Fate::Undecided => self.roll_back(writer).await,
@@ -261,6 +264,7 @@ impl StepByStep {
             }
             match self.entries.put_unless_exists(start_ts, entry).await {
                 Ok(Entry::Committed(standing)) if standing == commit_ts => return Ok(commit_ts),
+                Ok(Entry::RolledBack) if !Rule::BelieveTheEntry.is_kept() => return Ok(commit_ts),
                 Ok(Entry::RolledBack) => return Err(Error::RolledBack { start_ts }),
                 Ok(Entry::Committed(other)) => {
                     let place = format!("the entry of transaction {start_ts}");
@@ -268,6 +272,7 @@ impl StepByStep {
                 }
                 // The first attempt failed for certain: nothing is there, and nothing will be.
                 Err(Error::Kvs(error)) if attempt == 0 && !error.is_indeterminate() => return Err(error.into()),
+                Err(error) if !Rule::SettleByWriting.is_kept() => return Err(not_applied(error)),
                 Err(error) => {
                     self.mender.after(&error).await;
                     reason = error.to_string();
@@ -307,6 +312,10 @@ impl CommitJob {
         reach(CommitStep::Lock);
         self.check_write_conflicts(steps, &handlers).await?;
         reach(CommitStep::CheckWriteConflicts);
+        let too_early = match Rule::DataBeforeCommitTs.is_kept() {
+            true => None,
+            false => Some(steps.draw_commit_ts(start_ts).await?),
+        };
         // Behind the fence, where there is one: then it is the store that keeps out what comes after a takeover, and no
         // clock need be right for it.
         if let Err(error) = self.put_queue_and_data(steps.oracle.batch_fence().as_deref()).await {
@@ -317,7 +326,10 @@ impl CommitJob {
             let _ = steps.roll_back(start_ts).await;
             return Err(not_applied(error));
         }
-        let commit_ts = steps.draw_commit_ts(start_ts).await?;
+        let commit_ts = match too_early {
+            None => steps.draw_commit_ts(start_ts).await?,
+            Some(commit_ts) => commit_ts,
+        };
         reach(CommitStep::TakeCommitTs);
         // Concludes also when a condition of the application panics: before step 10 nothing can commit.
         let mut registered = Registered { steps, commit_ts, decided: true };
@@ -335,7 +347,7 @@ impl CommitJob {
 
     /// Steps 7 to 10, with a commit timestamp that others may be waiting for.
     async fn check_and_record(&self, steps: &StepByStep, commit_ts: Timestamp, locks: &HeldLocks) -> Result<Timestamp> {
-        if !self.reads.is_empty() {
+        if !self.reads.is_empty() && Rule::RecheckReads.is_kept() {
             let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
             let undecided = Undecided::WaitForEarlier(steps);
             let recheck = Recheck { start_ts: *start_ts, read_ts: *read_ts, before: commit_ts, undecided };
@@ -346,7 +358,9 @@ impl CommitJob {
         self.check_required_locks()?;
         // Last check: only the commit entry follows. Locks are those of this process: they keep nobody away who
         // commits through a successor, so the lease counts as one of them.
-        locks.check()?;
+        if Rule::CheckLocks.is_kept() {
+            locks.check()?;
+        }
         steps.oracle.check_held()?;
         // By the old promises of a table we may have taken other locks than those who begin after its change. Ours are
         // the last who can do so: our data are there, and whoever begins now meets them.
@@ -364,7 +378,7 @@ impl CommitJob {
 
     async fn lock(&self, steps: &StepByStep, handlers: &Handlers) -> Result<HeldLocks> {
         let mut descriptors = vec![LockDescriptor::transaction(self.transaction.start_ts)];
-        for (table, writes) in self.buffer.tables() {
+        for (table, writes) in self.buffer.tables().iter().filter(|_| Rule::LockWrites.is_kept()) {
             let handler = handlers[table];
             for cell in writes.keys() {
                 if handler.locks_rows() {
@@ -381,6 +395,9 @@ impl CommitJob {
     }
 
     async fn check_write_conflicts(&self, steps: &StepByStep, handlers: &Handlers) -> Result<()> {
+        if !Rule::CheckWrites.is_kept() {
+            return Ok(());
+        }
         let (start_ts, read_ts) = (self.transaction.start_ts, self.transaction.read_ts);
         let core = &self.transaction.core;
         for (table, writes) in self.buffer.tables() {

@@ -4,7 +4,7 @@ use super::entry::{CleanedWindows, Entry, Fate, transactions_table};
 use crate::Result;
 use atlas_kvs::{Cell, KeyValueService, PutUnlessExists, TableRef, Timestamp};
 use quick_cache::sync::Cache;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How many fates are remembered; an entry takes about 50 bytes.
@@ -41,8 +41,8 @@ impl TransactionTable {
     }
 
     /// The fates of writers, each asked for once.
-    pub(crate) async fn fates(&self, start_timestamps: &[Timestamp]) -> Result<HashMap<Timestamp, Fate>> {
-        let mut fates = HashMap::with_capacity(start_timestamps.len());
+    pub(crate) async fn fates(&self, start_timestamps: &[Timestamp]) -> Result<BTreeMap<Timestamp, Fate>> {
+        let mut fates = BTreeMap::new();
         let mut unknown = Vec::new();
         for start_ts in start_timestamps {
             match self.cached(*start_ts) {

@@ -11,10 +11,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// After so many losses another piece of work is as good.
 const ATTEMPTS_MAX: u32 = 50;
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
 /// A client.
@@ -49,7 +51,7 @@ impl Client {
     /// Does one piece of work, again after conflicts.
     pub(super) async fn work(&mut self, workload: &dyn Workload, over: &AtomicBool) {
         if let Some(every) = self.every {
-            tokio::time::sleep_until(self.due.into()).await;
+            tokio::time::sleep_until(self.due).await;
             self.due += every;
         }
         let job = workload.next(self.number, &mut self.random);
@@ -57,7 +59,12 @@ impl Client {
             match self.attempt(&*job).await {
                 Ok(()) => return,
                 // Nothing is repeated whose outcome is not known. What can't succeed would only be noise.
-                Err(error) if !error.is_retriable() || over.load(Ordering::Relaxed) => return,
+                Err(error) if !error.is_retriable() || over.load(Ordering::Relaxed) => {
+                    tracing::debug!(%error, "a piece of work of the workload was given up");
+                    // A store that fails at once must not keep everybody else from running.
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+                    return;
+                }
                 Err(_) => {
                     let pause = Duration::from_micros(self.random.random_range(50..=400)) * number;
                     tokio::time::sleep(pause.min(PAUSE_MAX)).await;

@@ -14,9 +14,9 @@ mod client;
 mod kinds;
 mod record;
 
+use crate::Result;
 use crate::ops::{BeginOptions, Operations, Progress, ProgressSink, ScanOptions};
 use crate::schema::{ConflictHandler, TableSpec};
-use crate::{Error, Result};
 use atlas_checker::history::{FinalState, Header, Row};
 use atlas_kvs::TableRef;
 use attempt::Tables;
@@ -29,7 +29,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long the set-up and the last look at the tables may take where the store fails now and then.
 const PERSIST_FOR: Duration = Duration::from_secs(60);
@@ -226,12 +227,24 @@ fn header(plan: &Plan, tables: &Tables) -> Header {
 
 /// Tables of this run's own: whatever an earlier run has left is under another name.
 async fn make_tables(operations: &dyn Operations, plan: &Plan) -> Result<Arc<Tables>> {
-    let run = operations.fresh_timestamp().await?;
+    let deadline = Instant::now() + PERSIST_FOR;
+    let run = persist(deadline, async || operations.fresh_timestamp().await).await?;
     let tables = Tables::new(plan, run)?;
     for table in tables.all() {
-        operations.create_table(&table.stored, &TableSpec::with_handler(table.handler)).await?;
+        let spec = TableSpec::with_handler(table.handler);
+        persist(deadline, async || operations.create_table(&table.stored, &spec).await).await?;
     }
     Ok(Arc::new(tables))
+}
+
+/// Does something again until it works, fails for good, or took too long.
+async fn persist<T>(deadline: Instant, work: impl AsyncFn() -> Result<T>) -> Result<T> {
+    loop {
+        match work().await {
+            Err(error) if Instant::now() < deadline && error.is_retriable() => tokio::time::sleep(PAUSE).await,
+            result => return result,
+        }
+    }
 }
 
 /// All of it in one transaction: nobody ever sees half of it.
@@ -247,25 +260,14 @@ async fn set_up(
     loop {
         match client.attempt(&*job).await {
             Ok(()) => return Ok(()),
-            Err(error) if Instant::now() < deadline && may_persist(&error) => tokio::time::sleep(PAUSE).await,
+            Err(error) if Instant::now() < deadline && error.is_retriable() => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(error),
         }
     }
 }
 
-/// The set-up writes the same names again, so it does no harm twice; with values of its own each time.
-fn may_persist(error: &Error) -> bool {
-    error.is_retriable()
-}
-
 async fn final_state(operations: &dyn Operations, tables: &Tables) -> Result<FinalState> {
-    let deadline = Instant::now() + PERSIST_FOR;
-    loop {
-        match read_everything(operations, tables).await {
-            Err(error) if Instant::now() < deadline && error.is_retriable() => tokio::time::sleep(PAUSE).await,
-            result => return result,
-        }
-    }
+    persist(Instant::now() + PERSIST_FOR, async || read_everything(operations, tables).await).await
 }
 
 async fn read_everything(operations: &dyn Operations, tables: &Tables) -> Result<FinalState> {

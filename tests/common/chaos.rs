@@ -17,13 +17,29 @@ const LATE_MAX: Duration = Duration::from_millis(60);
 pub struct Chaos {
     random: Arc<Mutex<StdRng>>,
     per_mille: u32,
+    /// Every call takes up to so long.
+    latency_max: Duration,
+    /// The longest that a call is held up, or comes after its answer was given up.
+    late_max: Duration,
     injected: Arc<AtomicU64>,
 }
 
 impl Chaos {
     /// So many of a thousand calls go wrong.
     pub fn new(seed: u64, per_mille: u32) -> Chaos {
-        Chaos { random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))), per_mille, injected: Arc::default() }
+        let random = Arc::new(Mutex::new(StdRng::seed_from_u64(seed)));
+        Chaos { random, per_mille, latency_max: Duration::ZERO, late_max: LATE_MAX, injected: Arc::default() }
+    }
+
+    /// For simulated time: every call takes a while, so that others come in between.
+    pub fn with_latency(self, latency_max: Duration, late_max: Duration) -> Chaos {
+        Chaos { latency_max, late_max, ..self }
+    }
+
+    /// How long the next call takes.
+    pub(super) fn latency(&self) -> Option<Duration> {
+        let share = self.random.lock().random_range(0.0..1.0);
+        (!self.latency_max.is_zero()).then(|| self.latency_max.mul_f64(share))
     }
 
     /// How many went wrong so far.
@@ -36,7 +52,7 @@ impl Chaos {
         if !random.random_ratio(self.per_mille, 1000) {
             return None;
         }
-        let late = LATE_MAX.mul_f64(random.random_range(0.0..1.0));
+        let late = self.late_max.mul_f64(random.random_range(0.0..1.0));
         let fault = match op {
             // What only reads can't have been applied.
             Op::Get | Op::GetAtomic | Op::Reopen => match random.random_range(0..2) {

@@ -13,6 +13,7 @@ use atlas::kvs_api::{
 };
 use atlas::{Cell, RowRange, TableRef, Timestamp};
 use bytes::Bytes;
+use futures::StreamExt;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
@@ -230,12 +231,20 @@ impl Faulty {
         self.carry_out(op, fault, call(self.inner.clone())).await
     }
 
+    async fn take_time(&self) {
+        let latency = self.chaos.lock().as_ref().and_then(Chaos::latency);
+        if let Some(latency) = latency {
+            tokio::time::sleep(latency).await;
+        }
+    }
+
     async fn carry_out<T: Send>(
         &self,
         op: Op,
         fault: Option<Fault>,
         call: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
+        self.take_time().await;
         match fault {
             None => call.await,
             Some(Fault::Refuse) => Err(KvsError::Unavailable { reason: format!("{op:?} was refused"), source: None }),
@@ -347,7 +356,12 @@ impl KeyValueService for Faulty {
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
         // Counted only: a stream fails as its store does.
         self.calls.lock().push((Op::Scan, vec![table.clone()]));
-        self.inner.scan(table, request)
+        let (faulty, table) = (self.clone(), table.clone());
+        let begun = async move {
+            faulty.take_time().await;
+            faulty.inner.scan(&table, request)
+        };
+        futures::stream::once(begun).flatten().boxed()
     }
 
     async fn versions(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Vec<Version>>> {

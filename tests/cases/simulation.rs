@@ -62,6 +62,7 @@ impl Scenario {
 
 /// What came of a simulation.
 #[derive(Debug)]
+#[allow(dead_code, reason = "each test file uses some of it")]
 pub(crate) struct Simulated {
     pub(crate) history: Vec<u8>,
     pub(crate) report: Report,

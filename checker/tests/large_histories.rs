@@ -10,8 +10,8 @@ const TRANSACTIONS: u64 = 200_000;
 /// How many transactions overlap.
 const CLIENTS: u64 = 8;
 
-/// Every transaction reads and writes two cells of its client; some are unknown, some scan. `hot` gives all of them
-/// one cell to read besides, which has as many versions as there are transactions.
+/// Every transaction reads and writes two cells of its client; some are unknown, some scan. With `hot` all of them read
+/// one cell besides, of which one client in turn writes 25,000 versions.
 fn history(hot: bool) -> History {
     let header = Header { workload: "random".into(), serializable_tables: vec!["t".into()], ..Header::default() };
     let name = |client: u64, n: u64| CellName::new("t", &format!("{client}-{n:03}"), "c");

@@ -2,6 +2,8 @@
 //!
 //! `ATLAS_BLESS=1` writes what is given instead of comparing it; read the difference before committing it.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where an assumption fails")]
+
 use atlas_checker::{History, Options, check};
 use std::path::Path;
 

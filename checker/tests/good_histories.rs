@@ -1,5 +1,7 @@
 //! Histories of a store that keeps its promises: nothing may be found in them.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where an assumption fails")]
+
 mod simulator;
 
 use atlas_checker::{History, Kind, Options, Report, check};

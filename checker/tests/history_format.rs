@@ -1,5 +1,7 @@
 //! The file format: exactly what the README says, every error with its line, and no panic whatever the bytes.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where an assumption fails")]
+
 use atlas_checker::history::{Client, Line, ReadError, Reader, Status};
 use atlas_checker::{History, Kind, Minimums, Options, check};
 use proptest::prelude::*;

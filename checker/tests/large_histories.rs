@@ -2,6 +2,8 @@
 //!
 //! Nothing is timed here. A quadratic check of this many transactions would not end within the run's patience.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where an assumption fails")]
+
 use atlas_checker::history::{CellName, Client, FinalState, Header, Op, Scan, Status, Text, Transaction};
 use atlas_checker::{History, Kind, Options, check};
 use std::collections::{BTreeMap, VecDeque};

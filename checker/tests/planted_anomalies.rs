@@ -1,5 +1,7 @@
 //! Good histories, each falsified in one place: the checker finds it, and names it rightly.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where an assumption fails")]
+
 mod mutations;
 mod simulator;
 

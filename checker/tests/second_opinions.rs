@@ -3,6 +3,8 @@
 //! Its verdict is only worth something as long as these hold: it must pass what is good, and find each anomaly at the
 //! weakest level that forbids it and at no weaker one.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where an assumption fails")]
+
 mod simulator;
 
 use atlas_checker::history::{CellName, Client, Header, Op, Status, Transaction};

@@ -182,9 +182,11 @@ fn missed_a_commit(timeline: &Timeline<'_, '_>, reading: &Reading<'_>, expected:
     let wrote = if missed.value.is_some() { "wrote" } else { "deleted" };
     let because = format!("but {writer} {wrote} it and committed at {}", missed.commit_ts);
     if let Fate::SeenCommitted(witness) = timeline.fate(missed.txn) {
+        let is_inferred = timeline.index.txn(missed.txn).commit_ts.is_none();
         let because = format!(
-            "but {writer} {wrote} it at {}; its outcome was unknown, and {} had seen it",
+            "but {writer} {wrote} it at {}{}; its outcome was unknown, and {} had seen it",
             missed.commit_ts,
+            if is_inferred { ", a place that is inferred" } else { "" },
             name(timeline, witness)
         );
         return Reason { kind: Kind::TornOutcome, writer: None, other: Some(witness), because };

@@ -92,6 +92,8 @@ pub enum Error {
     UnknownOutcome {
         /// The transaction.
         start_ts: Timestamp,
+        /// The commit timestamp it has if it committed, where one is known to have been drawn.
+        commit_ts: Option<Timestamp>,
         /// What happened.
         reason: String,
     },

@@ -88,7 +88,7 @@ fn sources(directory: &str, extension: &str) -> Result<Vec<Source>> {
 
 fn rust_sources() -> Result<Vec<Source>> {
     let mut found = Vec::new();
-    for directory in ["src", "kvs-adapters", "tests", "examples", "benches"] {
+    for directory in ["src", "checker", "kvs-adapters", "tests", "examples", "benches"] {
         found.extend(sources(directory, ".rs")?);
     }
     Ok(found)
@@ -199,6 +199,16 @@ fn a_store_knows_the_contract_and_nothing_else_of_atlas() -> Result<()> {
     Ok(())
 }
 
+/// A checker that shares code with what it checks shares its mistakes.
+#[test]
+fn the_checker_of_histories_knows_nothing_of_atlas() -> Result<()> {
+    let manifest = std::fs::read_to_string(root().join("checker/Cargo.toml"))?;
+    let (_, dependencies) = manifest.split_once("[dependencies]").context("it has dependencies")?;
+    let others = dependencies.lines().filter(|line| line.starts_with("atlas") || line.contains("path"));
+    expect_none(others.map(|line| format!("checker/Cargo.toml: {line}")).collect());
+    Ok(())
+}
+
 #[test]
 fn nothing_is_left_to_be_done_later() -> Result<()> {
     // Put together here, or this file would be the first to break the rule.
@@ -267,7 +277,7 @@ fn long_files_are_named() -> Result<()> {
 /// `scripts/test` selects test programs by name over the whole workspace.
 #[test]
 fn test_programs_have_names_of_their_own() -> Result<()> {
-    let mut directories = vec![root().join("tests")];
+    let mut directories = vec![root().join("tests"), root().join("checker/tests")];
     for entry in std::fs::read_dir(root().join("kvs-adapters"))? {
         directories.push(entry?.path().join("tests"));
     }

@@ -187,10 +187,31 @@ fn is_over(index: &Index<'_>, cell: CellId, start_ts: u64, got: Option<&str>) ->
     put.cell == cell && index.txn(put.txn).start_ts > start_ts
 }
 
+/// A place that contradicts nobody. Best is one that suits also those of whom nobody knows whether they committed, and
+/// that needs none of them to have committed.
+fn choose(timeline: &Timeline<'_, '_>, sightings: &Sightings<'_>, bounds: &Bounds, waiting: &[TxnId]) -> Option<u64> {
+    let place = |open| first_place(timeline, sightings, bounds, waiting, open);
+    place(Open::MayGoEitherWay).or_else(|| place(Open::Ignored))
+}
+
+/// What is made of attempts with a place of which nobody knows whether they committed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Open {
+    MayGoEitherWay,
+    /// What they read binds nobody, and what they wrote may explain anything.
+    Ignored,
+}
+
 /// The first timestamp within the bounds that no observation and no rule shuts out.
 ///
 /// `waiting` are all that have no place yet.
-fn choose(timeline: &Timeline<'_, '_>, sightings: &Sightings<'_>, bounds: &Bounds, waiting: &[TxnId]) -> Option<u64> {
+fn first_place(
+    timeline: &Timeline<'_, '_>,
+    sightings: &Sightings<'_>,
+    bounds: &Bounds,
+    waiting: &[TxnId],
+    open: Open,
+) -> Option<u64> {
     let index = timeline.index;
     let mut shut: Vec<(u64, u64)> = Vec::new();
     let mut before = bounds.before;
@@ -200,7 +221,7 @@ fn choose(timeline: &Timeline<'_, '_>, sightings: &Sightings<'_>, bounds: &Bound
             .copied()
             .filter(|&rival| rival != bounds.txn && index.write_to(rival, write.cell).is_some())
             .collect();
-        shut_by_readers(timeline, sightings, bounds, write, &rivals, &mut shut);
+        shut_by_readers(timeline, sightings, bounds, write, &rivals, open, &mut shut);
         if !index.table_of(write.cell).no_conflict {
             before = before.min(shut_by_writers(timeline, bounds.txn, write.cell, &mut shut));
             let start_ts = index.txn(bounds.txn).start_ts;
@@ -228,6 +249,7 @@ fn shut_by_readers(
     bounds: &Bounds,
     write: &Write<'_>,
     rivals: &[TxnId],
+    open: Open,
     shut: &mut Vec<(u64, u64)>,
 ) {
     let index = timeline.index;
@@ -239,7 +261,8 @@ fn shut_by_readers(
     });
     let between = sightings.between(write.cell, start_ts, bounds.before).iter().copied();
     for sighting in between.chain(placed_since) {
-        if sighting.got == write.value || sighting.by == Witness::Transaction(bounds.txn) {
+        let is_own = sighting.by == Witness::Transaction(bounds.txn);
+        if sighting.got == write.value || is_own || (sighting.is_open && open == Open::Ignored) {
             continue;
         }
         // What another one without a place may have left on top of this one tells nothing.
@@ -251,7 +274,9 @@ fn shut_by_readers(
         if by_rival {
             continue;
         }
-        let shown = timeline.newest_first(write.cell, sighting.below).find(|version| version.value == sighting.got);
+        let fits = || timeline.newest_first(write.cell, sighting.below).filter(|version| version.value == sighting.got);
+        let certain = fits().find(|version| timeline.is_committed(version.txn) && open == Open::MayGoEitherWay);
+        let shown = certain.or_else(|| fits().next());
         let from = match shown {
             // Wherever it stands, it would have been seen instead of what started before it.
             Some(shown) if no_conflict && index.txn(shown.txn).start_ts > start_ts => continue,

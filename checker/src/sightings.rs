@@ -1,7 +1,7 @@
 //! What was seen of the cells that matter for attempts without a place.
 
 use crate::index::{CellId, TxnId};
-use crate::timeline::{Timeline, Witness};
+use crate::timeline::{Fate, Timeline, Witness};
 use std::collections::{HashMap, HashSet};
 
 /// One cell as it was below a timestamp.
@@ -11,6 +11,8 @@ pub(crate) struct Sighting<'h> {
     /// The reader's snapshot, exclusive; or its commit, for a serializable table that was read once more then.
     pub(crate) below: u64,
     pub(crate) got: Option<&'h str>,
+    /// Whether it holds only if its reader committed, of which nothing is known.
+    pub(crate) is_open: bool,
 }
 
 pub(crate) struct Sightings<'h> {
@@ -34,17 +36,18 @@ impl<'h> Sightings<'h> {
         let placeless: HashSet<TxnId> = attempts.iter().copied().collect();
         let mut of: HashMap<CellId, OfCell<'h>> = HashMap::new();
         for (reader, transaction) in index.history.transactions.iter().enumerate() {
-            let commit_ts = timeline.commit_ts(reader).filter(|_| timeline.is_committed(reader));
+            let is_open = timeline.fate(reader) == Fate::Open;
+            let commit_ts = timeline.commit_ts(reader).filter(|_| is_open || timeline.is_committed(reader));
             index.observe(reader, |seen| {
                 if seen.own.is_some() || !cells.contains(&seen.cell) {
                     return;
                 }
                 let of_cell = of.entry(seen.cell).or_default();
                 let by = Witness::Transaction(reader);
-                let snapshot = Sighting { by, below: transaction.read_ts, got: seen.got };
+                let snapshot = Sighting { by, below: transaction.read_ts, got: seen.got, is_open: false };
                 of_cell.all.push(snapshot);
                 if index.table_of(seen.cell).serializable {
-                    of_cell.all.extend(commit_ts.map(|below| Sighting { below, ..snapshot }));
+                    of_cell.all.extend(commit_ts.map(|below| Sighting { below, is_open, ..snapshot }));
                     of_cell.placeless.extend(placeless.contains(&reader).then_some(snapshot));
                 }
             });
@@ -53,7 +56,12 @@ impl<'h> Sightings<'h> {
             let below = state.read_ts.unwrap_or(u64::MAX);
             index.observe_final(state, |cell, got| {
                 if cells.contains(&cell) {
-                    of.entry(cell).or_default().all.push(Sighting { by: Witness::FinalState, below, got });
+                    of.entry(cell).or_default().all.push(Sighting {
+                        by: Witness::FinalState,
+                        below,
+                        got,
+                        is_open: false,
+                    });
                 }
             });
         }

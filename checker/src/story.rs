@@ -16,7 +16,13 @@ impl<'t, 'i, 'h> Story<'t, 'i, 'h> {
     /// With the transactions' beginnings, ends, and writes of `cells`, by logical time.
     pub(crate) fn new(timeline: &'t Timeline<'i, 'h>, actors: &[Witness], cells: &[CellId]) -> Self {
         let mut story = Self { timeline, picture: Picture::new("ts"), actors: Vec::new() };
-        for &actor in actors {
+        let mut actors = actors.to_vec();
+        // Who began first stands left, so that most arrows lead to the right.
+        actors.sort_by_key(|actor| match actor {
+            Witness::Transaction(txn) => (story.snapshot(*actor), timeline.index.txn(*txn).start_ts),
+            Witness::FinalState => (u64::MAX, u64::MAX),
+        });
+        for actor in actors {
             if story.actors.contains(&actor) {
                 continue;
             }

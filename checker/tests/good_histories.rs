@@ -1,5 +1,7 @@
 //! Histories of a store that keeps its promises: nothing may be found in them.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where an assumption fails")]
+
 mod simulator;
 
 use atlas_checker::{History, Kind, Options, Report, check};
@@ -57,6 +59,7 @@ fn write_skew_is_clean_under_snapshot_isolation() {
 /// Whoever knows less must not see more: acknowledgements and commit timestamps are taken away at random.
 #[test]
 fn forgetting_outcomes_makes_no_anomaly() {
+    let (mut reads, mut excused) = (0, 0);
     for workload in ALL {
         for seed in 0..SEEDS {
             let mut history = run(Settings::new(workload, seed)).history;
@@ -72,9 +75,13 @@ fn forgetting_outcomes_makes_no_anomaly() {
                 }
             }
             assert!(forgotten > 0);
-            expect_clean(&history, &format!("{workload:?}, seed {seed}, {forgotten} forgotten"));
+            let report = expect_clean(&history, &format!("{workload:?}, seed {seed}, {forgotten} forgotten"));
+            reads += report.stats.reads;
+            excused += report.stats.excused;
         }
     }
+    // If much were excused, clean would mean little.
+    assert!(excused * 200 < reads, "{excused} of {reads} reads prove nothing");
 }
 
 #[test]

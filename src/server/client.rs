@@ -666,14 +666,14 @@ impl RemoteTransaction {
             return error;
         }
         let message = error.to_string();
-        let prefix = Error::UnknownOutcome { start_ts, reason: String::new() }.to_string();
+        let prefix = Error::UnknownOutcome { start_ts, commit_ts: None, reason: String::new() }.to_string();
         let reason = message.strip_prefix(&prefix).unwrap_or(&message).to_owned();
-        Error::UnknownOutcome { start_ts, reason }
+        Error::UnknownOutcome { start_ts, commit_ts: None, reason }
     }
 
     fn unknown_outcome(&self, first: &Status, then: &str) -> Error {
         let lost = format!("the connection to {} was lost ({})", self.remote.target, first.message());
-        Error::UnknownOutcome { start_ts: self.start_ts, reason: format!("{lost}, {then}") }
+        Error::UnknownOutcome { start_ts: self.start_ts, commit_ts: None, reason: format!("{lost}, {then}") }
     }
 }
 

@@ -271,7 +271,7 @@ impl Transactions {
             let work = tokio::spawn(run_to_end(transaction, end, transactions.limits.lease));
             let outcome = work.await.unwrap_or_else(|error| {
                 let reason = format!("the server failed while it ended the transaction: {error}");
-                Err(wire::detail_of(&Error::UnknownOutcome { start_ts, reason }))
+                Err(wire::detail_of(&Error::UnknownOutcome { start_ts, commit_ts: None, reason }))
             });
             transactions.keep_outcome(&entry, outcome);
         });

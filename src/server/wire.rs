@@ -605,7 +605,7 @@ mod tests {
             Error::LocksLost { start_ts: ts(3) },
             Error::TooOld { table: table(), read_ts: ts(3) },
             Error::TimedOut { start_ts: ts(3), limit_ms: 5 },
-            Error::UnknownOutcome { start_ts: ts(3), reason: "the disk".to_owned() },
+            Error::UnknownOutcome { start_ts: ts(3), commit_ts: None, reason: "the disk".to_owned() },
             Error::ReadOnly { start_ts: ts(3) },
             Error::TooLarge { what: "a value".to_owned(), len: 2, limit: 1 },
             Error::NotFound { what: "backup 'x'".to_owned() },

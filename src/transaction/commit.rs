@@ -214,7 +214,7 @@ impl CommitJob {
             Verdict::TooOldForWindow => return Entered::Again,
             Verdict::HasEntry => Err(Error::RolledBack { start_ts }),
             Verdict::Failed(error) => Err(error),
-            Verdict::Unknown(reason) => Err(Error::UnknownOutcome { start_ts, reason }),
+            Verdict::Unknown { commit_ts, reason } => Err(Error::UnknownOutcome { start_ts, commit_ts, reason }),
         })
     }
 
@@ -347,7 +347,7 @@ async fn detach(
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // The runtime shuts down in the middle of it.
-            Err(_) => Err(Error::UnknownOutcome { start_ts, reason: "the runtime was shut down".to_owned() }),
+            Err(_) => Err(Error::UnknownOutcome { start_ts, commit_ts: None, reason: "the runtime was shut down".to_owned() }),
         },
     }
 }

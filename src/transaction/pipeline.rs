@@ -115,7 +115,11 @@ pub(crate) enum Verdict {
     /// Nothing was applied.
     Failed(Error),
     /// Nobody knows yet.
-    Unknown(String),
+    Unknown {
+        /// What it has if it committed.
+        commit_ts: Option<Timestamp>,
+        reason: String,
+    },
 }
 
 #[derive(Debug)]
@@ -183,7 +187,10 @@ impl Pipeline {
             return Verdict::Failed(self.stopped());
         }
         // A leader that vanishes takes its answer along, not necessarily the write.
-        verdict.await.unwrap_or_else(|_| Verdict::Unknown("the commit pipeline ended before it answered".to_owned()))
+        verdict.await.unwrap_or_else(|_| Verdict::Unknown {
+            commit_ts: None,
+            reason: "the commit pipeline ended before it answered".to_owned(),
+        })
     }
 
     /// Writes *rolled back* for a transaction that put data ahead and can't commit.
@@ -263,6 +270,7 @@ struct Accepted {
 /// A member whose outcome is not known yet.
 struct Waiting {
     start_ts: Timestamp,
+    commit_ts: Timestamp,
     /// Taken when it was told that nobody knows.
     reply: Option<oneshot::Sender<Verdict>>,
     /// Its snapshot stays registered until it is settled.
@@ -272,7 +280,7 @@ struct Waiting {
 impl From<Accepted> for Waiting {
     fn from(accepted: Accepted) -> Waiting {
         let Member { start_ts, _registration, .. } = *accepted.member;
-        Waiting { start_ts, reply: Some(accepted.reply), _registration }
+        Waiting { start_ts, commit_ts: accepted.commit_ts, reply: Some(accepted.reply), _registration }
     }
 }
 
@@ -808,7 +816,7 @@ fn refuse_waiting(queue: &mut mpsc::Receiver<Request>, reason: &str) -> Option<o
 fn tell_unknown(waiting: &mut [Waiting], reason: &str) {
     for member in waiting {
         if let Some(reply) = member.reply.take() {
-            let _ = reply.send(Verdict::Unknown(reason.to_owned()));
+            let _ = reply.send(Verdict::Unknown { commit_ts: Some(member.commit_ts), reason: reason.to_owned() });
         }
     }
 }

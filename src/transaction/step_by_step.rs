@@ -279,7 +279,7 @@ impl StepByStep {
                 }
             }
         }
-        Err(Error::UnknownOutcome { start_ts, reason })
+        Err(Error::UnknownOutcome { start_ts, commit_ts: Some(commit_ts), reason })
     }
 }
 

@@ -100,7 +100,8 @@ impl Client {
         let end_ns = self.recorder.now_ns();
         let (status, commit_ts, reason) = match &outcome {
             Ok(commit_ts) => (Status::Committed, commit_ts.map(|ts| ts.get()), None),
-            Err(error) if is_unknown(error) => (Status::Unknown, None, Some("unknown".to_owned())),
+            Err(Error::UnknownOutcome { commit_ts, .. }) => (Status::Unknown, commit_ts.map(|ts| ts.get()), None),
+            Err(error) if is_unknown(error) => (Status::Unknown, None, None),
             Err(error) => (Status::Aborted, None, Some(reason(error))),
         };
         let line = 0;

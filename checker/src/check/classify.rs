@@ -61,7 +61,17 @@ pub(super) fn wrong_read(
         let writer = reason.writer.map(Witness::Transaction);
         let actors: Vec<Witness> =
             [writer, overwriter, reason.other].into_iter().flatten().chain([reading.by]).collect();
-        let mut story = Story::new(timeline, &actors, &[reading.cell]);
+        // Of the outcome that is torn: it was seen here and not by the witness, or the other way round.
+        let is_seen_here = |txn: &TxnId| matches!(timeline.fate(*txn), Fate::SeenAborted(_));
+        let torn = reason.writer.filter(is_seen_here).or(expected.map(|version| version.txn));
+        let seen = reason.other.zip(torn).and_then(|(witness, writer)| evidence(timeline, witness, writer));
+        let cells: Vec<CellId> =
+            [Some(reading.cell), seen.as_ref().map(|(cell, _)| *cell)].into_iter().flatten().collect();
+        let mut story = Story::new(timeline, &actors, &cells);
+        if let (Some(witness), Some((_, what))) = (reason.other, seen) {
+            let arrow = torn.filter(|torn| timeline.is_committed(*torn));
+            story.read(witness, what, arrow);
+        }
         story.read(reading.by, reading.what(timeline), reason.writer);
         let should = format!("should be {}", text::value(expected.and_then(|version| version.value)));
         story.read(reading.by, should, expected.map(|version| version.txn));
@@ -86,6 +96,20 @@ pub(super) fn wrong_own_read(
         story.read(reading.by, format!("should be {expected}, its own write"), None);
         (message, vec![txn], story.draw())
     });
+}
+
+/// What a witness saw, or did not see, of the first cell that it read of those which an attempt wrote.
+fn evidence(timeline: &Timeline<'_, '_>, witness: Witness, writer: TxnId) -> Option<(CellId, String)> {
+    let Witness::Transaction(reader) = witness else { return None };
+    let below = timeline.index.txn(reader).read_ts;
+    let mut first = None;
+    timeline.index.observe(reader, |seen| {
+        if first.is_none() && seen.own.is_none() && timeline.index.write_to(writer, seen.cell).is_some() {
+            let reading = Reading { by: witness, cell: seen.cell, below, got: seen.got, seen: Some(seen) };
+            first = Some((seen.cell, reading.what(timeline)));
+        }
+    });
+    first
 }
 
 pub(super) fn transactions(actors: &[Witness]) -> Vec<TxnId> {
@@ -158,9 +182,11 @@ fn missed_a_commit(timeline: &Timeline<'_, '_>, reading: &Reading<'_>, expected:
     let wrote = if missed.value.is_some() { "wrote" } else { "deleted" };
     let because = format!("but {writer} {wrote} it and committed at {}", missed.commit_ts);
     if let Fate::SeenCommitted(witness) = timeline.fate(missed.txn) {
+        let is_inferred = timeline.index.txn(missed.txn).commit_ts.is_none();
         let because = format!(
-            "but {writer} {wrote} it at {}; its outcome was unknown, and {} had seen it",
+            "but {writer} {wrote} it at {}{}; its outcome was unknown, and {} had seen it",
             missed.commit_ts,
+            if is_inferred { ", a place that is inferred" } else { "" },
             name(timeline, witness)
         );
         return Reason { kind: Kind::TornOutcome, writer: None, other: Some(witness), because };

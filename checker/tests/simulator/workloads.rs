@@ -110,7 +110,10 @@ impl Workload {
                     tx.put("busy", &format!("b{row}"), "counter", &value);
                 }
             }
-            Self::TransientRows | Self::WriteOnceDeleteOnce | Self::Random | Self::Append => {
+            Self::Append => {
+                tx.get("lists", "k0", "list");
+            }
+            Self::TransientRows | Self::WriteOnceDeleteOnce | Self::Random => {
                 // Those begin empty; reading is all there is to do.
                 tx.scan(self.tables()[0], &Range::default());
             }

@@ -654,6 +654,7 @@ impl RemoteTransaction {
         // It did commit, so an answer that makes no sense is no failure.
         commit_ts.map(wire::timestamp).transpose().map_err(|_| Error::UnknownOutcome {
             start_ts: self.start_ts,
+            commit_ts: None,
             reason: "the server said that it committed, at a timestamp that can't be".to_owned(),
         })
     }

@@ -201,14 +201,21 @@ impl Cluster {
     }
 
     async fn make_keyspace(&self) -> Result<()> {
-        self.check_nodes()?;
         let (keyspace, replication) = (&self.keyspace, self.config.replication.cql());
+        if self.replication().await?.is_none() {
+            self.check_nodes()?;
+        }
         let create = format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}");
         // Scylla has no lightweight transactions on tablets before 2025.4, and no tablets before 6.0.
         let without_tablets = format!("{create} AND tablets = {{'enabled': false}}");
         if !self.is_scylla()? || self.change_schema(&without_tablets).await.is_err() {
             self.change_schema(&create).await?;
         }
+        // Where the keyspace was there already, the driver has waited for nothing.
+        let agreed = self.session()?.await_schema_agreement().await;
+        agreed.map_err(|error| {
+            Failure::of(error.into(), Stakes::Read).explain("waiting until the nodes agree on the schema").into_error()
+        })?;
         // Somebody else may have made it. What does not fit gets no table of ours.
         self.check_replication().await?;
         // All live nodes agree by now, so nobody can create the keyspace a second time, and everybody who is here sees
@@ -244,10 +251,15 @@ impl Cluster {
         Err(misconfigured(reason, None))
     }
 
-    async fn check_replication(&self) -> Result<()> {
+    /// The options of the keyspace's replication, if it is there.
+    async fn replication(&self) -> Result<Option<HashMap<String, String>>> {
         let sql = "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?";
         let rows: Vec<(HashMap<String, String>,)> = self.ask(sql, (&self.keyspace,)).await?;
-        let told = rows.into_iter().next().map(|(replication,)| replication).unwrap_or_default();
+        Ok(rows.into_iter().next().map(|(replication,)| replication))
+    }
+
+    async fn check_replication(&self) -> Result<()> {
+        let told = self.replication().await?.unwrap_or_default();
         if self.config.replication.agrees(&told) {
             return Ok(());
         }

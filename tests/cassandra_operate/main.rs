@@ -30,7 +30,7 @@ fn stage() -> Stage {
 
 fn config(dir: &Path, place: &Place) -> String {
     format!(
-        "atlasdb:\n  namespace: {}\n  leader: {{lease: 1s}}\n  server: {{http: off, grpc: \"127.0.0.1:0\"}}\n  backup: \
+        "atlasdb:\n  namespace: {}\n  leader: {{lease: 3s}}\n  server: {{http: off, grpc: \"127.0.0.1:0\"}}\n  backup: \
          {{lockLease: 1s}}\n{}",
         place.namespace(),
         place.yaml(dir)

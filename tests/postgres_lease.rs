@@ -5,6 +5,8 @@
 //! writes the same cells, and lets the child go on.
 
 mod common;
+#[path = "cases/other.rs"]
+mod other;
 
 use atlas::config::AtlasConfig;
 use atlas::ops::Operations;
@@ -15,15 +17,11 @@ use atlas::transaction::entry::{Entry, transactions_table};
 use atlas::{Atlas, Result, Timestamp};
 use common::faulty::PATIENCE;
 use common::*;
-use rustix::process::{Pid, Signal, getpid, kill_process};
-use std::io::{BufRead, BufReader, Write};
+use other::{Other, run, stop_before, tell, told};
+use rustix::process::{Signal, kill_process};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// What tells the child what to do: `namespace`, `kind` of end, bytes from which data are put ahead, whether commits go
-/// step by step; lines of one.
-const ORDERS: &str = "ATLAS_LEASE_ORDERS";
 const LEASE: Duration = Duration::from_secs(2);
 
 fn config(place: &Place, lane: Lane) -> AtlasConfig {
@@ -41,38 +39,6 @@ fn config_of(mut config: AtlasConfig, namespace: &str, ahead_over: u64) -> Atlas
 
 // ---- the child
 
-/// Past the capturing of the test harness.
-fn tell(line: &str) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "child: {line}").expect("the parent listens");
-    out.flush().expect("the parent listens");
-}
-
-/// The next line of the parent.
-fn told() -> String {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).expect("the parent speaks");
-    line.trim().to_owned()
-}
-
-fn stop_at(step: CommitStep, signal: Signal) {
-    let reached = move || {
-        tell("at the commit");
-        kill_process(getpid(), signal).expect("a process may signal itself");
-        if signal == Signal::KILL {
-            // Nothing more happens on this thread, however long the signal takes.
-            loop {
-                std::thread::park();
-            }
-        }
-        // The signal may reach another thread first: this one must not run on before the process stands still.
-        std::thread::sleep(Duration::from_millis(500));
-        // Once: what the leader does later has to go through.
-        fail::remove(step.fail_point());
-    };
-    fail::cfg_callback(step.fail_point(), reached).expect("fail points are built in");
-}
-
 async fn write_stale(atlas: &Atlas) -> Result<Option<Timestamp>> {
     let t = table(atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
     let tx = atlas.begin().await?;
@@ -86,11 +52,9 @@ async fn write_stale(atlas: &Atlas) -> Result<Option<Timestamp>> {
 /// The child's life, when this program is started as one; otherwise there is nothing to do.
 #[test]
 fn child() {
-    let Ok(orders) = std::env::var(ORDERS) else { return };
-    let lines: Vec<&str> = orders.split('\n').collect();
-    let (namespace, kind) = (lines[0], lines[1]);
-    let steps: bool = lines[3].parse().expect("true or false");
-    let lane = if steps { POSTGRES_STEPS } else { POSTGRES_PIPELINE };
+    let Some(orders) = other::orders() else { return };
+    let [namespace, kind, ahead_over, steps] = &orders[..] else { panic!("{orders:?}?") };
+    let lane = if steps == "true" { POSTGRES_STEPS } else { POSTGRES_PIPELINE };
     let config = config_of(
         AtlasConfig {
             key_value_service: atlas::config::KvsConfig::Postgres(common::postgres::settings()),
@@ -98,7 +62,7 @@ fn child() {
             ..AtlasConfig::default()
         },
         namespace,
-        lines[2].parse().expect("a number"),
+        ahead_over.parse().expect("a number"),
     );
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
     runtime.block_on(async {
@@ -107,15 +71,15 @@ fn child() {
         write(&atlas, &t, &[("x", "old")]).await;
         tell("open");
         assert_eq!(told(), "go on");
-        match kind {
+        match &**kind {
             "close" => {
                 atlas.close().await.expect("the store closes");
                 tell("closed");
                 return;
             }
-            "die" => stop_at(CommitStep::RecordCommit, Signal::KILL),
-            "sleep" => stop_at(CommitStep::RecordCommit, Signal::STOP),
-            "sleep early" => stop_at(CommitStep::EnqueueForSweep, Signal::STOP),
+            "die" => stop_before(CommitStep::RecordCommit, Signal::KILL),
+            "sleep" => stop_before(CommitStep::RecordCommit, Signal::STOP),
+            "sleep early" => stop_before(CommitStep::EnqueueForSweep, Signal::STOP),
             kind => panic!("{kind}?"),
         }
         let outcome = write_stale(&atlas).await;
@@ -135,82 +99,9 @@ fn child() {
 
 // ---- the parent
 
-struct Other {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-}
-
-impl Other {
-    fn start(place: &Place, lane: Lane, kind: &str, ahead_over: u64) -> Other {
-        let mut child = Command::new(std::env::current_exe().expect("this program has a file"))
-            .args(["--exact", "child", "--nocapture", "--test-threads=1"])
-            .env(ORDERS, format!("{}\n{kind}\n{ahead_over}\n{}", place.namespace(), !lane.is_pipeline()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the child starts");
-        let lines = BufReader::new(child.stdout.take().expect("it is piped"));
-        Other { child, lines }
-    }
-
-    /// What the child says next, or nothing when it has ended.
-    fn says(&mut self) -> Option<String> {
-        loop {
-            let mut line = String::new();
-            if self.lines.read_line(&mut line).expect("the child can be heard") == 0 {
-                return None;
-            }
-            // The harness says things too, and on the same line.
-            if let Some((_, said)) = line.split_once("child: ") {
-                return Some(said.trim().to_owned());
-            }
-        }
-    }
-
-    #[track_caller]
-    fn must_say(&mut self, expected: &str) {
-        assert_eq!(self.says().as_deref(), Some(expected));
-    }
-
-    fn tell(&mut self, line: &str) {
-        let stdin = self.child.stdin.as_mut().expect("it is piped");
-        writeln!(stdin, "{line}").expect("the child listens");
-    }
-
-    /// Tells it to go on, and waits until it has begun and stands at its commit. Answers its start timestamp.
-    fn reach_the_commit(&mut self) -> Timestamp {
-        self.tell("go on");
-        let began = self.says().expect("it begins");
-        let start_ts = began.strip_prefix("began ").expect("it begins").parse().expect("a timestamp");
-        self.must_say("at the commit");
-        Timestamp::new(start_ts).expect("a timestamp")
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
-    }
-
-    /// Waits until the operating system has stopped it.
-    fn await_stop(&self) {
-        let stat = format!("/proc/{}/stat", self.child.id());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let state = std::fs::read_to_string(&stat).expect("the child is there");
-            if state.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "the child does not stop: {state}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        // Only if the test has failed: otherwise it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The namespace, how it ends, from how many bytes on it puts data ahead, and whether it commits step by step.
+fn start(place: &Place, lane: Lane, kind: &str, ahead_over: u64) -> Other {
+    Other::start(&[place.namespace(), kind, &ahead_over.to_string(), &(!lane.is_pipeline()).to_string()])
 }
 
 async fn open(place: &Place) -> Result<Atlas> {
@@ -231,23 +122,12 @@ async fn entry(atlas: &Atlas, start_ts: Timestamp) -> Option<Entry> {
     found[0].as_ref().map(|bytes| Entry::decode(start_ts, bytes).expect("the entry was written"))
 }
 
-fn is_child() -> bool {
-    std::env::var_os(ORDERS).is_some()
-}
-
-fn run(test: impl Future<Output = ()>) {
-    if is_child() {
-        return; // The child runs its own test only.
-    }
-    tokio::runtime::Runtime::new().expect("a runtime can be made").block_on(test);
-}
-
 #[test]
 fn a_process_that_slept_over_its_lease_commits_nothing_and_is_told() {
     run(async {
         for ahead_over in [u64::MAX, 0] {
             let place = Place::new(StoreKind::Postgres);
-            let mut other = Other::start(&place, POSTGRES_PIPELINE, "sleep", ahead_over);
+            let mut other = start(&place, POSTGRES_PIPELINE, "sleep", ahead_over);
             other.must_say("open");
             let start_ts = other.reach_the_commit();
             other.await_stop();
@@ -274,7 +154,7 @@ fn a_process_that_slept_over_its_lease_commits_nothing_and_is_told() {
 fn a_process_that_slept_at_its_entry_commits_nothing_once_all_is_settled() {
     run(async {
         let place = Place::new(StoreKind::Postgres);
-        let mut other = Other::start(&place, POSTGRES_STEPS, "sleep", u64::MAX);
+        let mut other = start(&place, POSTGRES_STEPS, "sleep", u64::MAX);
         other.must_say("open");
         let start_ts = other.reach_the_commit();
         other.await_stop();
@@ -300,7 +180,7 @@ fn a_process_that_slept_at_its_entry_commits_nothing_once_all_is_settled() {
 fn a_process_that_slept_before_its_data_puts_none() {
     run(async {
         let place = Place::new(StoreKind::Postgres);
-        let mut other = Other::start(&place, POSTGRES_STEPS, "sleep early", u64::MAX);
+        let mut other = start(&place, POSTGRES_STEPS, "sleep early", u64::MAX);
         other.must_say("open");
         let start_ts = other.reach_the_commit();
         other.await_stop();
@@ -324,7 +204,7 @@ fn a_process_that_slept_before_its_data_puts_none() {
 fn a_process_that_was_killed_is_followed_and_nothing_of_its_last_batch_is_there() {
     run(async {
         let place = Place::new(StoreKind::Postgres);
-        let mut other = Other::start(&place, POSTGRES_PIPELINE, "die", u64::MAX);
+        let mut other = start(&place, POSTGRES_PIPELINE, "die", u64::MAX);
         other.must_say("open");
         let start_ts = other.reach_the_commit();
         assert_eq!(other.child.wait().expect("it can be waited for").signal(), Some(9));
@@ -344,7 +224,7 @@ fn a_process_that_was_killed_is_followed_and_nothing_of_its_last_batch_is_there(
 fn a_process_that_lives_is_left_in_peace_and_followed_when_it_has_closed() {
     run(async {
         let place = Place::new(StoreKind::Postgres);
-        let mut other = Other::start(&place, POSTGRES_PIPELINE, "close", u64::MAX);
+        let mut other = start(&place, POSTGRES_PIPELINE, "close", u64::MAX);
         other.must_say("open");
         let pid = other.child.id();
         let refused = open(&place).await.expect_err("it is in use");

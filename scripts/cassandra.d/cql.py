@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 
-ERROR, STARTUP, READY, QUERY, RESULT = 0x00, 0x01, 0x02, 0x07, 0x08
+ERROR, STARTUP, READY, AUTHENTICATE, QUERY, RESULT, AUTH_RESPONSE, AUTH_SUCCESS = 0x00, 0x01, 0x02, 0x03, 0x07, 0x08, 0x0F, 0x10
 ROWS, SCHEMA_CHANGE = 2, 5
 CONSISTENCIES = {
     name: code
@@ -143,8 +143,12 @@ class Connection:
             for word in pair:
                 body += struct.pack(">H", len(word)) + word.encode()
         opcode, _ = self.ask(STARTUP, body)
-        if opcode != READY:
-            raise ServerError("the server wants a password, and this program has none")
+        if opcode == AUTHENTICATE:
+            # As every new cluster knows one.
+            word = b"\0cassandra\0cassandra"
+            opcode, _ = self.ask(AUTH_RESPONSE, struct.pack(">i", len(word)) + word)
+        if opcode not in (READY, AUTH_SUCCESS):
+            raise ServerError(f"the server answers with message 0x{opcode:02x} to a connection")
 
     def ask(self, opcode, body):
         self.socket.sendall(struct.pack(">BBhBi", 0x04, 0, 0, opcode, len(body)) + body)

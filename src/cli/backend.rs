@@ -12,6 +12,7 @@ use crate::{Atlas, Error, Result, registry};
 use async_trait::async_trait;
 use atlas_kvs::{KeyValueService, KvsError, Ownership, Timestamp};
 use serde::Serialize;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,22 +214,25 @@ impl Stores {
 
     /// Tells people why they wait, if they do: a dead owner is given time to prove that it is alive.
     async fn patiently<T>(&self, kvs: &Arc<dyn KeyValueService>, opened: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::pin!(opened);
+        let telling = async {
+            tokio::time::sleep(TELL_AFTER).await;
+            if let Ok(Some(record)) = timestamp::read_stored(kvs.clone()).await
+                && record.holder.is_some()
+                && let Some(lease) = record.lease()
+            {
+                (self.say)(&format!(
+                    "waiting up to {} s to be sure that {} is gone",
+                    lease.as_secs().max(1),
+                    record.owner()
+                ));
+            }
+            std::future::pending::<Infallible>().await
+        };
+        // Side by side to the end: to read the record may mean to wait for what the opening has begun to make.
         tokio::select! {
-            opened = &mut opened => return opened,
-            () = tokio::time::sleep(TELL_AFTER) => {}
+            opened = opened => opened,
+            never = telling => match never {},
         }
-        if let Ok(Some(record)) = timestamp::read_stored(kvs.clone()).await
-            && record.holder.is_some()
-            && let Some(lease) = record.lease()
-        {
-            (self.say)(&format!(
-                "waiting up to {} s to be sure that {} is gone",
-                lease.as_secs().max(1),
-                record.owner()
-            ));
-        }
-        opened.await
     }
 
     async fn serve_shared(

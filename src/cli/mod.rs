@@ -297,7 +297,11 @@ impl Context {
             (_, 2) => LogLevel::Debug,
             _ => LogLevel::Trace,
         };
-        let level = format!("{level:?}").to_lowercase();
+        let mut level = format!("{level:?}").to_lowercase();
+        if self.globals.verbose == 0 && !matches!(command, Command::Serve(_)) {
+            // The driver tells each attempt in several lines. What matters of it is in the error that the command prints.
+            level.push_str(",scylla=off");
+        }
         let filter = match std::env::var("ATLAS_LOG") {
             Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives).unwrap_or_else(|error| {
                 say(&format!("warning: ATLAS_LOG='{directives}' is not understood: {error}"));

@@ -23,6 +23,28 @@ pub fn settings() -> CassandraKvs {
     CassandraKvs { contact_points: connection.contact_points.join(","), replication_factor, ..CassandraKvs::default() }
 }
 
+/// The same as a block of a configuration file.
+pub fn yaml() -> String {
+    let CassandraKvs { contact_points, replication_factor, .. } = settings();
+    format!(
+        "  keyValueService:\n    type: cassandra\n    contactPoints: \"{contact_points}\"\n    replicationFactor: \
+         {replication_factor}\n"
+    )
+}
+
+/// Runs a statement on the cluster, and answers its rows as text.
+pub fn cql(statement: &str) -> Vec<Vec<String>> {
+    let points = connection("").contact_points;
+    let host = points[0].split(':').next().expect("there is a first part");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra.d/cql.py");
+    let output = Command::new("python3").args(["-E", "-s", script, "--host", host, statement]).output();
+    let output = output.expect("python3 can be run");
+    assert!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("it is text");
+    // Behind the line of names.
+    text.lines().skip(1).map(|row| row.split('\t').map(str::to_owned).collect()).collect()
+}
+
 /// Removes what a test made. From a thread of its own: the test's runtime may be the one that is ending.
 pub fn drop_namespace(namespace: &str) {
     let config = connection(namespace);

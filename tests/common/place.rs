@@ -9,7 +9,7 @@ use atlas_kvs_memory::MemoryStore;
 use atlas_kvs_postgres::PostgresStore;
 use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -41,6 +41,31 @@ impl Site {
             key_value_service,
             transactions: lane.transactions(),
             ..AtlasConfig::default()
+        }
+    }
+
+    /// The block `keyValueService` of a configuration file for a store here, on a server. A password goes into a file in
+    /// `dir`.
+    pub fn yaml(&self, dir: &Path) -> String {
+        match self.kind {
+            StoreKind::Postgres => postgres::yaml(dir),
+            StoreKind::Cassandra => cassandra::yaml(),
+            StoreKind::Memory | StoreKind::Rocksdb => panic!("{:?} is on no server", self.kind),
+        }
+    }
+
+    /// Whether somebody has made a store here, on a server.
+    pub async fn exists(&self) -> bool {
+        match self.kind {
+            StoreKind::Postgres => {
+                let found = PostgresStore::connect_existing(postgres::connection(&self.namespace)).await;
+                found.expect("the server can be reached").is_some()
+            }
+            StoreKind::Cassandra => {
+                let found = CassandraStore::connect_existing(cassandra::connection(&self.namespace)).await;
+                found.expect("the cluster can be reached").is_some()
+            }
+            StoreKind::Memory | StoreKind::Rocksdb => panic!("{:?} is on no server", self.kind),
         }
     }
 
@@ -102,10 +127,17 @@ impl Deref for Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        match self.kind {
+        self.kind.drop_namespace(&self.namespace);
+    }
+}
+
+impl StoreKind {
+    /// Removes a namespace from its server.
+    pub fn drop_namespace(self, namespace: &str) {
+        match self {
             StoreKind::Memory | StoreKind::Rocksdb => {}
-            StoreKind::Postgres => postgres::drop_namespace(&self.namespace),
-            StoreKind::Cassandra => cassandra::drop_namespace(&self.namespace),
+            StoreKind::Postgres => postgres::drop_namespace(namespace),
+            StoreKind::Cassandra => cassandra::drop_namespace(namespace),
         }
     }
 }

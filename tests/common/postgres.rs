@@ -2,7 +2,7 @@
 
 use atlas::config::{PostgresKvs, Secret};
 use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
@@ -35,6 +35,22 @@ pub fn settings() -> PostgresKvs {
         pool_size: POOL_SIZE as u32,
         ..PostgresKvs::default()
     }
+}
+
+/// The same as a block of a configuration file, with fewer connections. The password goes into a file in `dir`.
+pub fn yaml(dir: &Path) -> String {
+    let PostgresKvs { host, port, user, database, .. } = settings();
+    // An empty file is no password; without one, the server wants none.
+    let mut given = String::new();
+    if let Some(password) = std::env::var("PGPASSWORD").ok().filter(|password| !password.is_empty()) {
+        let file = dir.join("password");
+        std::fs::write(&file, password).expect("a file can be written");
+        given = format!("    passwordFile: {}\n", file.display());
+    }
+    format!(
+        "  keyValueService:\n    type: postgres\n    host: {host}\n    port: {port}\n    user: {user}\n    database: \
+         {database}\n    poolSize: 4\n{given}"
+    )
 }
 
 /// A connection of the test's own.

@@ -14,7 +14,7 @@
 //! dies. Emptying a table gives it another id, and so new CQL tables: Cassandra's TRUNCATE of cells and index one after
 //! the other would lose track of cells that are written at the same time.
 
-use crate::errors::{Attempt, Failure, Stakes, Trouble, backend, unavailable, unexpected, wrong_kind};
+use crate::errors::{Attempt, Failure, Stakes, Trouble, backend, misconfigured, unavailable, unexpected, wrong_kind};
 use crate::names;
 use crate::session::Cluster;
 use crate::statement::{Statement, Use};
@@ -184,7 +184,7 @@ impl Cluster {
         let major: u32 = version.split('.').next().and_then(|number| number.parse().ok()).unwrap_or(0);
         if major < VERSION_MIN && !self.is_scylla()? {
             let reason = format!("the server is Cassandra {version}; {VERSION_MIN}.0 or later is needed");
-            return Err(backend(reason, None));
+            return Err(misconfigured(reason, None));
         }
         Ok(())
     }
@@ -202,12 +202,22 @@ impl Cluster {
 
     async fn make_keyspace(&self) -> Result<()> {
         let (keyspace, replication) = (&self.keyspace, self.config.replication.cql());
+        if self.replication().await?.is_none() {
+            self.check_nodes()?;
+        }
         let create = format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}");
         // Scylla has no lightweight transactions on tablets before 2025.4, and no tablets before 6.0.
         let without_tablets = format!("{create} AND tablets = {{'enabled': false}}");
         if !self.is_scylla()? || self.change_schema(&without_tablets).await.is_err() {
             self.change_schema(&create).await?;
         }
+        // Where the keyspace was there already, the driver has waited for nothing.
+        let agreed = self.session()?.await_schema_agreement().await;
+        agreed.map_err(|error| {
+            Failure::of(error.into(), Stakes::Read).explain("waiting until the nodes agree on the schema").into_error()
+        })?;
+        // Somebody else may have made it. What does not fit gets no table of ours.
+        self.check_replication().await?;
         // All live nodes agree by now, so nobody can create the keyspace a second time, and everybody who is here sees
         // the same moment of its creation. From that follows the id of the catalog: it is the same for all, and another
         // one if the keyspace was dropped and made again.
@@ -224,20 +234,42 @@ impl Cluster {
         .await
     }
 
-    async fn check_replication(&self) -> Result<()> {
+    /// A keyspace with more copies than nodes can be made, and then not be used.
+    fn check_nodes(&self) -> Result<()> {
+        let session = self.session()?;
+        let state = session.get_cluster_state();
+        let centres: Vec<&str> =
+            state.get_nodes_info().iter().map(|node| node.datacenter.as_deref().unwrap_or_default()).collect();
+        let Some(lacking) = self.config.replication.lacking(&centres) else { return Ok(()) };
+        let wanted = self.config.replication.cql();
+        let reason = format!(
+            "keyspace '{}' can't be made in {}: {wanted} is configured, and {lacking}; configure what the cluster can \
+             hold, or add nodes",
+            self.keyspace,
+            self.config.place()
+        );
+        Err(misconfigured(reason, None))
+    }
+
+    /// The options of the keyspace's replication, if it is there.
+    async fn replication(&self) -> Result<Option<HashMap<String, String>>> {
         let sql = "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = ?";
         let rows: Vec<(HashMap<String, String>,)> = self.ask(sql, (&self.keyspace,)).await?;
-        let told = rows.into_iter().next().map(|(replication,)| replication).unwrap_or_default();
+        Ok(rows.into_iter().next().map(|(replication,)| replication))
+    }
+
+    async fn check_replication(&self) -> Result<()> {
+        let told = self.replication().await?.unwrap_or_default();
         if self.config.replication.agrees(&told) {
             return Ok(());
         }
-        let wanted = self.config.replication.cql();
+        let (told, wanted) = (cql_of(&told), self.config.replication.cql());
         let reason = format!(
-            "keyspace '{}' is replicated as {told:?}, and {wanted} is configured; set the configuration right, or \
-             alter the keyspace and repair it",
+            "keyspace '{}' is replicated as {told}, and {wanted} is configured; set the configuration right, or alter \
+             the keyspace and repair it",
             self.keyspace
         );
-        Err(backend(reason, None))
+        Err(misconfigured(reason, None))
     }
 
     /// The entry without a name tells the format. Whoever finds none writes it.
@@ -252,7 +284,7 @@ impl Cluster {
                 Some(other) => {
                     let reason =
                         format!("keyspace '{}' has '{other}', and this program knows '{FORMAT}'", self.keyspace);
-                    return Err(backend(reason, None));
+                    return Err(misconfigured(reason, None));
                 }
                 None => {
                     let values = ("", FORMAT, Bytes::new(), Uuid::nil(), "ready");
@@ -510,6 +542,15 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Options of a replication as CQL writes them, in an order of their own.
+fn cql_of(told: &HashMap<String, String>) -> String {
+    let mut options: Vec<_> = told.iter().filter(|(option, _)| *option != "class").collect();
+    options.sort();
+    let class = told.get("class").map_or("nothing", |class| class.rsplit('.').next().unwrap_or(class));
+    let options: String = options.into_iter().map(|(name, value)| format!(", '{name}': {value}")).collect();
+    format!("{{'class': '{class}'{options}}}")
 }
 
 impl Entry {

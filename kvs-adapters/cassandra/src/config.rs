@@ -53,7 +53,7 @@ impl CassandraConfig {
     /// `ATLAS_CASSANDRA_PASSWORD`.
     ///
     /// # Errors
-    /// [`KvsError::Backend`] if there are no contact points, or the number of copies is none.
+    /// [`KvsError::Misconfigured`] if there are no contact points, or the number of copies is none.
     pub fn from_env(namespace: impl Into<String>) -> Result<CassandraConfig> {
         CassandraConfig::from_variables(namespace.into(), |name| {
             std::env::var(name).ok().filter(|text| !text.is_empty())
@@ -108,7 +108,7 @@ impl CassandraConfig {
 }
 
 fn refused(reason: String) -> KvsError {
-    KvsError::Backend { reason, source: None }
+    KvsError::Misconfigured { reason, source: None }
 }
 
 /// How many copies the keyspace keeps, and where.
@@ -146,6 +146,25 @@ impl Replication {
                     factors.iter().map(|(name, factor)| format!(", '{}': {factor}", name.replace('\'', "''")));
                 format!("{{'class': 'NetworkTopologyStrategy'{}}}", centres.collect::<String>())
             }
+        }
+    }
+
+    /// What this needs and a cluster of nodes in these data centres does not have.
+    pub(crate) fn lacking(&self, centres: &[&str]) -> Option<String> {
+        let nodes = |number: usize| if number == 1 { "1 node".to_owned() } else { format!("{number} nodes") };
+        match self {
+            Replication::Simple { factor } => {
+                (*factor > centres.len()).then(|| format!("the cluster has {}", nodes(centres.len())))
+            }
+            Replication::NetworkTopology { factors } => factors.iter().find_map(|(name, factor)| {
+                let there = centres.iter().filter(|centre| *centre == name).count();
+                let mut known: Vec<_> = centres.iter().map(|centre| format!("'{centre}'")).collect();
+                known.sort();
+                known.dedup();
+                (*factor > there).then(|| {
+                    format!("data centre '{name}' has {}; the cluster's are {}", nodes(there), known.join(", "))
+                })
+            }),
         }
     }
 
@@ -237,6 +256,22 @@ mod tests {
         ] {
             bad.check().expect_err("this can't work");
         }
+    }
+
+    #[test]
+    fn copies_need_as_many_nodes() {
+        let centres = ["east", "east", "west"];
+        assert_eq!(Replication::Simple { factor: 3 }.lacking(&centres), None);
+        let lacking = Replication::Simple { factor: 4 }.lacking(&centres).expect("there are too few");
+        assert_eq!(lacking, "the cluster has 3 nodes");
+        let wanted = |factors: &[(&str, usize)]| {
+            let factors = factors.iter().map(|(name, factor)| ((*name).to_owned(), *factor)).collect();
+            Replication::NetworkTopology { factors }.lacking(&centres)
+        };
+        assert_eq!(wanted(&[("east", 2), ("west", 1)]), None);
+        let lacking = wanted(&[("east", 2), ("west", 2)]).expect("there are too few");
+        assert_eq!(lacking, "data centre 'west' has 1 node; the cluster's are 'east', 'west'");
+        assert!(wanted(&[("north", 1)]).is_some_and(|lacking| lacking.contains("'north' has 0 nodes")));
     }
 
     #[test]

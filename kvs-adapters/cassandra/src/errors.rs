@@ -142,8 +142,13 @@ impl Failure {
             }
             Failure::Missing(reason) => Trouble::Missing(reason),
             Failure::Refused(error) => {
-                let hint = if is_unauthorized(&error) { "; grant the user what it needs" } else { "" };
-                Trouble::Final(backend(format!("{doing}: {}{hint}", chain(&*error)), Some(*error)))
+                let said = format!("{doing}: {}", chain(&*error));
+                Trouble::Final(match refusal(&error) {
+                    Some(DbError::Unauthorized) => denied(format!("{said}; grant the user what it needs"), *error),
+                    Some(DbError::AuthenticationError) => denied(format!("{said}; check user and password"), *error),
+                    Some(DbError::ConfigError) => misconfigured(said, Some(*error)),
+                    _ => backend(said, Some(*error)),
+                })
             }
             Failure::Closed => Trouble::Final(KvsError::Closed),
             Failure::Silence(waited) => Trouble::Final(indeterminate(format!("{doing}: {}", silent(waited)), None)),
@@ -174,8 +179,15 @@ fn is_refusal(error: &PrepareError) -> bool {
     )
 }
 
-fn is_unauthorized(error: &ExecutionError) -> bool {
-    matches!(error, ExecutionError::LastAttemptError(RequestAttemptError::DbError(DbError::Unauthorized, _)))
+/// What a node said when it refused to do it, or even to prepare it.
+fn refusal(error: &ExecutionError) -> Option<&DbError> {
+    match error {
+        ExecutionError::LastAttemptError(RequestAttemptError::DbError(said, _))
+        | ExecutionError::PrepareError(PrepareError::AllAttemptsFailed {
+            first_attempt: RequestAttemptError::DbError(said, _),
+        }) => Some(said),
+        _ => None,
+    }
 }
 
 /// Cassandra has no code for this, only words.
@@ -206,14 +218,15 @@ pub(crate) fn not_connected(error: NewSessionError, place: &str) -> KvsError {
                 ))
             )
         }
-        NewSessionError::EmptyKnownNodesList | NewSessionError::IllegalConfig(_) => true,
+        NewSessionError::EmptyKnownNodesList | NewSessionError::IllegalConfig(_) => {
+            return KvsError::Misconfigured { reason, source: Some(error.into()) };
+        }
         _ => false,
     };
     match refused {
-        true => KvsError::Backend {
-            reason: format!("{reason}; check user, password and contact points"),
-            source: Some(error.into()),
-        },
+        true => {
+            KvsError::AccessDenied { reason: format!("{reason}; check user and password"), source: Some(error.into()) }
+        }
         false => KvsError::Unavailable { reason, source: Some(error.into()) },
     }
 }
@@ -247,6 +260,14 @@ pub(crate) fn indeterminate(reason: String, source: Source) -> KvsError {
 
 pub(crate) fn backend(reason: String, source: Source) -> KvsError {
     KvsError::Backend { reason, source: source.map(Into::into) }
+}
+
+pub(crate) fn misconfigured(reason: String, source: Source) -> KvsError {
+    KvsError::Misconfigured { reason, source: source.map(Into::into) }
+}
+
+fn denied(reason: String, error: ExecutionError) -> KvsError {
+    KvsError::AccessDenied { reason, source: Some(error.into()) }
 }
 
 /// An answer that our statements can't have.
@@ -295,6 +316,8 @@ mod tests {
             Trouble::Final(KvsError::Unavailable { .. }) => "not done",
             Trouble::Final(KvsError::Indeterminate { .. }) => "not known",
             Trouble::Final(KvsError::Backend { .. }) => "refused",
+            Trouble::Final(KvsError::AccessDenied { .. }) => "not permitted",
+            Trouble::Final(KvsError::Misconfigured { .. }) => "wrongly configured",
             Trouble::Missing(_) => "look again",
             other => panic!("{other:?}"),
         }
@@ -332,7 +355,24 @@ mod tests {
         for error in [db(timeout, ""), db(DbError::Overloaded, ""), ExecutionError::RequestTimeout(Duration::ZERO)] {
             assert_eq!(told(error, Stakes::Read), "not done");
         }
-        assert_eq!(told(db(DbError::Unauthorized, ""), Stakes::Read), "refused");
+        assert_eq!(told(db(DbError::SyntaxError, ""), Stakes::Read), "refused");
+    }
+
+    #[test]
+    fn refusals_are_told_by_who_has_to_act() {
+        for (said, expected) in [
+            (DbError::Unauthorized, "not permitted"),
+            (DbError::AuthenticationError, "not permitted"),
+            (DbError::ConfigError, "wrongly configured"),
+            (DbError::Invalid, "refused"),
+        ] {
+            for stakes in [Stakes::Read, Stakes::Write, Stakes::Lightweight] {
+                assert_eq!(told(db(said.clone(), ""), stakes), expected, "{said:?}");
+            }
+        }
+        let first_attempt = RequestAttemptError::DbError(DbError::Unauthorized, String::new());
+        let preparing = ExecutionError::PrepareError(PrepareError::AllAttemptsFailed { first_attempt });
+        assert_eq!(told(preparing, Stakes::Write), "not permitted");
     }
 
     #[test]

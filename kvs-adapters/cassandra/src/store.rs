@@ -116,9 +116,10 @@ impl CassandraStore {
     ///
     /// # Errors
     /// [`KvsError::Unavailable`] if no node can be reached or the nodes do not agree on the schema;
-    /// [`KvsError::Backend`] with what to do about it if the configuration can't work, the cluster refuses the user or
-    /// is older than Cassandra 4.0, the keyspace is there with another replication than configured, or it has a format
-    /// that this program does not know.
+    /// [`KvsError::AccessDenied`] if the cluster refuses the user, or what the user does; [`KvsError::Misconfigured`] with
+    /// what to do about it if the configuration can't work, the cluster is older than Cassandra 4.0 or has fewer nodes
+    /// than there shall be copies, the keyspace is there with another replication than configured, or it has a format that
+    /// this program does not know.
     pub async fn connect(config: CassandraConfig) -> Result<CassandraStore> {
         let cluster = Cluster::connect(config).await?;
         let catalog = Catalog::new(&cluster.keyspace);

@@ -134,10 +134,17 @@ async fn what_does_not_fit_is_refused_with_a_reason() {
     let store = namespace.open().await;
     let refused = async |config: CassandraConfig, word: &str| {
         let error = CassandraStore::connect(config).await.expect_err("it must be refused");
-        assert!(matches!(&error, KvsError::Backend { reason, .. } if reason.contains(word)), "{error:?}");
+        assert!(matches!(&error, KvsError::Misconfigured { reason, .. } if reason.contains(word)), "{error:?}");
     };
     let copies = Replication::Simple { factor: 7 };
     refused(CassandraConfig { replication: copies, ..namespace.config.clone() }, "is replicated as").await;
+    // Keyspaces that can't be made, and of which nothing is made.
+    let new = Namespace::new();
+    let with = |replication| CassandraConfig { replication, ..new.config.clone() };
+    refused(with(Replication::Simple { factor: 99 }), "the cluster has ").await;
+    let factors = vec![("nowhere".to_owned(), 1)];
+    refused(with(Replication::NetworkTopology { factors }), "data centre 'nowhere' has 0 nodes").await;
+    assert!(CassandraStore::connect_existing(new.config.clone()).await.expect("it can be looked for").is_none());
     let session = session(&namespace.config).await;
     let catalog = cql_table(&session, &store, "atlas_tables").await;
     let other = format!("UPDATE {catalog} SET kind = 'format 99' WHERE place = 0 AND name = '' IF EXISTS");

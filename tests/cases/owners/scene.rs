@@ -1,6 +1,7 @@
 //! A directory with configurations of one namespace on the server.
 
-use crate::common::{Place, StoreKind, postgres};
+use crate::LANE;
+use crate::common::Place;
 use crate::stage::{Ran, Running, Server, Stage, until};
 use atlas::kvs_api::{AtomicScan, KeyValueService, RowRange, TableRef};
 use futures::TryStreamExt;
@@ -19,8 +20,7 @@ pub(crate) struct Scene {
 impl Scene {
     /// With `atlas.yml`, which names a store that nobody has made yet.
     pub(crate) fn new() -> Scene {
-        let scene = Scene { stage: Stage::new(), place: Place::new(StoreKind::Postgres) };
-        scene.stage.write("password", &std::env::var("PGPASSWORD").unwrap_or_default());
+        let scene = Scene { stage: Stage::new(), place: Place::new(LANE.store) };
         scene.configure("atlas.yml", "127.0.0.1:0", "");
         scene
     }
@@ -35,25 +35,13 @@ impl Scene {
 
     /// A configuration of this store. `changes` are lines of the form `key: value` for the server's block.
     pub(crate) fn configure(&self, name: &str, grpc: &str, changes: &str) {
-        let settings = postgres::settings();
-        // An empty file is no password; without one, the server wants none.
-        let password = match std::env::var("PGPASSWORD") {
-            Ok(password) if !password.is_empty() => {
-                format!("    passwordFile: {}\n", self.stage.path("password").display())
-            }
-            _ => String::new(),
-        };
         self.stage.write(
             name,
             &format!(
                 "atlasdb:\n  namespace: {}\n  leader: {{lease: {LEASE}}}\n  server: {{http: off, grpc: \"{grpc}\"}}\n  \
-                 keyValueService:\n    type: postgres\n    host: {}\n    port: {}\n    user: {}\n    database: {}\n    \
-                 poolSize: 4\n{password}{changes}",
+                 backup: {{lockLease: 1s}}\n{}{changes}",
                 self.place.namespace(),
-                settings.host,
-                settings.port,
-                settings.user,
-                settings.database,
+                self.place.yaml(&self.stage.path("")),
             ),
         );
     }

@@ -1,7 +1,7 @@
 //! Commands find the owner of a store through the store, and nobody is let in beside him.
 
-use crate::common::POSTGRES_PIPELINE;
-use crate::scene::{LEASE, Scene, free_port};
+use crate::LANE;
+use crate::scene::{LEASE, Scene};
 use crate::stage::Running;
 use atlas::Atlas;
 use atlas::config::LeaderConfig;
@@ -42,10 +42,7 @@ async fn looking_at_a_store_that_is_missing_makes_none() {
     for line in ["status", "kv get t r c", "doctor", "--offline status", "timestamp fast-forward -t 5"] {
         scene.atlas(line).fails(4).says(scene.place.namespace()).says("`atlas serve` make one");
     }
-    let client = crate::common::postgres::client().await;
-    let sql = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE '%' || $1";
-    let found: i64 = client.query_one(sql, &[&scene.place.namespace()]).await.unwrap().get(0);
-    assert_eq!(found, 0, "a schema was made");
+    assert!(!scene.place.exists().await, "a store was made");
     scene.atlas("table create t").ok();
     scene.atlas("status").ok();
 }
@@ -94,14 +91,14 @@ fn short_commands_wait_for_each_other() {
 async fn an_application_answers_commands_while_it_runs() {
     let scene = Scene::with_table();
     let lease = atlas::config::duration_text::parse(LEASE).unwrap();
-    let mut config = scene.place.config(POSTGRES_PIPELINE);
+    let mut config = scene.place.config(LANE);
     config.leader = LeaderConfig { lease };
     // Its own address is the system's choice, whatever is configured for `atlas serve`.
     config.server.grpc = "127.0.0.1:1".to_owned();
     let atlas = Atlas::open(config.clone()).await.unwrap();
     let status = scene.atlas("status -o json").document();
     assert_eq!(status["data"]["owner"]["pid"], std::process::id(), "{status}");
-    assert!(status["data"]["owner"]["program"].as_str().unwrap().starts_with("postgres_owners"), "{status}");
+    assert!(status["data"]["owner"]["program"].as_str().unwrap().starts_with(env!("CARGO_CRATE_NAME")), "{status}");
     scene.atlas("kv put t r c w").ok();
     let error = Atlas::open(config.clone()).await.unwrap_err();
     assert_eq!((error.code(), error.exit_code()), ("STORE_IN_USE", 9), "{error}");
@@ -111,21 +108,6 @@ async fn an_application_answers_commands_while_it_runs() {
     atlas.fresh_timestamp().await.unwrap();
     atlas.close().await.unwrap();
     assert_eq!(scene.atlas("kv get t r c").ok(), "w");
-}
-
-#[test]
-fn what_is_wrong_with_the_way_to_the_server_has_its_exit_code() {
-    let scene = Scene::new();
-    let with = |set: &str| scene.atlas(&format!("--set keyValueService.{set} table create t"));
-    with(&format!("port={}", free_port())).fails(6).says("no connection to database");
-    with("database=there_is_none").fails(8).says("create the database");
-    with("user=nobody_of_this_name").fails(11).says("check user and password");
-    if std::env::var("PGPASSWORD").is_ok_and(|password| !password.is_empty()) {
-        scene.stage.write("password", "Wr0ng-Secret\n");
-        let ran = scene.atlas("-vvv table create t");
-        ran.fails(11).says("check user and password");
-        assert!(!ran.stderr.contains("Wr0ng-Secret"), "{ran:#?}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

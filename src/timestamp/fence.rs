@@ -12,7 +12,7 @@
 //! The owner raises it too, by a *generation*, when the store did not answer for a batch: what is not applied when
 //! the fence has moved never will be.
 
-use super::oracle::lost;
+use super::issuer::lost;
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use atlas_kvs::{BatchGuard, KeyValueService};

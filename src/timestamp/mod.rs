@@ -16,6 +16,7 @@
 //! stores that can compare one with each batch.
 
 mod fence;
+mod issuer;
 mod lease;
 mod oracle;
 mod record;

@@ -1,8 +1,9 @@
 //! Taking over the timestamps of a store that several processes share.
 
 use super::fence::FenceRecord;
+use super::issuer::check_bound;
 use super::lease::LeaseOptions;
-use super::oracle::{BLOCK, check_bound};
+use super::oracle::BLOCK;
 use super::record::{Contact, OracleRecord};
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};

@@ -347,7 +347,9 @@ async fn detach(
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             // The runtime shuts down in the middle of it.
-            Err(_) => Err(Error::UnknownOutcome { start_ts, commit_ts: None, reason: "the runtime was shut down".to_owned() }),
+            Err(_) => {
+                Err(Error::UnknownOutcome { start_ts, commit_ts: None, reason: "the runtime was shut down".to_owned() })
+            }
         },
     }
 }

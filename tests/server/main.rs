@@ -536,7 +536,8 @@ async fn a_commit_that_is_unknown_to_the_store_is_unknown_to_the_client() {
     let remote = running.client().await;
     let transaction = begin(&remote).await;
     let start_ts = transaction.start_ts();
-    *running.fake.failure.lock() = Some(Error::UnknownOutcome { start_ts, commit_ts: None, reason: "the disk is full".to_owned() });
+    *running.fake.failure.lock() =
+        Some(Error::UnknownOutcome { start_ts, commit_ts: None, reason: "the disk is full".to_owned() });
     let error = transaction.commit().await.unwrap_err();
     let Error::UnknownOutcome { start_ts: of, reason, .. } = error else { panic!("{error:?}") };
     assert_eq!((of, reason.as_str()), (start_ts, "the disk is full"));

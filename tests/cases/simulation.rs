@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// A run that takes longer than this in simulated time has got stuck.
-const STUCK_AFTER: Duration = Duration::from_secs(4 * 3600);
+const STUCK_AFTER: Duration = Duration::from_secs(48 * 3600);
 const LATENCY_MAX: Duration = Duration::from_millis(3);
 
 /// What is simulated, all of it drawn from a seed.
@@ -53,8 +53,8 @@ impl Scenario {
             pipeline_size_max: if random.random_bool(0.5) { random.random_range(0..600) } else { 1 << 20 },
             tasks: random.random_range(2..=7),
             commits: random.random_range(20..=70),
-            faults_per_mille: [0, 5, 20, 60][random.random_range(0..4)],
-            late_max: Duration::from_millis([20, 400, 30_000][random.random_range(0..3)]),
+            faults_per_mille: [0, 5, 20, 40][random.random_range(0..4)],
+            late_max: Duration::from_millis([20, 400, 10_000][random.random_range(0..3)]),
             jumps_every: random.random_bool(0.4).then(|| Duration::from_millis(random.random_range(150..2500))),
         }
     }

@@ -16,7 +16,7 @@ const RULES: [(&str, u64); 9] = [
     ("rule::recheck_reads", 50),
     ("rule::check_locks", 2000),
     ("rule::wait_for_writers", 200),
-    ("rule::believe_the_entry", 400),
+    ("rule::believe_the_entry", 3000),
     ("rule::settle_by_writing", 400),
     ("rule::apply_before_publish", 50),
 ];

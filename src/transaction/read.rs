@@ -131,8 +131,25 @@ impl Core {
         table: &TableRef,
         open: &[(usize, Candidate)],
     ) -> Result<BTreeMap<Timestamp, Fate>> {
+        let mut fates = self.fates_of_writers(table, open.iter().map(|(_, candidate)| candidate)).await?;
+        if let CommitPath::StepByStep(steps) = &self.path {
+            for (writer, fate) in &mut fates {
+                if *fate == Fate::Undecided {
+                    *fate = steps.settle_writer(*writer).await?;
+                }
+            }
+        }
+        Ok(fates)
+    }
+
+    /// The fates of those writers as they stand, in one call.
+    pub(super) async fn fates_of_writers(
+        &self,
+        table: &TableRef,
+        candidates: impl Iterator<Item = &Candidate>,
+    ) -> Result<BTreeMap<Timestamp, Fate>> {
         let mut writers = Vec::new();
-        for (_, Candidate { cell, version }) in open {
+        for Candidate { cell, version } in candidates {
             if version.ts != Timestamp::SENTINEL {
                 let header = value::header(&version.bytes).ok_or_else(|| value::damaged(table, cell))?;
                 if header.commit_ts.is_none() {
@@ -143,15 +160,7 @@ impl Core {
         if writers.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let mut fates = self.entries.fates(&writers).await?;
-        if let CommitPath::StepByStep(steps) = &self.path {
-            for (writer, fate) in &mut fates {
-                if *fate == Fate::Undecided {
-                    *fate = steps.settle_writer(*writer).await?;
-                }
-            }
-        }
-        Ok(fates)
+        self.entries.fates(&writers).await
     }
 
     /// A reader that found nothing but a sentinel came too late, unless the cell has no committed version at all: then
@@ -189,6 +198,7 @@ impl Core {
             .collect();
         while !open.is_empty() {
             let candidates = self.fetch_deeper(table, open).await?;
+            let known = self.fates_of_writers(table, candidates.iter().map(|(_, candidate)| candidate)).await?;
             let mut deeper = Vec::new();
             for (place, Candidate { cell, version }) in candidates {
                 if version.ts == Timestamp::SENTINEL {
@@ -197,7 +207,7 @@ impl Core {
                 let (header, content) = value::decode(table, &cell, &version.bytes)?;
                 let fate = match header.commit_ts {
                     Some(commit_ts) => self.entries.fate_of_inlined(commit_ts),
-                    None => match self.entries.fate(version.ts).await? {
+                    None => match known.get(&version.ts).copied().unwrap_or(Fate::Undecided) {
                         Fate::Undecided => rivals.decide(version.ts).await?,
                         decided => decided,
                     },

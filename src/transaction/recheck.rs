@@ -86,6 +86,8 @@ impl Core {
     async fn recheck_cells(&self, table: &TableRef, candidates: Vec<Candidate>, recheck: Recheck<'_>) -> Result<()> {
         let mut open = candidates;
         while !open.is_empty() {
+            let others = open.iter().filter(|candidate| candidate.version.ts != recheck.start_ts);
+            let known = self.fates_of_writers(table, others).await?;
             let mut deeper = Vec::new();
             for Candidate { cell, version } in open {
                 if version.ts == Timestamp::SENTINEL {
@@ -97,7 +99,10 @@ impl Core {
                 } else {
                     match header.commit_ts {
                         Some(commit_ts) => self.entries.fate_of_inlined(commit_ts),
-                        None => self.fate_for_recheck(table, &cell, version.ts, recheck).await?,
+                        None => {
+                            let known = known.get(&version.ts).copied().unwrap_or(Fate::Undecided);
+                            self.fate_for_recheck(table, &cell, version.ts, known, recheck).await?
+                        }
                     }
                 };
                 match fate {
@@ -120,9 +125,10 @@ impl Core {
         table: &TableRef,
         cell: &Cell,
         writer: Timestamp,
+        known: Fate,
         recheck: Recheck<'_>,
     ) -> Result<Fate> {
-        match (self.entries.fate(writer).await?, recheck.undecided) {
+        match (known, recheck.undecided) {
             (Fate::Undecided, Undecided::WaitForEarlier(steps)) if writer < recheck.start_ts => {
                 steps.settle_writer(writer).await
             }

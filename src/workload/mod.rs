@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long the set-up and the last look at the tables may take where the store fails now and then.
-const PERSIST_FOR: Duration = Duration::from_secs(60);
+const PERSIST_FOR: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_millis(50);
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 

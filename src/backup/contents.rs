@@ -73,6 +73,8 @@ pub struct NodeTable {
     pub kind: TableKind,
     /// Its metadata, in hexadecimal digits.
     pub metadata: String,
+    /// What the tools of the store called its parts, in the store's order.
+    pub parts: Vec<String>,
 }
 
 impl Contents {

@@ -100,7 +100,7 @@ enum Taken {
 
 impl Method {
     /// What was asked for, or the fastest there is.
-    fn choose(source: &dyn BackupSource, kvs: &dyn KeyValueService, request: &BackupRequest) -> Result<Method> {
+    async fn choose(source: &dyn BackupSource, kvs: &dyn KeyValueService, request: &BackupRequest) -> Result<Method> {
         if request.portable {
             return Ok(Method::Portable);
         }
@@ -110,9 +110,9 @@ impl Method {
         if kvs.stream_snapshot().is_some() {
             return Ok(Method::Stream);
         }
-        match source.node_commands() {
+        match source.node_commands().filter(|commands| commands.snapshot.is_some()) {
             Some(commands) => {
-                commands.check()?;
+                commands.check_complete(kvs).await?;
                 Ok(Method::Nodes(commands))
             }
             None => Ok(Method::Portable),
@@ -310,7 +310,7 @@ impl Attempt {
 
     async fn take(&mut self, request: BackupRequest) -> Result<BackupInfo> {
         let kvs = self.source.kvs();
-        let method = Method::choose(self.source.as_ref(), kvs.as_ref(), &request)?;
+        let method = Method::choose(self.source.as_ref(), kvs.as_ref(), &request).await?;
         let mut timings = Timings::default();
 
         // First, because it costs nothing: what can be known to fail must not stop a single deletion.

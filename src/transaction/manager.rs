@@ -30,6 +30,8 @@ const ENTRIES_CHECKED_AT_OPEN: usize = 1000;
 /// How long an earlier user of the store in this process may take to end.
 const CLAIM_ATTEMPTS: u32 = 100;
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
+/// How long those that commit by themselves may take to do so, once somebody waits for them.
+const SETTLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Begins transactions on one store; the only one to do so in this process.
 #[derive(Clone, Debug)]
@@ -184,10 +186,16 @@ impl TransactionManager {
     /// Waits until the fate of every transaction with a commit timestamp below `up_to` is settled, and visible.
     /// `up_to` must have been issued before the call.
     pub async fn settle(&self, up_to: Timestamp) -> Result<()> {
+        self.settle_within(up_to, SETTLE_WITHIN).await
+    }
+
+    /// As [`settle`](Self::settle), with patience for no longer than `within` with those that commit by themselves:
+    /// after that they are rolled back.
+    pub async fn settle_within(&self, up_to: Timestamp, within: Duration) -> Result<()> {
         match &self.core.path {
             CommitPath::Pipeline(pipeline) => pipeline.settle().await?,
             CommitPath::StepByStep(steps) => {
-                steps.settle(up_to).await?;
+                steps.settle(up_to, within).await?;
                 self.core.tracker.publish_with(|| up_to.previous());
             }
         }

@@ -26,8 +26,6 @@ use tokio::sync::Notify;
 /// How often a lost answer at the commit point is asked for again.
 const SETTLE_ATTEMPTS: u32 = 5;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
-/// How long a backup waits for commits below its timestamp before it rolls them back.
-const SETTLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What commits step by step share.
 #[derive(Debug)]
@@ -104,8 +102,8 @@ impl StepByStep {
     /// Waits until every commit timestamp below `up_to` belongs to a transaction whose fate is settled. Those that
     /// take too long are rolled back, so that none can commit later. Waiting for locks would not be enough: a client
     /// between steps 9 and 10 may have lost them and still commit.
-    pub(crate) async fn settle(&self, up_to: Timestamp) -> Result<()> {
-        let waited = tokio::time::timeout(SETTLE_WITHIN, async {
+    pub(crate) async fn settle(&self, up_to: Timestamp, within: Duration) -> Result<()> {
+        let waited = tokio::time::timeout(within, async {
             loop {
                 let concluded = self.concluded.notified();
                 tokio::pin!(concluded);

@@ -16,14 +16,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle as TaskHandle;
 
-const WRITERS: usize = 16;
+const WRITERS: usize = 8;
 /// Rows of each of the two tables that are written over and over. The third gets a row for each transaction.
-const ROWS: usize = 40;
+const ROWS: usize = 100;
 const TABLES: [(&str, ConflictHandler); 3] = [
     ("accounts", ConflictHandler::RetryOnWriteWriteCell),
     ("notes", ConflictHandler::RetryOnWriteWrite),
     ("ledger", ConflictHandler::RetryOnWriteWriteCell),
 ];
+/// Between two transactions of a writer.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How often, and for how long, something is looked for that must come.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -181,6 +183,8 @@ impl Load {
                         // A transaction that could not begin has written nothing.
                         let Ok(begun) = Begun::writing(&atlas, &tables, writes).await else { continue };
                         let _ = begun.commit(&log).await;
+                        // The nodes' tools want to get something done, too.
+                        tokio::time::sleep(PAUSE).await;
                     }
                 })
             })

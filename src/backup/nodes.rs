@@ -28,7 +28,7 @@ use super::manifest::{FILES_DIRECTORY, ManifestFile};
 use super::restore::{self, RestoreStep};
 use crate::schema::{RestoringRecord, internal, meta_table};
 use crate::{Error, Result};
-use atlas_kvs::{AtomicScan, KeyValueService, RowRange, TableRef};
+use atlas_kvs::{AtomicScan, KeyValueService, RowRange, Scan, TableKind, TableRef, Timestamp};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::future::join_all;
@@ -122,12 +122,14 @@ impl NodeCommands {
         jobs: &Jobs,
         kvs: &dyn KeyValueService,
         directory: &Path,
+        filled: &BTreeSet<TableRef>,
     ) -> Result<(Vec<ManifestFile>, Contents)> {
         let mut tables = Vec::new();
         for table in kvs.tables().await? {
             let parts = parts_of(kvs, &table.table).await?;
             let metadata = hex::encode(&table.metadata);
-            tables.push(NodeTable { table: table.table, kind: table.kind, metadata, parts });
+            let filled = filled.contains(&table.table);
+            tables.push(NodeTable { table: table.table, kind: table.kind, metadata, parts, filled });
         }
         let root = directory.to_owned();
         let found = jobs.run(move || files::list(&root, |_| false)).await?;
@@ -148,7 +150,7 @@ impl NodeCommands {
     /// Makes the tables in an empty cluster and loads what each node of the backup gave into one node.
     ///
     /// # Errors
-    /// [`Error::NodesMissing`] naming every node whose command failed.
+    /// [`Error::NodesMissing`] naming every node whose command failed, or a table into which nothing was loaded.
     pub(super) async fn load(
         &self,
         jobs: &Jobs,
@@ -161,7 +163,7 @@ impl NodeCommands {
         for table in tables {
             let metadata = hex::decode(&table.metadata).map(Bytes::from);
             let metadata = metadata.map_err(|error| Error::corrupt("the manifest", error.to_string()))?;
-            let place = if table.table == meta_table() { copied_records() } else { table.table.clone() };
+            let place = place_of(&table.table);
             kvs.create_table(&place, table.kind, metadata).await?;
             let parts = parts_of(kvs, &place).await?;
             if parts.len() != table.parts.len() {
@@ -183,7 +185,18 @@ impl NodeCommands {
                 run.finish()
             })
         });
-        self.all_or_none("loading the files", join_all(runs).await)
+        self.all_or_none("loading the files", join_all(runs).await)?;
+        // A command that did nothing has not failed: nodetool ignores files that it does not take for those of the table.
+        for table in tables.iter().filter(|table| table.filled) {
+            if !is_filled(kvs, &place_of(&table.table), table.kind).await? {
+                return Err(Error::NodesMissing {
+                    what: format!("nothing was loaded into table '{}'", table.table),
+                    reason: "restoreCommand said on every node that it was done; look into the logs of the nodes"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Repairs every node, one after the other: a repair at the same time on all of them would do the work of each as
@@ -234,6 +247,30 @@ impl NodeCommands {
         variables.extend([("NODE", node.to_owned()), ("KEYSPACE", self.keyspace.clone())]);
         Run { line: line.to_owned(), variables, timeout: self.timeout, cancel: jobs.token() }
     }
+}
+
+/// The tables that hold something.
+pub(super) async fn filled_tables(kvs: &dyn KeyValueService) -> Result<BTreeSet<TableRef>> {
+    let mut filled = BTreeSet::new();
+    for table in kvs.tables().await? {
+        if is_filled(kvs, &table.table, table.kind).await? {
+            filled.insert(table.table);
+        }
+    }
+    Ok(filled)
+}
+
+async fn is_filled(kvs: &dyn KeyValueService, table: &TableRef, kind: TableKind) -> Result<bool> {
+    let all = RowRange::all();
+    Ok(match kind {
+        TableKind::Versioned => kvs.scan(table, Scan::new(all, Timestamp::MAX)).try_next().await?.is_some(),
+        TableKind::Atomic => kvs.scan_atomic(table, AtomicScan::new(all)).try_next().await?.is_some(),
+    })
+}
+
+/// The table that the files of a table are loaded into.
+fn place_of(table: &TableRef) -> TableRef {
+    if *table == meta_table() { copied_records() } else { table.clone() }
 }
 
 /// Where the records of the layer are loaded to.

@@ -213,22 +213,25 @@ impl Stores {
 
     /// Tells people why they wait, if they do: a dead owner is given time to prove that it is alive.
     async fn patiently<T>(&self, kvs: &Arc<dyn KeyValueService>, opened: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::pin!(opened);
+        // Both go on together: a look at the store may wait for what `opened` is in the middle of, such as making a table.
+        let telling = async {
+            tokio::time::sleep(TELL_AFTER).await;
+            if let Ok(Some(record)) = timestamp::read_stored(kvs.clone()).await
+                && record.holder.is_some()
+                && let Some(lease) = record.lease()
+            {
+                (self.say)(&format!(
+                    "waiting up to {} s to be sure that {} is gone",
+                    lease.as_secs().max(1),
+                    record.owner()
+                ));
+            }
+            std::future::pending().await
+        };
         tokio::select! {
-            opened = &mut opened => return opened,
-            () = tokio::time::sleep(TELL_AFTER) => {}
+            opened = opened => opened,
+            never = telling => never,
         }
-        if let Ok(Some(record)) = timestamp::read_stored(kvs.clone()).await
-            && record.holder.is_some()
-            && let Some(lease) = record.lease()
-        {
-            (self.say)(&format!(
-                "waiting up to {} s to be sure that {} is gone",
-                lease.as_secs().max(1),
-                record.owner()
-            ));
-        }
-        opened.await
     }
 
     async fn serve_shared(

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle as TaskHandle;
 const WRITERS: usize = 8;
 /// Rows of each of the two tables that are written over and over. The third gets a row for each transaction.
 const ROWS: usize = 100;
-const TABLES: [(&str, ConflictHandler); 3] = [
+pub(crate) const TABLES: [(&str, ConflictHandler); 3] = [
     ("accounts", ConflictHandler::RetryOnWriteWriteCell),
     ("notes", ConflictHandler::RetryOnWriteWrite),
     ("ledger", ConflictHandler::RetryOnWriteWriteCell),

@@ -14,11 +14,12 @@ mod scene;
 #[path = "../operate/stage.rs"]
 mod stage;
 
-use atlas::transaction::entry::{CleanedWindows, Entry, transactions_table};
-use atlas::{Error, Timestamp};
-use atlas_kvs::KeyValueService;
+use atlas::transaction::entry::{CleanedWindows, Entry, Fate, transactions_table};
+use atlas::{Error, TableRef, Timestamp};
+use atlas_kvs::{AtomicScan, KeyValueService, RowRange};
 use atlas_kvs_cassandra::CassandraStore;
 use common::cassandra::{self, Breakable};
+use futures::TryStreamExt;
 use load::{Begun, Held, Load, Log, State, state};
 use scene::{Block, NODES, Scene, blocks_of};
 use std::sync::Arc;
@@ -49,24 +50,17 @@ async fn entries_of(kvs: &dyn KeyValueService, start_ts: &[Timestamp]) -> Vec<Op
     entries
 }
 
-/// The commit timestamps in `_transactions` as all replicas together know them: an entry that a single one holds counts.
-async fn commits_on_any_replica(scene: &Scene, kvs: &CassandraStore) -> Vec<Timestamp> {
-    let parts = kvs.node_store().unwrap().parts_of(&transactions_table()).await.unwrap();
-    let statement = format!("SELECT v FROM {}.{}", scene.keyspace(), parts[0]);
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra");
-    let ran = tokio::task::spawn_blocking(move || {
-        let output = std::process::Command::new(script).args(["cql", "--consistency", "ALL", &statement]).output();
-        stage::Ran::new(&statement, output.unwrap()).ok()
-    });
-    let found = ran.await.unwrap();
-    let entries = found.lines().skip(1).map(|line| hex::decode(line.trim_start_matches("0x")).unwrap());
-    let first = Timestamp::new(1).unwrap();
-    entries
-        .filter_map(|bytes| match Entry::decode(first, &bytes).unwrap() {
-            Entry::Committed(commit_ts) => Some(commit_ts),
-            Entry::RolledBack => None,
-        })
-        .collect()
+/// Whether the nodes hold the same of the tables that nobody wrote since they were repaired: their own tool compares.
+async fn assert_in_sync(scene: &Scene, kvs: &CassandraStore) {
+    let mut tables = String::new();
+    for name in load::TABLES.map(|(name, _)| name) {
+        for part in kvs.node_store().unwrap().parts_of(&TableRef::new(name).unwrap()).await.unwrap() {
+            tables.push_str(&format!(" {part}"));
+        }
+    }
+    let command = format!("NODE={} nodetool repair --preview --full -- {}{tables}", NODES[0], scene.keyspace());
+    let ran = tokio::task::block_in_place(|| scene.stage.bash(&command));
+    assert!(ran.ok().contains("Previewed data was in sync"), "the nodes differ: {ran:#?}");
 }
 
 /// What was written in the time of the backup, and at which timestamps.
@@ -84,21 +78,30 @@ struct Story {
 /// Checks a restored store from above and from below, and goes on working with it.
 async fn assert_restored(scene: &Scene, story: &Story) {
     let kvs = below(scene).await;
-    let window = story.backup_ts..story.fast_forward_ts;
+    assert_in_sync(scene, &kvs).await;
     let known: Vec<_> = story.across.into_iter().chain([story.held]).collect();
     assert_eq!(entries_of(kvs.as_ref(), &known).await, [Some(Entry::RolledBack); 3], "of transactions {known:?}");
+    let windows = CleanedWindows::load(Arc::clone(&kvs) as Arc<dyn KeyValueService>).await.unwrap();
     let started: Vec<_> = story.log.commits.iter().map(|commit| commit.start_ts).collect();
+    let mut hidden = 0;
     for (commit, entry) in story.log.commits.iter().zip(entries_of(kvs.as_ref(), &started).await) {
         if commit.commit_ts < story.backup_ts {
             assert_eq!(entry, Some(Entry::Committed(commit.commit_ts)), "of transaction {}", commit.start_ts);
         } else {
-            assert!(!matches!(entry, Some(Entry::Committed(_))), "{entry:?} of transaction {}", commit.start_ts);
+            assert!(!matches!(windows.fate(entry), Fate::Committed(_)), "{entry:?} of transaction {}", commit.start_ts);
+            hidden += usize::from(matches!(entry, Some(Entry::Committed(_))));
         }
     }
-    let found = commits_on_any_replica(scene, &kvs).await;
-    let left: Vec<_> = found.iter().filter(|commit_ts| window.contains(commit_ts)).collect();
-    assert!(left.is_empty(), "some replica still holds commits at {left:?}");
-    assert!(found.iter().all(|commit_ts| *commit_ts < story.backup_ts));
+    // A node copies the index of a table and its cells one after the other. What was written between the two, on the last
+    // node, stands in no copy of the index: no scan finds it, so nobody can mark it, and only the window hides it.
+    eprintln!("{hidden} entries are hidden by the cleaned window alone");
+    let scanned: Vec<_> =
+        kvs.scan_atomic(&transactions_table(), AtomicScan::new(RowRange::all())).try_collect().await.unwrap();
+    for (cell, bytes) in scanned {
+        if let Entry::Committed(commit_ts) = Entry::decode(Entry::start_ts_of(&cell).unwrap(), &bytes).unwrap() {
+            assert!(commit_ts < story.backup_ts, "{commit_ts} is left of transaction {cell}");
+        }
+    }
     kvs.close().await.unwrap();
 
     assert_eq!(scene.atlas("backup-lock --status").await.ok(), "free");

@@ -1,6 +1,6 @@
 //! The store as an application holds it.
 
-use crate::backup::{self, BackupLock, BackupSource};
+use crate::backup::{self, BackupLock, BackupSource, NodeCommands};
 use crate::clock::{BootClock, Clock};
 use crate::config::AtlasConfig;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
@@ -605,7 +605,8 @@ impl Operations for Atlas {
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
         let record = self.store.backup_lock.acquire_for_nobody(reason).await?;
         // A copy that is made from now on must hold every commit below the timestamp that was fetched before.
-        let settled = async { self.store.manager.settle(self.fresh_timestamp().await?).await };
+        let within = self.store.config.backup.settle_timeout;
+        let settled = async { self.store.manager.settle_within(self.fresh_timestamp().await?, within).await };
         match settled.await {
             Ok(()) => Ok(record),
             Err(error) => {
@@ -786,7 +787,11 @@ impl BackupSource for Source {
     }
 
     async fn settle(&self, up_to: Timestamp) -> Result<()> {
-        self.store.manager.settle(up_to).await
+        self.store.manager.settle_within(up_to, self.store.config.backup.settle_timeout).await
+    }
+
+    fn node_commands(&self) -> Option<NodeCommands> {
+        registry::node_commands(&self.store.config)
     }
 
     fn backup_lock(&self) -> BackupLock {

@@ -2,7 +2,9 @@
 
 mod servers;
 
-use crate::backup::{ConnectionOpener, DirectoryTarget, RestoreTarget, StoreOpener, StoreTarget, refuse_if_restoring};
+use crate::backup::{
+    ConnectionOpener, DirectoryTarget, NodeCommands, RestoreTarget, StoreOpener, StoreTarget, refuse_if_restoring,
+};
 use crate::config::{AtlasConfig, KvsConfig};
 use crate::{Error, Result};
 use atlas_kvs::{Durability, KeyValueService};
@@ -198,6 +200,14 @@ fn refuse_other_use(data_dir: &Path) -> Result<()> {
     }
 }
 
+/// The operator's commands for the nodes of the configured cluster, where there are some.
+pub(crate) fn node_commands(config: &AtlasConfig) -> Option<NodeCommands> {
+    match &config.key_value_service {
+        KvsConfig::Cassandra(settings) => servers::node_commands(settings, &config.namespace),
+        KvsConfig::Rocksdb { .. } | KvsConfig::Postgres(_) | KvsConfig::Memory {} => None,
+    }
+}
+
 /// Where a backup is restored to if `config` is the configuration of the store to fill.
 ///
 /// # Errors
@@ -211,7 +221,13 @@ pub(crate) fn restore_target(config: &AtlasConfig) -> Result<Box<dyn RestoreTarg
             Ok(Box::new(target.in_namespace(&config.namespace).committing(config.transactions.commit_mode)))
         }
         KvsConfig::Postgres(_) => Ok(Box::new(server_target(config, "postgres"))),
-        KvsConfig::Cassandra(_) => Ok(Box::new(server_target(config, "cassandra"))),
+        KvsConfig::Cassandra(_) => {
+            let target = server_target(config, "cassandra");
+            Ok(Box::new(match node_commands(config) {
+                Some(commands) => target.with_nodes(commands),
+                None => target,
+            }))
+        }
         KvsConfig::Memory {} => Err(Error::refused(
             "a store in memory can't be restored into: it would be gone with this process",
             "name a configuration with `type: rocksdb`",

@@ -213,7 +213,7 @@ impl Cluster {
         // Asks, waits for the answer, and puts it where it belongs.
         let ask = |verb: &str, what: &str| {
             format!(
-                "cd '{}' && echo \"${what}\" > $NODE.{verb}.new && mv $NODE.{verb}.new $NODE.{verb} && \
+                "cd '{}' && echo \"{what}\" > $NODE.{verb}.new && mv $NODE.{verb}.new $NODE.{verb} && \
                  while ! test -e $NODE.done; do test -e $NODE.failed && exit 1; sleep 0.01; done; rm $NODE.done",
                 control.display()
             )
@@ -221,9 +221,9 @@ impl Cluster {
         let commands = NodeCommands {
             nodes: NODES.map(str::to_owned).to_vec(),
             keyspace: "atlas_bank".to_owned(),
-            snapshot: ask("snapshot", "TARGET"),
-            restore: Some(ask("restore", "SOURCE")),
-            repair: Some(ask("repair", "KEYSPACE")),
+            snapshot: Some(ask("snapshot", "$TARGET")),
+            restore: Some(ask("restore", "$SOURCE|$TABLES")),
+            repair: Some(ask("repair", "$KEYSPACE")),
             timeout: Duration::from_secs(60),
         };
         Cluster { control, commands }
@@ -265,13 +265,17 @@ impl Cluster {
 
     /// Loads what each node is given. What all of them hold together is what is seen, by a quorum at least.
     async fn load(&self, kvs: Arc<dyn KeyValueService>) {
-        let mut sources = Vec::new();
+        let mut sources: Vec<PathBuf> = Vec::new();
+        let mut renames = PathBuf::new();
         for node in NODES {
-            sources.push(self.asked(node, "restore").await);
+            let asked = self.asked(node, "restore").await.into_os_string().into_string().expect("it is text");
+            let (source, tables) = asked.split_once('|').expect("two paths");
+            sources.push(source.into());
+            renames = tables.into();
         }
         // The node that was last knows the latest, as the cluster's own timestamps would tell.
         sources.reverse();
-        merge_into(kvs.as_ref(), &sources).await;
+        merge_into(kvs.as_ref(), &sources, &renames).await;
         for node in NODES {
             self.done(node);
         }
@@ -356,7 +360,7 @@ async fn a_missing_node_makes_a_backup_void_and_a_restore_to_be_finished() {
     let cluster = Arc::new(Cluster::new(dir.path()));
     let mut source = pretended_with(dir.path(), Snapshots::None).await;
     source.nodes = Some(NodeCommands {
-        snapshot: format!("test $NODE != {} && echo $KEYSPACE $TAG > $TARGET/x", NODES[1]),
+        snapshot: Some(format!("test $NODE != {} && echo $KEYSPACE $TAG > $TARGET/x", NODES[1])),
         ..cluster.commands.clone()
     });
     let source = Arc::new(source);

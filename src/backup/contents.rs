@@ -73,6 +73,10 @@ pub struct NodeTable {
     pub kind: TableKind,
     /// Its metadata, in hexadecimal digits.
     pub metadata: String,
+    /// What the tools of the store called its parts, in the store's order.
+    pub parts: Vec<String>,
+    /// True if it was not empty before the first node was copied, so that every quorum of copies has something of it.
+    pub filled: bool,
 }
 
 impl Contents {

@@ -13,7 +13,7 @@ use super::manifest::{
     BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, MANIFEST_FILE, Manifest, ManifestFile,
     Timings, Totals,
 };
-use super::nodes::NodeCommands;
+use super::nodes::{self, NodeCommands};
 use super::portable;
 use super::repository::{COMPLETE, Repository, check_id, new_id};
 use super::streams;
@@ -22,8 +22,9 @@ use crate::ops::{BackupInfo, BackupRequest, ProgressSink, TransactionOps};
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use async_trait::async_trait;
-use atlas_kvs::{KeyValueService, NativeSnapshot, OpenSnapshot, StreamSnapshot, Timestamp};
+use atlas_kvs::{KeyValueService, NativeSnapshot, OpenSnapshot, StreamSnapshot, TableRef, Timestamp};
 use futures::FutureExt;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
@@ -94,13 +95,14 @@ enum Method {
 enum Taken {
     Files(PathBuf),
     Stream(Box<dyn OpenSnapshot>),
-    Nodes(NodeCommands),
+    /// With the tables that were not empty before.
+    Nodes(NodeCommands, BTreeSet<TableRef>),
     Portable(Arc<dyn TransactionOps>),
 }
 
 impl Method {
     /// What was asked for, or the fastest there is.
-    fn choose(source: &dyn BackupSource, kvs: &dyn KeyValueService, request: &BackupRequest) -> Result<Method> {
+    async fn choose(source: &dyn BackupSource, kvs: &dyn KeyValueService, request: &BackupRequest) -> Result<Method> {
         if request.portable {
             return Ok(Method::Portable);
         }
@@ -110,9 +112,9 @@ impl Method {
         if kvs.stream_snapshot().is_some() {
             return Ok(Method::Stream);
         }
-        match source.node_commands() {
+        match source.node_commands().filter(|commands| commands.snapshot.is_some()) {
             Some(commands) => {
-                commands.check()?;
+                commands.check_complete(kvs).await?;
                 Ok(Method::Nodes(commands))
             }
             None => Ok(Method::Portable),
@@ -310,7 +312,7 @@ impl Attempt {
 
     async fn take(&mut self, request: BackupRequest) -> Result<BackupInfo> {
         let kvs = self.source.kvs();
-        let method = Method::choose(self.source.as_ref(), kvs.as_ref(), &request)?;
+        let method = Method::choose(self.source.as_ref(), kvs.as_ref(), &request).await?;
         let mut timings = Timings::default();
 
         // First, because it costs nothing: what can be known to fail must not stop a single deletion.
@@ -562,8 +564,9 @@ impl Attempt {
             }
             Method::Nodes(commands) => {
                 let directory = self.make_files_directory().await?;
+                let filled = nodes::filled_tables(kvs).await?;
                 commands.snapshot_into(&self.jobs, &format!("atlas-{}", plan.id), &directory).await?;
-                Taken::Nodes(commands)
+                Taken::Nodes(commands, filled)
             }
             // It registers as a reader, so that nothing it needs would go away even without the lock.
             Method::Portable => Taken::Portable(self.unless_cancelled(self.source.read_at(backup_ts)).await?.into()),
@@ -584,7 +587,7 @@ impl Attempt {
                 self.make_files_directory().await?;
                 streams::copy_out(&self.jobs, snapshot, &directory, file_size).await?
             }
-            Taken::Nodes(commands) => commands.collect(&self.jobs, kvs, &directory).await?,
+            Taken::Nodes(commands, filled) => commands.collect(&self.jobs, kvs, &directory, &filled).await?,
             Taken::Portable(reader) => {
                 self.make_files_directory().await?;
                 portable::copy_out(&self.jobs, kvs, reader, &directory, file_size, estimate).await?

@@ -9,21 +9,32 @@
 //! | command | environment besides `NODE` and `KEYSPACE` | must |
 //! | --- | --- | --- |
 //! | `snapshotCommand` | `TAG`, a name for the snapshot; `TARGET`, an empty directory | flush, take a snapshot of the keyspace and put its files into `TARGET` |
-//! | `restoreCommand` | `SOURCE`, the directory with the files of one node | load them into the node, whose tables exist and are empty |
+//! | `restoreCommand` | `SOURCE`, the directory with the files of one node; `TABLES`, a file | load them into the node, whose tables exist and are empty |
 //! | `repairCommand` | | repair the whole keyspace in full, as one node of all |
+//!
+//! A restore makes the tables anew, and new tables have new names in the cluster: what lightweight transactions on the
+//! old ones left behind in its nodes has nothing to do with them. `TABLES` tells which is which, a line for each: the
+//! name that a table had when it was copied, a blank, the name of the table to load it into.
+//!
+//! The records of the layer are the one table that can't be loaded where it belongs: the marker of the restore stands
+//! there already, and rows that an interrupted attempt removed would hide those that the next one loads, which were
+//! written before. They are loaded into a table of their own, and taken over from there record by record once the nodes
+//! were repaired.
 
 use super::contents::{Contents, NodeTable, is_node_name};
 use super::create::{self, BackupStep};
 use super::files::{self, Jobs};
 use super::manifest::{FILES_DIRECTORY, ManifestFile};
 use super::restore::{self, RestoreStep};
+use crate::schema::{RestoringRecord, internal, meta_table};
 use crate::{Error, Result};
-use atlas_kvs::KeyValueService;
+use atlas_kvs::{AtomicScan, KeyValueService, RowRange, Scan, TableKind, TableRef, Timestamp};
 use bytes::Bytes;
+use futures::TryStreamExt;
 use futures::future::join_all;
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -43,8 +54,8 @@ pub struct NodeCommands {
     pub nodes: Vec<String>,
     /// The keyspace.
     pub keyspace: String,
-    /// Takes the snapshot of a node.
-    pub snapshot: String,
+    /// Takes the snapshot of a node; without it no backup of nodes can be taken.
+    pub snapshot: Option<String>,
     /// Loads the files of a node; without it a backup can be taken and not restored.
     pub restore: Option<String>,
     /// Repairs, as one node of all; without it a backup can be taken and not restored.
@@ -66,6 +77,24 @@ impl NodeCommands {
         Ok(())
     }
 
+    /// Makes sure that no node of the cluster is left out.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] as [`check`](Self::check), and [`Error::NodesMissing`].
+    pub(super) async fn check_complete(&self, kvs: &dyn KeyValueService) -> Result<()> {
+        self.check()?;
+        let Some(cluster) = kvs.node_store() else { return Ok(()) };
+        let found = cluster.nodes().await?;
+        if found.len() == self.nodes.len() {
+            return Ok(());
+        }
+        let (named, all) = (self.nodes.join(", "), found.join(", "));
+        Err(Error::NodesMissing {
+            what: format!("the configuration names {} nodes of {}", self.nodes.len(), found.len()),
+            reason: format!("it names {named}, and the cluster consists of {all}; see keyValueService.nodes"),
+        })
+    }
+
     /// Takes the snapshots of all nodes at the same time, each into a directory of its name in `directory`.
     ///
     /// # Errors
@@ -74,7 +103,7 @@ impl NodeCommands {
         let runs = self.nodes.iter().map(|node| {
             let target = directory.join(node);
             let variables = vec![("TAG", tag.to_owned()), ("TARGET", target.display().to_string())];
-            let run = self.run(jobs, &self.snapshot, node, variables);
+            let run = self.run(jobs, self.snapshot.as_deref().unwrap_or_default(), node, variables);
             jobs.run(move || {
                 files::make_dir(&target)?;
                 if let Some(failure) = run.finish()? {
@@ -93,10 +122,14 @@ impl NodeCommands {
         jobs: &Jobs,
         kvs: &dyn KeyValueService,
         directory: &Path,
+        filled: &BTreeSet<TableRef>,
     ) -> Result<(Vec<ManifestFile>, Contents)> {
         let mut tables = Vec::new();
         for table in kvs.tables().await? {
-            tables.push(NodeTable { table: table.table, kind: table.kind, metadata: hex::encode(&table.metadata) });
+            let parts = parts_of(kvs, &table.table).await?;
+            let metadata = hex::encode(&table.metadata);
+            let filled = filled.contains(&table.table);
+            tables.push(NodeTable { table: table.table, kind: table.kind, metadata, parts, filled });
         }
         let root = directory.to_owned();
         let found = jobs.run(move || files::list(&root, |_| false)).await?;
@@ -117,7 +150,7 @@ impl NodeCommands {
     /// Makes the tables in an empty cluster and loads what each node of the backup gave into one node.
     ///
     /// # Errors
-    /// [`Error::NodesMissing`] naming every node whose command failed.
+    /// [`Error::NodesMissing`] naming every node whose command failed, or a table into which nothing was loaded.
     pub(super) async fn load(
         &self,
         jobs: &Jobs,
@@ -126,21 +159,44 @@ impl NodeCommands {
         nodes: &[String],
         tables: &[NodeTable],
     ) -> Result<()> {
+        let mut renamed = String::new();
         for table in tables {
             let metadata = hex::decode(&table.metadata).map(Bytes::from);
             let metadata = metadata.map_err(|error| Error::corrupt("the manifest", error.to_string()))?;
-            kvs.create_table(&table.table, table.kind, metadata).await?;
+            let place = place_of(&table.table);
+            kvs.create_table(&place, table.kind, metadata).await?;
+            let parts = parts_of(kvs, &place).await?;
+            if parts.len() != table.parts.len() {
+                let reason = format!("table '{}' consists of {} parts there", table.table, table.parts.len());
+                return Err(Error::corrupt("the manifest", reason));
+            }
+            for (from, to) in table.parts.iter().zip(parts) {
+                renamed.push_str(&format!("{from} {to}\n"));
+            }
         }
+        let renames = jobs.run(move || temporary(&renamed)).await?;
         let line = self.restore.as_deref().unwrap_or_default();
         let runs = self.nodes.iter().zip(nodes).map(|(node, source)| {
             let source = directory.join(FILES_DIRECTORY).join(source);
-            let run = self.run(jobs, line, node, vec![("SOURCE", source.display().to_string())]);
+            let tables = renames.path().display().to_string();
+            let run = self.run(jobs, line, node, vec![("SOURCE", source.display().to_string()), ("TABLES", tables)]);
             jobs.run(move || {
                 restore::reached(RestoreStep::CopyFile)?;
                 run.finish()
             })
         });
-        self.all_or_none("loading the files", join_all(runs).await)
+        self.all_or_none("loading the files", join_all(runs).await)?;
+        // A command that did nothing has not failed: nodetool ignores files that it does not take for those of the table.
+        for table in tables.iter().filter(|table| table.filled) {
+            if !is_filled(kvs, &place_of(&table.table), table.kind).await? {
+                return Err(Error::NodesMissing {
+                    what: format!("nothing was loaded into table '{}'", table.table),
+                    reason: "restoreCommand said on every node that it was done; look into the logs of the nodes"
+                        .to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Repairs every node, one after the other: a repair at the same time on all of them would do the work of each as
@@ -191,6 +247,69 @@ impl NodeCommands {
         variables.extend([("NODE", node.to_owned()), ("KEYSPACE", self.keyspace.clone())]);
         Run { line: line.to_owned(), variables, timeout: self.timeout, cancel: jobs.token() }
     }
+}
+
+/// The tables that hold something.
+pub(super) async fn filled_tables(kvs: &dyn KeyValueService) -> Result<BTreeSet<TableRef>> {
+    let mut filled = BTreeSet::new();
+    for table in kvs.tables().await? {
+        if is_filled(kvs, &table.table, table.kind).await? {
+            filled.insert(table.table);
+        }
+    }
+    Ok(filled)
+}
+
+async fn is_filled(kvs: &dyn KeyValueService, table: &TableRef, kind: TableKind) -> Result<bool> {
+    let all = RowRange::all();
+    Ok(match kind {
+        TableKind::Versioned => kvs.scan(table, Scan::new(all, Timestamp::MAX)).try_next().await?.is_some(),
+        TableKind::Atomic => kvs.scan_atomic(table, AtomicScan::new(all)).try_next().await?.is_some(),
+    })
+}
+
+/// The table that the files of a table are loaded into.
+fn place_of(table: &TableRef) -> TableRef {
+    if *table == meta_table() { copied_records() } else { table.clone() }
+}
+
+/// Where the records of the layer are loaded to.
+fn copied_records() -> TableRef {
+    internal("_copied_atlas")
+}
+
+/// Takes the records over that were loaded from the nodes. What was taken over already stays as it is: whoever did so may
+/// have gone on from there. Repeatable.
+pub(super) async fn adopt_records(kvs: &dyn KeyValueService) -> Result<()> {
+    let copied = copied_records();
+    if kvs.table(&copied).await?.is_none() {
+        return Ok(());
+    }
+    let mut records = kvs.scan_atomic(&copied, AtomicScan::new(RowRange::all()));
+    while let Some((cell, record)) = records.try_next().await? {
+        // That of a restore long ago, at most.
+        if cell.row != RestoringRecord::NAME {
+            kvs.put_unless_exists(&meta_table(), &cell, record).await?;
+        }
+    }
+    drop(records);
+    Ok(kvs.drop_table(&copied).await?)
+}
+
+/// What the tools of the store call the parts of a table.
+async fn parts_of(kvs: &dyn KeyValueService, table: &TableRef) -> Result<Vec<String>> {
+    match kvs.node_store() {
+        Some(cluster) => Ok(cluster.parts_of(table).await?),
+        None => Ok(vec![table.name().to_owned()]),
+    }
+}
+
+/// A file that goes away with what is returned.
+fn temporary(content: &str) -> Result<tempfile::NamedTempFile> {
+    let io = |error| Error::io("making a file with the names of tables", error);
+    let mut file = tempfile::NamedTempFile::new().map_err(io)?;
+    file.write_all(content.as_bytes()).map_err(io)?;
+    Ok(file)
 }
 
 fn missing(what: &str, failures: &[(&str, String)]) -> Error {
@@ -334,19 +453,19 @@ mod tests {
         let commands = NodeCommands {
             nodes: ["a", "b", "c"].map(str::to_owned).to_vec(),
             keyspace: "k".to_owned(),
-            snapshot: "exit 1".to_owned(),
+            snapshot: Some("exit 1".to_owned()),
             restore: None,
             repair: None,
             timeout: Duration::from_secs(60),
         };
         let jobs = Jobs::owned(no_progress());
         let one_fails =
-            NodeCommands { snapshot: "test $NODE != b && echo x > $TARGET/x".to_owned(), ..commands.clone() };
+            NodeCommands { snapshot: Some("test $NODE != b && echo x > $TARGET/x".to_owned()), ..commands.clone() };
         let error = one_fails.snapshot_into(&jobs, "tag", dir.path()).await.expect_err("b is missing");
         assert_eq!(error.exit_code(), crate::exit::PARTIAL);
         assert!(error.to_string().contains("node b:"), "{error}");
         let dir = tempfile::tempdir().expect("a directory");
-        let idle = NodeCommands { snapshot: "true".to_owned(), ..commands };
+        let idle = NodeCommands { snapshot: Some("true".to_owned()), ..commands };
         let error = idle.snapshot_into(&jobs, "tag", dir.path()).await.expect_err("nobody did anything");
         assert!(error.to_string().contains("a, b, c"), "{error}");
     }
@@ -356,7 +475,7 @@ mod tests {
         let named = |nodes: &[&str]| NodeCommands {
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
             keyspace: "k".to_owned(),
-            snapshot: String::new(),
+            snapshot: None,
             restore: None,
             repair: None,
             timeout: Duration::ZERO,

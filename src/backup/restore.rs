@@ -22,7 +22,7 @@ use super::create::{last_backup, millis, rfc3339};
 use super::files::{self, Jobs};
 use super::lock::BackupLock;
 use super::manifest::{BACKUP_TIMESTAMP_FILE, FAST_FORWARD_TIMESTAMP_FILE, FILES_DIRECTORY, Manifest, ManifestFile};
-use super::nodes::NodeCommands;
+use super::nodes::{self, NodeCommands};
 use super::repository::Repository;
 use super::verify::{self, RestoredReport, verify_restored};
 use super::{portable, streams};
@@ -66,10 +66,10 @@ pub enum RestoreStep {
     CopyFile,
     /// Open the store.
     Open,
-    /// Give the store an identity of its own, and forget what was true of the original only.
-    Identity,
     /// Let the nodes of a cluster agree on what they hold, where there are some.
     Repair,
+    /// Give the store an identity of its own, and forget what was true of the original only.
+    Identity,
     /// Declare commits at or above the backup timestamp rolled back.
     Clean,
     /// Go on above the fast-forward timestamp.
@@ -93,8 +93,8 @@ impl RestoreStep {
         RestoreStep::Copy,
         RestoreStep::CopyFile,
         RestoreStep::Open,
-        RestoreStep::Identity,
         RestoreStep::Repair,
+        RestoreStep::Identity,
         RestoreStep::Clean,
         RestoreStep::FastForward,
         RestoreStep::ReleaseLock,
@@ -587,15 +587,18 @@ impl Run<'_> {
     async fn settle(&mut self, kvs: &Arc<dyn KeyValueService>) -> Result<Settled> {
         let (backup_ts, fast_forward_ts) = (self.manifest.backup_ts, self.manifest.fast_forward_ts);
 
-        // First: whatever follows, this is not the store it was copied from, and nobody may take it for that.
-        self.begin(RestoreStep::Identity).await?;
-        let store_id = self.new_identity(kvs).await?;
-
-        // Before the marks: each entry must be seen as all nodes together know it.
+        // First: from here on every record and every entry is seen as all nodes together know it.
         self.begin(RestoreStep::Repair).await?;
         if let (Contents::Nodes { .. }, Some(commands)) = (&self.manifest.contents, self.target.node_commands()) {
             commands.repair(&self.jobs).await?;
         }
+
+        // Before anything else is written: this is not the store it was copied from, and nobody may take it for that.
+        self.begin(RestoreStep::Identity).await?;
+        if let Contents::Nodes { .. } = &self.manifest.contents {
+            nodes::adopt_records(kvs.as_ref()).await?;
+        }
+        let store_id = self.new_identity(kvs).await?;
 
         self.begin(RestoreStep::Clean).await?;
         let clean = clean_transactions(Arc::clone(kvs), backup_ts, false, self.progress).await?;

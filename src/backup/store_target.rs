@@ -210,7 +210,7 @@ impl StoreTarget {
 }
 
 fn is_marker(cell: &Cell) -> bool {
-    cell.row == "restoring"
+    cell.row == RestoringRecord::NAME
 }
 
 fn host() -> String {

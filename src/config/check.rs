@@ -16,6 +16,7 @@ impl AtlasConfig {
             ("keyValueService.host", self.key_value_service.names_a_host(), "name a server"),
             ("keyValueService.contactPoints", self.key_value_service.names_nodes(), "name a node, as 127.0.0.1:9042"),
             ("keyValueService.replicationFactor", self.key_value_service.is_kept_somewhere(), NOT_ZERO),
+            ("keyValueService.commandTimeout", self.key_value_service.gives_commands_time(), NOT_ZERO),
             ("keyValueService.poolSize", self.key_value_service.has_connections(), "write 3 or more"),
             ("leader.lease", self.leader.lease >= LEASE_MIN, "write 1s or more"),
             ("transactions.valueSizeMax", !transactions.value_size_max.is_empty(), NOT_ZERO),
@@ -27,6 +28,7 @@ impl AtlasConfig {
             ("server.http", is_address(&self.server.http), ADDRESS),
             ("server.grpc", is_address(&self.server.grpc), ADDRESS),
             ("backup.repository", !self.backup.repository.as_os_str().is_empty(), "name a directory"),
+            ("backup.settleTimeout", self.backup.settle_timeout > Duration::ZERO, NOT_ZERO),
             ("backup.lockLease", self.backup.lock_lease >= Duration::from_secs(1), "write 1s or more"),
         ];
         checks.into_iter().find(|(_, fine, _)| !fine).map(|(path, _, reason)| (path, reason.to_owned()))
@@ -52,11 +54,15 @@ impl KvsConfig {
 
     fn names_nodes(&self) -> bool {
         let KvsConfig::Cassandra(cassandra) = self else { return true };
-        cassandra.nodes().next().is_some()
+        cassandra.contact_points().next().is_some()
     }
 
     fn is_kept_somewhere(&self) -> bool {
         !matches!(self, KvsConfig::Cassandra(cassandra) if cassandra.replication_factor == 0)
+    }
+
+    fn gives_commands_time(&self) -> bool {
+        !matches!(self, KvsConfig::Cassandra(cassandra) if cassandra.command_timeout.is_zero())
     }
 
     fn has_connections(&self) -> bool {

@@ -155,6 +155,10 @@ pub struct BackupConfig {
     /// How long a live backup's lock outlives its last renewal.
     #[serde(with = "duration_text")]
     pub lock_lease: Duration,
+    /// How long a backup waits for transactions that have a commit timestamp below its own; after that they are rolled
+    /// back. Where commits go by the pipeline, there is nothing to wait for.
+    #[serde(with = "duration_text")]
+    pub settle_timeout: Duration,
 }
 
 fn default_data_dir() -> PathBuf {
@@ -224,7 +228,11 @@ impl Default for ServerConfig {
 
 impl Default for BackupConfig {
     fn default() -> BackupConfig {
-        BackupConfig { repository: PathBuf::from("./data/backups"), lock_lease: Duration::from_secs(60) }
+        BackupConfig {
+            repository: PathBuf::from("./data/backups"),
+            lock_lease: Duration::from_secs(60),
+            settle_timeout: Duration::from_secs(60),
+        }
     }
 }
 

@@ -69,12 +69,39 @@ pub struct CassandraKvs {
     /// How long to wait for the answer to one request.
     #[serde(with = "duration_text")]
     pub request_timeout: Duration,
+    /// All nodes of the cluster, by the names that the three commands below know them by, with commas between them;
+    /// empty: the hosts of the contact points.
+    pub nodes: String,
+    /// Takes a snapshot of a node, as a line for the shell; empty: backups are portable.
+    pub snapshot_command: String,
+    /// Loads what a snapshot of a node held, as a line for the shell; empty: only portable backups can be restored.
+    pub restore_command: String,
+    /// Repairs the keyspace, as one node of all, as a line for the shell; empty: only portable backups can be restored.
+    pub repair_command: String,
+    /// How long one of these commands may run.
+    #[serde(with = "duration_text")]
+    pub command_timeout: Duration,
 }
 
 impl CassandraKvs {
     /// The contact points, one by one.
-    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+    pub fn contact_points(&self) -> impl Iterator<Item = &str> {
         self.contact_points.split(',').map(str::trim).filter(|node| !node.is_empty())
+    }
+
+    /// What the commands call the nodes.
+    pub fn node_names(&self) -> Vec<String> {
+        let named = self.nodes.split(',').map(str::trim).filter(|node| !node.is_empty()).map(str::to_owned);
+        let named: Vec<String> = named.collect();
+        if named.is_empty() { self.contact_points().map(|point| host_of(point).to_owned()).collect() } else { named }
+    }
+}
+
+/// Without the port, and without the brackets around an IPv6 address.
+fn host_of(contact_point: &str) -> &str {
+    match contact_point.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, _port)) => host,
+        None => contact_point.rsplit_once(':').map_or(contact_point, |(host, _port)| host),
     }
 }
 
@@ -107,6 +134,11 @@ impl Default for CassandraKvs {
             replication_factor: 1,
             data_center: String::new(),
             request_timeout: Duration::from_secs(12),
+            nodes: String::new(),
+            snapshot_command: String::new(),
+            restore_command: String::new(),
+            repair_command: String::new(),
+            command_timeout: Duration::from_secs(3600),
         }
     }
 }
@@ -153,5 +185,23 @@ impl<'de> Deserialize<'de> for Secret {
         }
         let Form::Text(text) = Form::deserialize(deserializer)?;
         Ok(Secret(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_have_the_names_of_their_hosts_or_others() {
+        let names = |contact_points: &str, nodes: &str| {
+            let (contact_points, nodes) = (contact_points.to_owned(), nodes.to_owned());
+            CassandraKvs { contact_points, nodes, ..CassandraKvs::default() }.node_names().join(" ")
+        };
+        assert_eq!(
+            names("10.0.0.1:9042, node-2.example.org:9042,[::1]:9042,bare", ""),
+            "10.0.0.1 node-2.example.org ::1 bare"
+        );
+        assert_eq!(names("10.0.0.1:9042", "pod-0, pod-1,,pod-2"), "pod-0 pod-1 pod-2");
     }
 }

@@ -1,5 +1,6 @@
 //! Stores on servers.
 
+use crate::backup::NodeCommands;
 use crate::config::{CassandraKvs, PostgresKvs, Secret};
 use crate::{Error, Result};
 use atlas_kvs::KeyValueService;
@@ -98,8 +99,29 @@ fn cassandra_config(settings: &CassandraKvs, namespace: &str) -> Result<atlas_kv
         user: Some(settings.user.clone()).filter(|user| !user.is_empty()),
         password: password(&settings.password, &settings.password_file)?.map(Password::from),
         request_timeout: settings.request_timeout,
-        ..CassandraConfig::new(settings.nodes(), namespace)
+        ..CassandraConfig::new(settings.contact_points(), namespace)
     })
+}
+
+/// The commands for the nodes of the cluster, where there are some.
+#[cfg(feature = "cassandra")]
+pub(super) fn node_commands(settings: &CassandraKvs, namespace: &str) -> Option<NodeCommands> {
+    let given = |line: &str| Some(line.to_owned()).filter(|line| !line.is_empty());
+    let commands = NodeCommands {
+        nodes: settings.node_names(),
+        keyspace: atlas_kvs_cassandra::CassandraConfig::new(settings.contact_points(), namespace).keyspace(),
+        snapshot: given(&settings.snapshot_command),
+        restore: given(&settings.restore_command),
+        repair: given(&settings.repair_command),
+        timeout: settings.command_timeout,
+    };
+    let is_any = commands.snapshot.is_some() || commands.restore.is_some() || commands.repair.is_some();
+    is_any.then_some(commands)
+}
+
+#[cfg(not(feature = "cassandra"))]
+pub(super) fn node_commands(_settings: &CassandraKvs, _namespace: &str) -> Option<NodeCommands> {
+    None
 }
 
 #[cfg(not(feature = "cassandra"))]

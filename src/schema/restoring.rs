@@ -30,9 +30,12 @@ pub struct RestoringRecord {
 }
 
 impl RestoringRecord {
+    /// Its name.
+    pub(crate) const NAME: &str = "restoring";
+
     /// The record in the store.
     pub(crate) fn in_store(kvs: Arc<dyn KeyValueService>) -> MetaRecord<RestoringRecord> {
-        MetaRecord::new(kvs, "restoring")
+        MetaRecord::new(kvs, RestoringRecord::NAME)
     }
 
     /// The record, and the bytes to compare against; nothing also in a store that has no tables yet.

@@ -526,16 +526,27 @@ async fn load_part(kvs: &dyn KeyValueService, part: &str, content: &[u8]) -> atl
         return Ok(0);
     };
     let table = kvs.tables().await?.remove(number.parse::<usize>().expect("a number"));
+    load_cells(kvs, &table.table, table.kind, content).await
+}
+
+/// Adds cells to a table. Answers how many atomic ones were there already, and stayed.
+async fn load_cells(
+    kvs: &dyn KeyValueService,
+    table: &TableRef,
+    kind: TableKind,
+    content: &[u8],
+) -> atlas_kvs::Result<u64> {
+    let damaged = |error: serde_json::Error| KvsError::corrupt("a part", error.to_string());
     let mut stayed = 0;
     for (row, column, ts, value) in serde_json::from_slice::<Vec<PretendedCell>>(content).map_err(damaged)? {
         let (cell, value) = (Cell::new(row, column), Bytes::from(value));
-        match (table.kind, Timestamp::new(ts).filter(|ts| ts.is_data())) {
+        match (kind, Timestamp::new(ts).filter(|ts| ts.is_data())) {
             (TableKind::Versioned, Some(ts)) => {
-                kvs.put_versions(&table.table, vec![(cell, Value { ts, bytes: value })]).await?;
+                kvs.put_versions(table, vec![(cell, Value { ts, bytes: value })]).await?;
             }
-            (TableKind::Versioned, None) => kvs.add_sentinels(&table.table, &[cell]).await?,
+            (TableKind::Versioned, None) => kvs.add_sentinels(table, &[cell]).await?,
             (TableKind::Atomic, _) => {
-                let put = kvs.put_unless_exists(&table.table, &cell, value).await?;
+                let put = kvs.put_unless_exists(table, &cell, value).await?;
                 stayed += u64::from(put != PutUnlessExists::Written);
             }
         }
@@ -543,18 +554,18 @@ async fn load_part(kvs: &dyn KeyValueService, part: &str, content: &[u8]) -> atl
     Ok(stayed)
 }
 
-/// Loads what several nodes hold, as a quorum of them would tell: of two values of an atomic cell that of the first
-/// directory.
-pub(crate) async fn merge_into(kvs: &dyn KeyValueService, directories: &[PathBuf]) {
+/// Loads what several nodes hold into the tables that `renames` tells, as a quorum of them would tell: of two values of
+/// an atomic cell that of the first directory.
+pub(crate) async fn merge_into(kvs: &dyn KeyValueService, directories: &[PathBuf], renames: &Path) {
+    let renames = std::fs::read_to_string(renames).expect("it is there");
+    let renames: BTreeMap<&str, &str> = renames.lines().map(|line| line.split_once(' ').expect("two names")).collect();
     for directory in directories {
-        let mut names: Vec<_> = std::fs::read_dir(directory.join("tables"))
-            .expect("it is there")
-            .map(|entry| entry.expect("it can be read").file_name().into_string().expect("it is text"))
-            .collect();
-        names.sort();
-        for name in names {
-            let content = std::fs::read(directory.join("tables").join(&name)).expect("it can be read");
-            load_part(kvs, &name, &content).await.expect("it can be loaded");
+        let read = |name: &str| std::fs::read(directory.join("tables").join(name)).expect("it can be read");
+        let tables: Vec<PretendedTable> = serde_json::from_slice(&read("catalog")).expect("a catalog");
+        for (number, table) in tables.into_iter().enumerate() {
+            let place = TableRef::new(renames[table.table.name()]).expect("a name");
+            let content = read(&format!("table-{number}"));
+            load_cells(kvs, &place, table.kind, &content).await.expect("it can be loaded");
         }
     }
 }

@@ -34,7 +34,7 @@ pub use service::{
     Availability, Capabilities, CheckAndSet, KeyValueService, Limits, NativeSnapshot, Ownership, PutUnlessExists,
     SnapshotSummary,
 };
-pub use snapshot::{OpenSnapshot, PART_NAME_LEN_MAX, SnapshotPart, StreamSnapshot, is_part_name};
+pub use snapshot::{NodeStore, OpenSnapshot, PART_NAME_LEN_MAX, SnapshotPart, StreamSnapshot, is_part_name};
 pub use table::{TableDescription, TableKind, TableRef, TableSize};
 
 /// A stream of results that borrows nothing from the store. It ends after its first error.

@@ -1,9 +1,9 @@
 //! The store trait.
 
 use crate::{
-    AtomicBatch, AtomicScan, Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Durability, Result,
-    ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef, TableSize, Timestamp, Value,
-    Version, VersionScan,
+    AtomicBatch, AtomicScan, Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Durability, NodeStore,
+    Result, ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef, TableSize, Timestamp,
+    Value, Version, VersionScan,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -145,6 +145,11 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
 
     /// The store's own live snapshot as streams, where it has one: for stores on servers.
     fn stream_snapshot(&self) -> Option<&dyn StreamSnapshot> {
+        None
+    }
+
+    /// The store as a cluster whose nodes are copied one by one, by the cluster's own tools, where it is one.
+    fn node_store(&self) -> Option<&dyn NodeStore> {
         None
     }
 

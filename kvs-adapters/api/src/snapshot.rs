@@ -11,7 +11,7 @@
 //!   empty store ── load catalog ── load t1, t2, t3 … in any order, several at once ── finish_load
 //! ```
 
-use crate::{Result, ResultStream};
+use crate::{Result, ResultStream, TableRef};
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -41,6 +41,20 @@ pub trait StreamSnapshot: Send + Sync {
 
     /// Called once when every part was loaded: what a store does best when it has everything. May be repeated.
     async fn finish_load(&self) -> Result<()>;
+}
+
+/// A store whose data lie on several nodes, each of which is copied by itself, with the cluster's own tools.
+#[async_trait]
+pub trait NodeStore: Send + Sync {
+    /// The addresses of all nodes, those included that are down.
+    async fn nodes(&self) -> Result<Vec<String>>;
+
+    /// What the cluster's own tools call the parts that a table consists of, in an order that is the same for all
+    /// tables of a kind. Another table of the same name has parts of other names.
+    ///
+    /// # Errors
+    /// `NoSuchTable`.
+    async fn parts_of(&self, table: &TableRef) -> Result<Vec<String>>;
 }
 
 /// A snapshot that can be read.

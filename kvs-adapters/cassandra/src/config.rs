@@ -48,6 +48,11 @@ impl CassandraConfig {
         }
     }
 
+    /// The keyspace of the namespace.
+    pub fn keyspace(&self) -> String {
+        crate::names::keyspace(&self.namespace)
+    }
+
     /// As [`new`](CassandraConfig::new), with what these variables say: `ATLAS_CASSANDRA_CONTACT_POINTS` (separated by
     /// commas; required), `ATLAS_CASSANDRA_REPLICATION` (the number of copies), `ATLAS_CASSANDRA_USER` and
     /// `ATLAS_CASSANDRA_PASSWORD`.

@@ -27,6 +27,12 @@ impl Cluster {
         Ok((state.get_nodes_info().len(), silent))
     }
 
+    /// All nodes, by their addresses.
+    pub(crate) fn addresses(&self) -> Result<Vec<String>> {
+        let state = self.session()?.get_cluster_state();
+        Ok(state.get_nodes_info().iter().map(|node| node.address.to_string()).collect())
+    }
+
     pub(crate) async fn availability(&self) -> Availability {
         let (nodes, silent) = match self.roll_call().await {
             Ok(answers) => answers,

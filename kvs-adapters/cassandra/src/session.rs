@@ -94,7 +94,7 @@ impl Cluster {
     pub(crate) async fn connect(config: CassandraConfig) -> Result<Cluster> {
         config.check()?;
         let profiles = Profiles::new(&config);
-        let keyspace = crate::names::keyspace(&config.namespace);
+        let keyspace = config.keyspace();
         let mut builder = SessionBuilder::new()
             .known_nodes(&config.contact_points)
             .default_execution_profile_handle(profiles.write.clone())

@@ -4,6 +4,7 @@ use crate::atomic::Turns;
 use crate::catalog::Catalog;
 use crate::config::CassandraConfig;
 use crate::errors::{Attempt, Trouble, backend, wrong_kind};
+use crate::names;
 use crate::reaper::Reaper;
 use crate::scan::Scans;
 use crate::session::Cluster;
@@ -12,7 +13,7 @@ use crate::write::Puts;
 use async_trait::async_trait;
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, Capabilities, Cell, CellBound, CellTimestamps, CellVersionRange,
-    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, Limits, NativeSnapshot, Ownership,
+    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, Limits, NativeSnapshot, NodeStore, Ownership,
     PutUnlessExists, Result, ResultStream, RowRange, Scan, TableDescription, TableKind, TableRef, TableSize, Timestamp,
     Value, Version, VersionScan,
 };
@@ -422,6 +423,10 @@ impl KeyValueService for CassandraStore {
         None
     }
 
+    fn node_store(&self) -> Option<&dyn NodeStore> {
+        Some(self)
+    }
+
     async fn reopen(&self) -> Result<()> {
         self.cluster().check_open()
     }
@@ -434,5 +439,18 @@ impl KeyValueService for CassandraStore {
         self.cluster().check_open()?;
         self.cluster().close();
         Ok(())
+    }
+}
+
+#[async_trait]
+impl NodeStore for CassandraStore {
+    async fn nodes(&self) -> Result<Vec<String>> {
+        self.cluster().addresses()
+    }
+
+    async fn parts_of(&self, table: &TableRef) -> Result<Vec<String>> {
+        let entry = self.cluster().ready_entry(&self.tables.catalog, table).await?;
+        let entry = entry.ok_or_else(|| KvsError::NoSuchTable(table.clone()))?;
+        Ok(vec![names::cells(table, entry.kind, entry.id), names::index(table, entry.id)])
     }
 }

@@ -37,7 +37,7 @@ pub(crate) enum CommitPath {
     /// Mode B: groups of commits, one batch and one sync each, in the order of one leader.
     Pipeline(Pipeline),
     /// Mode A: each by itself, with locks, in ten steps.
-    StepByStep(StepByStep),
+    StepByStep(Box<StepByStep>),
 }
 
 impl CommitPath {

@@ -109,7 +109,8 @@ impl TransactionManager {
             let (entries, oracle, mender) = (entries.clone(), oracle.clone(), mender.clone());
             let predecessors = Predecessors::new(kvs.clone(), entries.clone(), tracker.watermark().next());
             let (locks, timeout) = (locks.clone(), config.lock_timeout);
-            CommitPath::StepByStep(StepByStep::new(locks, entries, oracle, mender, predecessors, timeout))
+            let steps = StepByStep::new(locks, entries, oracle, mender, predecessors, timeout);
+            CommitPath::StepByStep(Box::new(steps))
         };
         let constraints = RwLock::new(HashMap::new());
         let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, path };

@@ -393,11 +393,21 @@ async fn joined_cancelled<T>(task: JoinHandle<T>) {
 
 // ---- data before the entry
 
+impl Fixture {
+    /// Queue entry and data before the commit entry: step by step, where there is a fence, in a batch behind it.
+    fn on_put_of(&self, table: &TableRef) -> When<'_> {
+        let manager = self.atlas.transactions();
+        let shared = matches!(manager.kvs().ownership(), Ownership::Shared);
+        let fenced = shared && manager.kvs().capabilities().atomic_batch && manager.commit_mode() == "step_by_step";
+        self.faulty.on(if fenced { Op::Apply } else { Op::Put }).on_table(table)
+    }
+}
+
 pub(crate) async fn a_data_put_without_an_answer_is_never_followed_by_the_entry(lane: Lane) {
     for fault in [Fault::LostApplied, Fault::LostNotApplied, Fault::Refuse] {
         let store = Fixture::open(lane).await;
         for table in [sweep_queue_table(), store.t.clone()] {
-            store.faulty.on(Op::Put).on_table(&table).then(fault.clone());
+            store.on_put_of(&table).then(fault.clone());
             let tx = store.writer("x", "1").await;
             let error = tx.commit().await.expect_err("the data was not put for certain");
             let said = format!("{lane:?} {fault:?}: {error}");
@@ -414,7 +424,7 @@ pub(crate) async fn a_data_put_without_an_answer_is_never_followed_by_the_entry(
 pub(crate) async fn data_that_arrives_late_is_never_seen(lane: Lane) {
     let store = Fixture::open(lane).await;
     let gate = Gate::new();
-    store.faulty.on(Op::Put).on_table(&store.t).then(Fault::LostAppliedLater(gate.clone()));
+    store.on_put_of(&store.t).then(Fault::LostAppliedLater(gate.clone()));
     store.writer("x", "1").await.commit().await.expect_err("the data was not put for certain");
     gate.arrived().await;
     store.write("y", "1").await;
@@ -429,7 +439,7 @@ pub(crate) async fn data_that_arrives_late_is_never_seen(lane: Lane) {
 pub(crate) async fn the_entry_waits_for_the_last_put(lane: Lane) {
     let store = Fixture::open(lane).await;
     let gate = Gate::new();
-    store.faulty.on(Op::Put).on_table(&store.t).then(Fault::Hold(gate.clone()));
+    store.on_put_of(&store.t).then(Fault::Hold(gate.clone()));
     let tx = store.writer("x", "1").await;
     let start_ts = tx.start_ts();
     let task = committing(tx);

@@ -31,8 +31,6 @@ const ENTRIES_CHECKED_AT_OPEN: usize = 1000;
 /// How long an earlier user of the store in this process may take to end.
 const CLAIM_ATTEMPTS: u32 = 100;
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
-/// How long those that commit by themselves may take to do so, once somebody waits for them.
-const SETTLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Begins transactions on one store; the only one to do so in this process.
 #[derive(Clone, Debug)]

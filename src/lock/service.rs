@@ -189,8 +189,9 @@ impl LockService {
     /// Cancel safe: when the last call that waits for the request is dropped, all it took is released.
     ///
     /// # Errors
-    /// [`Error::LockTimeout`] with the lock it waited for; [`Error::Unavailable`] if too many wait already;
-    /// [`Error::Usage`] if the id was used for other locks.
+    /// [`Error::LockTimeout`](crate::Error::LockTimeout) with the lock it waited for;
+    /// [`Error::Unavailable`](crate::Error::Unavailable) if too many wait already;
+    /// [`Error::Usage`](crate::Error::Usage) if the id was used for other locks.
     pub async fn lock(&self, request: LockRequest) -> Result<LockToken> {
         let timeout = request.timeout;
         match self.inner.enter(request)? {
@@ -202,7 +203,7 @@ impl LockService {
     /// Takes the locks of the request if nobody has any of them; `None` otherwise. Does not wait.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the id was used for other locks.
+    /// [`Error::Usage`](crate::Error::Usage) if the id was used for other locks.
     pub fn try_lock(&self, request: LockRequest) -> Result<Option<LockToken>> {
         match self.inner.enter(request)? {
             Entered::Known(token) => Ok(Some(token)),

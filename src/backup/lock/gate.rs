@@ -29,7 +29,7 @@ impl PhysicalDeletionGate {
     /// Cancel safe.
     ///
     /// # Errors
-    /// [`Error::BackupLockHeld`] if the lock is held or being acquired; those of the store.
+    /// [`Error::BackupLockHeld`](crate::Error::BackupLockHeld) if the lock is held or being acquired; those of the store.
     pub async fn permit(&self) -> Result<DeletionPermit> {
         // Counted before the record is read: an acquisition waits for everyone who may have read "free".
         let permit = self.enter()?;

@@ -5,7 +5,7 @@ use super::core::{CommitPath, Core, SchemaCache};
 use super::entry::{CleanedWindows, Entry, transactions_table};
 use super::handle::{Attempt, Transaction};
 use super::mend::Mender;
-use super::pipeline::{Claim, Pipeline};
+use super::pipeline::{Claim, Groups, Pipeline};
 use super::predecessors::Predecessors;
 use super::step_by_step::{SETTLE_WITHIN, StepByStep};
 use super::sweep_queue::sweep_queue_table;
@@ -99,9 +99,7 @@ impl TransactionManager {
                 tracker.clone(),
                 entries.clone(),
                 schema.clone(),
-                options.durability,
-                config.group_size_max.len(),
-                claim,
+                Groups { durability: options.durability, size_max: config.group_size_max.len(), claim },
             ))
         } else {
             let (entries, oracle, mender) = (entries.clone(), oracle.clone(), mender.clone());

@@ -132,6 +132,16 @@ enum Request {
     Stop(oneshot::Sender<()>),
 }
 
+/// How groups of commits are written.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    pub(crate) durability: Durability,
+    /// Most bytes of a group.
+    pub(crate) size_max: usize,
+    /// The right to commit on a store with one owner.
+    pub(crate) claim: Option<Claim>,
+}
+
 /// The way into the pipeline.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
@@ -148,10 +158,9 @@ impl Pipeline {
         tracker: Arc<SnapshotTracker>,
         entries: Arc<TransactionTable>,
         schema: Arc<SchemaCache>,
-        durability: Durability,
-        group_size_max: usize,
-        claim: Option<Claim>,
+        groups: Groups,
     ) -> Pipeline {
+        let Groups { durability, size_max, claim } = groups;
         let (requests, queue) = mpsc::channel(QUEUE);
         let first_ts = tracker.watermark().next();
         let window_floor = Arc::new(AtomicU64::new(first_ts.get()));
@@ -163,7 +172,7 @@ impl Pipeline {
             entries,
             schema,
             durability,
-            group_size_max,
+            group_size_max: size_max,
             first_ts,
             window: ConflictWindow::new(first_ts),
             window_floor: window_floor.clone(),

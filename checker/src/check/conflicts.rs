@@ -14,10 +14,10 @@ pub(super) fn check(timeline: &Timeline<'_, '_>, findings: &mut Findings) {
         let mut earlier: Option<Version<'_>> = None;
         for &version in timeline.versions(cell).iter().filter(|version| timeline.is_committed(version.txn)) {
             // Versions stand in the order of their commits: if the one before was seen, so were all before it.
-            if let Some(first) = earlier.filter(|first| first.commit_ts >= timeline.index.txn(version.txn).read_ts) {
-                if !is_touch(timeline, cell, first, version) {
-                    conflict(timeline, findings, cell, first, version);
-                }
+            if let Some(first) = earlier.filter(|first| first.commit_ts >= timeline.index.txn(version.txn).read_ts)
+                && !is_touch(timeline, cell, first, version)
+            {
+                conflict(timeline, findings, cell, first, version);
             }
             earlier = Some(version);
         }

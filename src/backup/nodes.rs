@@ -44,8 +44,10 @@ use tokio_util::sync::CancellationToken;
 /// How often a running command is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How much of what a failed command said is told, in bytes.
-const SAID_MAX: u64 = 500;
+/// How much of what a failed command said is told, in bytes: of its beginning, where a program in Java says what is wrong
+/// before it says where, and of its end.
+const SAID_FIRST: u64 = 400;
+const SAID_LAST: u64 = 300;
 
 /// How the nodes of a cluster are snapshotted and restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -367,8 +369,8 @@ impl Run {
         if status.success() {
             return Ok(None);
         }
-        let last = last_words(&mut said).unwrap_or_default();
-        Ok(Some(if last.is_empty() { status.to_string() } else { format!("{status}, {last}") }))
+        let gist = gist(&mut said).unwrap_or_default();
+        Ok(Some(if gist.is_empty() { status.to_string() } else { format!("{status}, {gist}") }))
     }
 }
 
@@ -381,14 +383,21 @@ fn kill(child: &mut std::process::Child) {
     let _ = child.wait();
 }
 
-/// The end of what a command said, on one line.
-fn last_words(said: &mut File) -> std::io::Result<String> {
+/// The beginning and the end of what a command said, on one line.
+fn gist(said: &mut File) -> std::io::Result<String> {
     let len = said.seek(SeekFrom::End(0))?;
-    said.seek(SeekFrom::Start(len.saturating_sub(SAID_MAX)))?;
-    let mut bytes = Vec::new();
-    said.take(SAID_MAX).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    let mut part = |from: u64, length: u64| {
+        said.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        Read::by_ref(said).take(length).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    if len <= SAID_FIRST + SAID_LAST {
+        return part(0, len);
+    }
+    let (first, last): (String, std::io::Result<String>) = (part(0, SAID_FIRST)?, part(len - SAID_LAST, SAID_LAST));
+    Ok(format!("{first} … {}", last?))
 }
 
 #[cfg(test)]
@@ -407,8 +416,9 @@ mod tests {
         assert_eq!(run("test $NODE = n1", minute, &cancel).expect("it runs"), None);
         let failure = run("echo one; echo \"no route to  host\" >&2; exit 7", minute, &cancel).expect("it runs");
         assert_eq!(failure.as_deref(), Some("exit status: 7, one no route to host"));
-        let chatty = run("yes words | head -c 1000000; exit 1", minute, &cancel).expect("it runs");
-        assert!(chatty.expect("it failed").len() < 600);
+        let chatty = run("echo why; yes words | head -c 1000000; echo end; exit 1", minute, &cancel).expect("it runs");
+        let chatty = chatty.expect("it failed");
+        assert!(chatty.len() < 800 && chatty.contains("status: 1, why words") && chatty.ends_with("end"), "{chatty}");
         assert!(run("no-such-program-at-all", minute, &cancel).expect("it runs").expect("it failed").contains("127"));
     }
 

@@ -28,7 +28,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -59,7 +59,7 @@ struct Store {
     backups: TaskTracker,
     closing: CancellationToken,
     // These two end with the store.
-    puncher: AbortOnDropHandle<()>,
+    puncher: tokio::sync::Mutex<Option<AbortOnDropHandle<()>>>,
     _cleaner: Option<AbortOnDropHandle<()>>,
 }
 
@@ -248,7 +248,7 @@ impl Atlas {
             closed: OnceCell::new(),
             backups: TaskTracker::new(),
             closing: CancellationToken::new(),
-            puncher,
+            puncher: tokio::sync::Mutex::new(Some(puncher)),
             _cleaner: cleaner,
         };
         Ok(Atlas { store: Arc::new(store), server: None })
@@ -505,7 +505,11 @@ impl Atlas {
             self.store.closing.cancel();
             self.store.backups.close();
             self.store.backups.wait().await;
-            self.store.puncher.abort();
+            if let Some(puncher) = self.store.puncher.lock().await.take() {
+                puncher.abort();
+                // It may be in the middle of a look at what others left, which closing takes up.
+                let _ = puncher.await;
+            }
             let released = self.store.manager.close().await;
             match self.kvs().close().await {
                 Ok(()) | Err(KvsError::Closed) => released,
@@ -513,6 +517,29 @@ impl Atlas {
             }
         });
         closing.await.map(drop)
+    }
+}
+
+impl Store {
+    async fn acquire_and_settle(&self, reason: &str) -> Result<BackupLockRecord> {
+        let record = self.backup_lock.acquire_for_nobody(reason).await?;
+        // A copy that is made from now on must hold every commit below the timestamp that was fetched before.
+        let within = self.config.backup.settle_timeout;
+        let settled = async { self.manager.settle_within(self.manager.oracle().fresh().await?, within).await };
+        match settled.await {
+            Ok(()) => Ok(record),
+            Err(error) => {
+                // Who is told that he does not hold the lock must not hold it.
+                self.release_quietly().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn release_quietly(&self) {
+        if let Err(error) = self.backup_lock.release().await {
+            tracing::warn!(%error, "the backup lock is held by nobody and could not be released");
+        }
     }
 }
 
@@ -603,18 +630,16 @@ impl Operations for Atlas {
     }
 
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
-        let record = self.store.backup_lock.acquire_for_nobody(reason).await?;
-        // A copy that is made from now on must hold every commit below the timestamp that was fetched before.
-        let within = self.store.config.backup.settle_timeout;
-        let settled = async { self.store.manager.settle_within(self.fresh_timestamp().await?, within).await };
-        match settled.await {
-            Ok(()) => Ok(record),
-            Err(error) => {
-                // Who is told that he does not hold the lock must not hold it.
-                self.store.backup_lock.release().await?;
-                Err(error)
+        let (store, reason) = (self.store.clone(), reason.to_owned());
+        let (answer, answered) = oneshot::channel();
+        // A task of its own: whoever stops waiting in the middle must not leave a lock that belongs to nobody.
+        tokio::spawn(async move {
+            let acquired = store.acquire_and_settle(&reason).await;
+            if let Err(Ok(_)) = answer.send(acquired) {
+                store.release_quietly().await;
             }
-        }
+        });
+        answered.await.map_err(|_| Error::Interrupted)?
     }
 
     async fn backup_lock_release(&self) -> Result<Option<BackupLockRecord>> {
@@ -693,7 +718,9 @@ impl Operations for Atlas {
         let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
         let truncated = async move {
             raise_deletion_floor(&manager).await?;
-            Ok(kvs.truncate_table(&table).await?)
+            let emptied = table.clone();
+            // What open transactions have read of it is gone without a trace that a check could find.
+            manager.change_table(&table, async move { Ok(kvs.truncate_table(&emptied).await?) }).await
         };
         self.store.backup_lock.gate().run(truncated).await
     }

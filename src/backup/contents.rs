@@ -123,6 +123,11 @@ impl Contents {
                 if let Some(node) = nodes.iter().find(|node| !is_node_name(node)) {
                     return Err(format!("'{}' can't name a node", node.escape_default()));
                 }
+                // They become names of directories in the operator's commands.
+                let parts = || tables.iter().flat_map(|table| &table.parts);
+                if let Some(part) = parts().find(|part| !is_table_part(part)) {
+                    return Err(format!("'{}' can't name a part of a table", part.escape_default()));
+                }
                 if let Some(table) = tables.iter().find(|table| hex::decode(&table.metadata).is_err()) {
                     return Err(format!("the metadata of table '{}' can't be read", table.table));
                 }
@@ -135,6 +140,11 @@ impl Contents {
             }
         }
     }
+}
+
+/// Whether a table of the store below may have this name.
+fn is_table_part(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 /// Whether a node may have this name, which is that of a directory too.

@@ -178,7 +178,10 @@ impl NodeCommands {
         }
         let renames = jobs.run(move || temporary(&renamed)).await?;
         let line = self.restore.as_deref().unwrap_or_default();
+        // By name where the names are the same, in whatever order they are configured now.
+        let same = self.nodes.iter().collect::<BTreeSet<_>>() == nodes.iter().collect();
         let runs = self.nodes.iter().zip(nodes).map(|(node, source)| {
+            let source = if same { node } else { source };
             let source = directory.join(FILES_DIRECTORY).join(source);
             let tables = renames.path().display().to_string();
             let run = self.run(jobs, line, node, vec![("SOURCE", source.display().to_string()), ("TABLES", tables)]);

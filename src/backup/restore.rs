@@ -547,6 +547,7 @@ impl Run<'_> {
             }
             Contents::Nodes { nodes, tables } => {
                 let commands = self.target.node_commands().ok_or_else(no_commands)?;
+                commands.check_complete(kvs.as_ref()).await?;
                 commands.load(jobs, kvs.as_ref(), &directory, nodes, tables).await
             }
         }
@@ -590,6 +591,8 @@ impl Run<'_> {
         // First: from here on every record and every entry is seen as all nodes together know it.
         self.begin(RestoreStep::Repair).await?;
         if let (Contents::Nodes { .. }, Some(commands)) = (&self.manifest.contents, self.target.node_commands()) {
+            // A node that is not named is not repaired, and may know entries that nobody else does.
+            commands.check_complete(kvs.as_ref()).await?;
             commands.repair(&self.jobs).await?;
         }
 

@@ -600,9 +600,10 @@ impl TransactionOps for RemoteTransaction {
             Err(_) => return Err(self.unknown_outcome(&first, "and it did not answer when it was asked again")),
         };
         match wire::detail_in(&second) {
-            // Another process answers, or it was asked too late.
-            Some(detail) if sent && detail.code == wire::UNKNOWN_TRANSACTION => {
-                Err(self.unknown_outcome(&first, "and the server does not know the transaction any more"))
+            // Another process answers, or one that does not own the store yet, or it was asked too late: only what a
+            // commit itself can be told tells what became of the first one.
+            Some(detail) if sent && !OUTCOMES.contains(&detail.code.as_str()) => {
+                Err(self.unknown_outcome(&first, "and the server does not know what became of the transaction"))
             }
             Some(detail) => Err(self.commit_error(detail)),
             None if !sent && was_not_sent(&second) => Err(self.remote.unavailable(&second)),
@@ -621,6 +622,23 @@ impl TransactionOps for RemoteTransaction {
         }
     }
 }
+
+/// Codes that only the commit of a transaction is answered with.
+const OUTCOMES: [&str; 13] = [
+    "CONFLICT",
+    "READ_CONFLICT",
+    "TABLE_CHANGED",
+    "LOCK_TIMEOUT",
+    "LOCKS_LOST",
+    "ROLLED_BACK",
+    "TOO_OLD",
+    "TRANSACTION_TIMED_OUT",
+    "UNKNOWN_OUTCOME",
+    "TOO_LARGE",
+    "CONSTRAINT",
+    "PRE_COMMIT_CONDITION",
+    "READ_ONLY",
+];
 
 impl RemoteTransaction {
     async fn get_some(&self, table: &TableRef, cells: &[Cell], values: &mut Vec<Option<Bytes>>) -> Result<()> {

@@ -226,10 +226,17 @@ impl CommitJob {
         checked_from: Timestamp,
     ) -> Result<Timestamp> {
         let checked = self.check_against_store(pipeline, keys, checked_from).await;
-        if matches!(checked, Err(Error::Conflict { .. })) {
+        if matches!(checked, Err(Error::Conflict { .. } | Error::ReadConflict { .. })) {
             let attempt = self.transaction.attempt();
             let (work_id, losses) = (attempt.work_id, attempt.losses);
-            pipeline.lost(Loser { work_id, losses, keys: keys.to_vec(), took: self.transaction.began.elapsed() }).await;
+            pipeline
+                .lost(Loser {
+                    work_id,
+                    losses,
+                    keys: keys.iter().chain(&self.reads.cells).cloned().collect(),
+                    took: self.transaction.began.elapsed(),
+                })
+                .await;
         }
         checked
     }

@@ -56,6 +56,7 @@ pub(crate) struct SchemaCache {
     specs: RwLock<Specs>,
     // The greatest of `Specs::changed`, for those who need not look further.
     last_change: AtomicU64,
+    changing: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +70,12 @@ struct Specs {
 
 impl SchemaCache {
     pub(crate) fn new(kvs: Arc<dyn KeyValueService>) -> SchemaCache {
-        SchemaCache { kvs, specs: RwLock::default(), last_change: AtomicU64::new(0) }
+        SchemaCache {
+            kvs,
+            specs: RwLock::default(),
+            last_change: AtomicU64::new(0),
+            changing: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The specification of a table of the application.
@@ -109,17 +115,24 @@ impl SchemaCache {
     /// What the table promises is about to change: from now on nobody who uses it commits, until
     /// [`end_change`](Self::end_change) tells since when the new promises hold.
     pub(crate) fn begin_change(&self, table: &TableRef) {
-        self.set_changed(table, Timestamp::MAX);
+        self.set_changed(table, || Timestamp::MAX);
     }
 
     /// Transactions that read below `changed_at` must not commit if they used the table: they worked by its old
-    /// promises, and those that come later rely on the new ones. A number drawn after the change.
-    pub(crate) fn end_change(&self, table: &TableRef, changed_at: Timestamp) {
+    /// promises, and those that come later rely on the new ones. A number above all that were issued by then: it is
+    /// asked for when what was known of the table is forgotten, so that nobody can begin above it and know the old.
+    pub(crate) fn end_change(&self, table: &TableRef, changed_at: impl FnOnce() -> Timestamp) {
         self.set_changed(table, changed_at);
     }
 
-    fn set_changed(&self, table: &TableRef, changed_at: Timestamp) {
+    /// One change at a time: the end of one must not let those commit who worked during another one.
+    pub(crate) async fn one_at_a_time(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    fn set_changed(&self, table: &TableRef, changed_at: impl FnOnce() -> Timestamp) {
         let mut specs = self.specs.write();
+        let changed_at = changed_at();
         specs.by_table.remove(table);
         specs.generation += 1;
         specs.changed.insert(table.clone(), changed_at);

@@ -243,11 +243,11 @@ impl TransactionManager {
         let (manager, table) = (self.clone(), table.clone());
         let work = async move {
             let Core { schema, oracle, path, .. } = manager.core.as_ref();
+            let _alone = schema.one_at_a_time().await;
             schema.begin_change(&table);
+            let ends = EndChange { core: &manager.core, table: &table };
             let changed = change.await;
-            // Also after a failure: nobody knows which promises were read meanwhile. The next number, not one that is
-            // drawn: that may fail, and the table would be of no use.
-            schema.end_change(&table, oracle.last_issued().next());
+            drop(ends);
             if let CommitPath::Pipeline(pipeline) = path {
                 // Lifts the snapshots of those who begin now above the change; without it their first attempt is lost.
                 let _ = oracle.fresh().await;
@@ -313,6 +313,19 @@ impl TransactionManager {
             }
         }
         self.core.oracle.release().await
+    }
+}
+
+/// Ends the change of a table, however it ends: also after a failure nobody knows which promises were read meanwhile.
+struct EndChange<'a> {
+    core: &'a Core,
+    table: &'a TableRef,
+}
+
+impl Drop for EndChange<'_> {
+    fn drop(&mut self) {
+        // The next number, not one that is drawn: that may fail, and the table would be of no use.
+        self.core.schema.end_change(self.table, || self.core.oracle.last_issued().next());
     }
 }
 

@@ -284,12 +284,15 @@ struct Waiting {
     reply: Option<oneshot::Sender<Verdict>>,
     /// Its snapshot stays registered until it is settled.
     _registration: Arc<Registration>,
+    /// And the locks of the application are kept: who gets them next must find it decided.
+    _locks: Vec<Arc<HeldLocks>>,
 }
 
 impl From<Accepted> for Waiting {
     fn from(accepted: Accepted) -> Waiting {
-        let Member { start_ts, _registration, .. } = *accepted.member;
-        Waiting { start_ts, commit_ts: accepted.commit_ts, reply: Some(accepted.reply), _registration }
+        let Member { start_ts, _registration, locks, .. } = *accepted.member;
+        let (commit_ts, reply) = (accepted.commit_ts, Some(accepted.reply));
+        Waiting { start_ts, commit_ts, reply, _registration, _locks: locks }
     }
 }
 
@@ -434,11 +437,13 @@ impl Leader {
     /// Decides whether a member may commit, and numbers it. Steps 3, 6, 7 and 9.
     async fn admit(&mut self, member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
         if let Some(verdict) = self.refusal(&member) {
-            if matches!((&verdict, &member.payload), (Verdict::Conflict { .. }, Payload::PutAhead)) {
+            let lost = matches!(verdict, Verdict::Conflict { .. } | Verdict::ReadConflict { .. });
+            if lost && matches!(member.payload, Payload::PutAhead) {
                 self.reserve_for_loser(&Loser {
                     work_id: member.work_id,
                     losses: member.losses,
-                    keys: member.keys.clone(),
+                    // Cells it reads too, where reads are checked. What it reads of ranges can't be reserved.
+                    keys: member.keys.iter().chain(&member.reads.cells).cloned().collect(),
                     took: member.began.elapsed(),
                 });
             }

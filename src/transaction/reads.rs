@@ -44,27 +44,39 @@ enum Consumed {
     Nothing,
     UpTo(Cell),
     All,
+    /// The transaction has ended: nothing more may be given.
+    Closed,
 }
 
 impl RangeRead {
-    /// The reader was given `cell`: it knows everything up to it, in the order of the scan.
-    pub(crate) fn gave(&self, cell: &Cell) {
-        let mut consumed = self.consumed.lock();
-        if *consumed != Consumed::All {
-            *consumed = Consumed::UpTo(cell.clone());
-        }
+    /// The reader is given `cell`: it knows everything up to it, in the order of the scan. False if it must not be
+    /// given anything any more, because what it is given would not be checked.
+    #[must_use]
+    pub(crate) fn gives(&self, cell: &Cell) -> bool {
+        self.consumes(Consumed::UpTo(cell.clone()))
     }
 
-    /// The reader was told that there is no more.
-    pub(crate) fn gave_all(&self) {
-        *self.consumed.lock() = Consumed::All;
+    /// The reader is told that there is no more; false as for [`gives`](Self::gives).
+    #[must_use]
+    pub(crate) fn gives_all(&self) -> bool {
+        self.consumes(Consumed::All)
+    }
+
+    fn consumes(&self, now: Consumed) -> bool {
+        let mut consumed = self.consumed.lock();
+        match *consumed {
+            Consumed::Closed => return false,
+            Consumed::All => (),
+            Consumed::Nothing | Consumed::UpTo(_) => *consumed = now,
+        }
+        true
     }
 
     fn freeze(&self, table: &TableRef) -> Option<ReadRange> {
         let (mut rows, columns) = (self.rows.clone(), self.columns.clone());
         let (mut first, mut last) = (Bound::Unbounded, Bound::Unbounded);
-        match &*self.consumed.lock() {
-            Consumed::Nothing => return None,
+        match &std::mem::replace(&mut *self.consumed.lock(), Consumed::Closed) {
+            Consumed::Nothing | Consumed::Closed => return None,
             Consumed::All => (),
             Consumed::UpTo(cell) if self.reverse => {
                 rows.start = cell.row.clone();
@@ -238,17 +250,26 @@ mod tests {
     #[test]
     fn a_range_counts_as_far_as_it_was_consumed() {
         assert!(read(false, |_| ()).is_none(), "who was given nothing knows nothing");
-        let forward = read(false, |range| range.gave(&cell("m", "c"))).expect("consumed");
+        let forward = read(false, |range| assert!(range.gives(&cell("m", "c")))).expect("consumed");
         assert!(forward.contains(&cell("b", "")) && forward.contains(&cell("m", "c")));
         assert!(!forward.contains(&cell("m", "d")) && !forward.contains(&cell("a", "z")));
-        let reverse = read(true, |range| range.gave(&cell("m", "c"))).expect("consumed");
+        let reverse = read(true, |range| assert!(range.gives(&cell("m", "c")))).expect("consumed");
         assert!(reverse.contains(&cell("x", "")) && reverse.contains(&cell("m", "c")));
         assert!(!reverse.contains(&cell("m", "b")) && !reverse.contains(&cell("y", "")));
         let all = read(false, |range| {
-            range.gave(&cell("c", "c"));
-            range.gave_all();
+            assert!(range.gives(&cell("c", "c")) && range.gives_all());
         });
         assert!(all.expect("consumed").contains(&cell("xz", "z")));
+    }
+
+    #[test]
+    fn nothing_is_given_after_the_reads_were_taken_for_the_commit() {
+        let mut set = ReadSet::default();
+        let range = set.read_range(&table(), &RowRange::all(), &ColumnSelection::All, false);
+        assert!(range.gives(&cell("a", "c")));
+        let reads = set.freeze();
+        assert!(!range.gives(&cell("b", "c")) && !range.gives_all());
+        assert!(reads.ranges[0].contains(&cell("a", "c")) && !reads.ranges[0].contains(&cell("b", "c")));
     }
 
     #[test]

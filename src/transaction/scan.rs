@@ -3,8 +3,8 @@
 use super::handle::Inner;
 use super::read::Candidate;
 use super::reads::RangeRead;
-use crate::Result;
 use crate::ops::ScanOptions;
+use crate::{Error, Result};
 use atlas_kvs::{Cell, Scan, TableRef};
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
@@ -59,7 +59,7 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
                     own.pop_front_if(|(own_cell, _)| in_order(own_cell, &cell, reverse) == Ordering::Less)
                 {
                     if let Some(own_value) = own_value {
-                        gave(&kept, &own_cell);
+                        give(&kept, &own_cell, &transaction)?;
                         yield (own_cell, own_value);
                     }
                 }
@@ -69,7 +69,7 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
                     None => value,
                 };
                 if let Some(value) = value {
-                    gave(&kept, &cell);
+                    give(&kept, &cell, &transaction)?;
                     yield (cell, value);
                 }
             }
@@ -77,12 +77,12 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
         transaction.check_open()?;
         for (own_cell, own_value) in own {
             if let Some(own_value) = own_value {
-                gave(&kept, &own_cell);
+                give(&kept, &own_cell, &transaction)?;
                 yield (own_cell, own_value);
             }
         }
-        if let Some(kept) = &kept {
-            kept.gave_all();
+        if kept.as_ref().is_some_and(|kept| !kept.gives_all()) {
+            Err(closed(&transaction))?;
         }
     };
     match limit {
@@ -92,10 +92,14 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
 }
 
 /// Before the cell is given: a reader that has it knows what lies up to it.
-fn gave(kept: &Option<Arc<RangeRead>>, cell: &Cell) {
-    if let Some(kept) = kept {
-        kept.gave(cell);
-    }
+fn give(kept: &Option<Arc<RangeRead>>, cell: &Cell, transaction: &Inner) -> Result<()> {
+    if kept.as_ref().is_none_or(|kept| kept.gives(cell)) { Ok(()) } else { Err(closed(transaction)) }
+}
+
+/// What was fetched before the commit began is not given after it: it would be a read that nobody checks.
+fn closed(transaction: &Inner) -> Error {
+    let state = "committing or committed";
+    transaction.check_open().err().unwrap_or(Error::TransactionClosed { start_ts: transaction.start_ts, state })
 }
 
 fn in_order(a: &Cell, b: &Cell, reverse: bool) -> Ordering {

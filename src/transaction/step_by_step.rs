@@ -29,6 +29,8 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+/// How long an owner that closes looks at what former owners left.
+const LOOK_AT_CLOSE: Duration = Duration::from_secs(5);
 /// How often a lost answer at the commit point is asked for again.
 const SETTLE_ATTEMPTS: u32 = 5;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
@@ -204,6 +206,10 @@ impl StepByStep {
     /// Rolls back whoever has drawn a commit timestamp below `up_to` and may still commit.
     async fn roll_back_drawn(&self, up_to: Timestamp) -> Result<()> {
         let late = self.register.lock().below(up_to);
+        self.roll_back_each(late).await
+    }
+
+    async fn roll_back_each(&self, late: Vec<(Timestamp, Drawn)>) -> Result<()> {
         for (commit_ts, drawn) in late {
             self.roll_back(drawn.start_ts).await?;
             self.conclude(commit_ts);
@@ -228,7 +234,12 @@ impl StepByStep {
     /// Decides what former owners left, and moves the mark.
     pub(crate) async fn tidy(&self, tracker: &SnapshotTracker) -> Result<()> {
         self.predecessors.decide().await?;
-        self.note_decided(tracker).await
+        // Those that ended undecided would hold the mark back for as long as nobody settles.
+        let ended = self.register.lock().below(Timestamp::MAX).into_iter().filter(|(_, drawn)| !drawn.runs);
+        let ended: Vec<_> = ended.collect();
+        let decided = self.roll_back_each(ended).await;
+        self.note_decided(tracker).await?;
+        decided
     }
 
     /// Waits for the commits under way, for as long as `patience` says, and sees to it that none commits later: the
@@ -244,6 +255,12 @@ impl StepByStep {
         }
         let decided = async {
             self.roll_back_drawn(Timestamp::MAX).await?;
+            // Who has come and gone within a minute has not looked at what others left: without a look the mark stays
+            // where it was, and a store of short commands has more to look at each time.
+            match tokio::time::timeout(LOOK_AT_CLOSE, self.predecessors.decide()).await {
+                Ok(looked) => looked?,
+                Err(_) => tracing::info!("what former owners left is more than can be looked at while closing"),
+            }
             self.note_decided(tracker).await
         };
         // The next owner decides what is left, as it would after a crash.
@@ -331,15 +348,19 @@ impl CommitJob {
             Some(commit_ts) => commit_ts,
         };
         reach(CommitStep::TakeCommitTs);
-        // Concludes also when a condition of the application panics: before step 10 nothing can commit.
-        let mut registered = Registered { steps, commit_ts, decided: true };
+        // Decided by a definite outcome only: a commit whose task ends in the middle of step 10, with its runtime or by a
+        // panic, may still commit, and whoever settles rolls it back.
+        let mut registered = Registered { steps, commit_ts, decided: false };
         let outcome = self.check_and_record(steps, commit_ts, &locks).await;
         match &outcome {
-            Ok(_) => (),
-            // May still commit: whoever settles rolls it back.
-            Err(Error::UnknownOutcome { .. }) => registered.decided = false,
-            // Its data must never count, and readers need not find that out one by one.
-            Err(_) => drop(steps.roll_back(start_ts).await),
+            Ok(_) => registered.decided = true,
+            Err(Error::UnknownOutcome { .. }) => (),
+            Err(_) => {
+                // Nothing was written, and nothing will be.
+                registered.decided = true;
+                // Its data must never count, and readers need not find that out one by one.
+                drop(steps.roll_back(start_ts).await);
+            }
         }
         // Dropping the locks gives them up without waiting: they have done their work.
         outcome

@@ -681,7 +681,9 @@ impl Operations for Atlas {
                 Ok(spec)
             }
         };
-        self.store.manager.change_table(&table, altered).await
+        let spec = self.store.manager.change_table(&table, altered).await?;
+        self.store.manager.begin_above_changes().await;
+        Ok(spec)
     }
 
     async fn tables(&self, internal: bool) -> Result<Vec<TableInfo>> {

@@ -242,17 +242,12 @@ impl TransactionManager {
     ) -> Result<T> {
         let (manager, table) = (self.clone(), table.clone());
         let work = async move {
-            let Core { schema, oracle, path, .. } = manager.core.as_ref();
+            let schema = &manager.core.schema;
             let _alone = schema.one_at_a_time().await;
             schema.begin_change(&table);
             let ends = EndChange { core: &manager.core, table: &table };
             let changed = change.await;
             drop(ends);
-            if let CommitPath::Pipeline(pipeline) = path {
-                // Lifts the snapshots of those who begin now above the change; without it their first attempt is lost.
-                let _ = oracle.fresh().await;
-                let _ = pipeline.settle().await;
-            }
             changed
         };
         match tokio::spawn(work).await {
@@ -261,6 +256,15 @@ impl TransactionManager {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Error::Interrupted),
             },
+        }
+    }
+
+    /// Waits until whoever begins does so above every change of a table made so far: otherwise his first attempt may be
+    /// lost. Waits for the commits under way.
+    pub(crate) async fn begin_above_changes(&self) {
+        if let CommitPath::Pipeline(pipeline) = &self.core.path {
+            let _ = self.core.oracle.fresh().await;
+            let _ = pipeline.settle().await;
         }
     }
 

@@ -19,6 +19,7 @@ pub(crate) struct Scene {
 impl Scene {
     /// With `app.yml`, the configuration of a store in the namespace, which has the commands of the page.
     pub(crate) fn new(namespace: &str) -> Scene {
+        // Ends the program where there are no such nodes.
         let _ = Breakable::of_three();
         // One that an earlier run left behind would be a store that is not ours.
         cassandra::drop_namespace(namespace);

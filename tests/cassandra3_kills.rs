@@ -18,7 +18,7 @@ use std::time::Duration;
 const ACCOUNTS: usize = 120;
 const CLERKS: usize = 16;
 /// Each node is killed so often, and paused as often as `PAUSES`.
-const KILLS: usize = 8;
+const KILLS: usize = 6;
 const PAUSES: usize = 1;
 /// Acknowledged while a node is away, and again when it is back, at least.
 const BETWEEN: usize = 10;

@@ -707,9 +707,9 @@ impl Operations for Atlas {
         let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
         let dropped = async move {
             raise_deletion_floor(&manager).await?;
-            let gone = table.clone();
-            // A table of the same name that is made later may promise something else.
-            manager.change_table(&table, async move { Ok(kvs.drop_table(&gone).await?) }).await
+            let dropped = kvs.drop_table(&table).await;
+            manager.forget_table(&table);
+            Ok(dropped?)
         };
         self.store.backup_lock.gate().run(dropped).await
     }
@@ -720,9 +720,7 @@ impl Operations for Atlas {
         let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
         let truncated = async move {
             raise_deletion_floor(&manager).await?;
-            let emptied = table.clone();
-            // What open transactions have read of it is gone without a trace that a check could find.
-            manager.change_table(&table, async move { Ok(kvs.truncate_table(&emptied).await?) }).await
+            Ok(kvs.truncate_table(&table).await?)
         };
         self.store.backup_lock.gate().run(truncated).await
     }

@@ -29,8 +29,6 @@ use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// How long an owner that closes looks at what former owners left.
-const LOOK_AT_CLOSE: Duration = Duration::from_secs(5);
 /// How often a lost answer at the commit point is asked for again.
 const SETTLE_ATTEMPTS: u32 = 5;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
@@ -206,10 +204,6 @@ impl StepByStep {
     /// Rolls back whoever has drawn a commit timestamp below `up_to` and may still commit.
     async fn roll_back_drawn(&self, up_to: Timestamp) -> Result<()> {
         let late = self.register.lock().below(up_to);
-        self.roll_back_each(late).await
-    }
-
-    async fn roll_back_each(&self, late: Vec<(Timestamp, Drawn)>) -> Result<()> {
         for (commit_ts, drawn) in late {
             self.roll_back(drawn.start_ts).await?;
             self.conclude(commit_ts);
@@ -234,12 +228,7 @@ impl StepByStep {
     /// Decides what former owners left, and moves the mark.
     pub(crate) async fn tidy(&self, tracker: &SnapshotTracker) -> Result<()> {
         self.predecessors.decide().await?;
-        // Those that ended undecided would hold the mark back for as long as nobody settles.
-        let ended = self.register.lock().below(Timestamp::MAX).into_iter().filter(|(_, drawn)| !drawn.runs);
-        let ended: Vec<_> = ended.collect();
-        let decided = self.roll_back_each(ended).await;
-        self.note_decided(tracker).await?;
-        decided
+        self.note_decided(tracker).await
     }
 
     /// Waits for the commits under way, for as long as `patience` says, and sees to it that none commits later: the
@@ -255,12 +244,6 @@ impl StepByStep {
         }
         let decided = async {
             self.roll_back_drawn(Timestamp::MAX).await?;
-            // Who has come and gone within a minute has not looked at what others left: without a look the mark stays
-            // where it was, and a store of short commands has more to look at each time.
-            match tokio::time::timeout(LOOK_AT_CLOSE, self.predecessors.decide()).await {
-                Ok(looked) => looked?,
-                Err(_) => tracing::info!("what former owners left is more than can be looked at while closing"),
-            }
             self.note_decided(tracker).await
         };
         // The next owner decides what is left, as it would after a crash.

@@ -270,7 +270,7 @@ async fn timestamps_backup_lock_tables_status_and_doctor_are_those_of_the_owner(
     assert_eq!((error.code(), error.exit_code()), ("NOT_FOUND", exit::NOT_FOUND));
     remote.truncate_table(&table()).await.unwrap();
     remote.drop_table(&TableRef::new("x0").unwrap()).await.unwrap();
-    assert_eq!(remote.tables(false).await.unwrap().len(), 12);
+    assert_eq!(remote.tables(false).await.unwrap().len(), ConflictHandler::ALL.len() * SweepStrategy::ALL.len());
 
     remote.backup_lock_acquire("shown in the status").await.unwrap();
     assert_eq!(remote.status().await.unwrap(), fake.status().await.unwrap());

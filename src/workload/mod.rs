@@ -127,7 +127,7 @@ pub struct Latency {
 /// Runs a workload.
 ///
 /// # Errors
-/// [`Error::Io`] if the history can't be written; those of the store if its tables can't be made, filled, or read at
+/// [`Error::Io`](crate::Error::Io) if the history can't be written; those of the store if its tables can't be made, filled, or read at
 /// the end. What fails in between is what the history is about.
 ///
 /// Dropping the future stops the clients; the history then has no last line.

@@ -29,12 +29,8 @@ async fn a_batch_of_a_former_owner_is_refused_and_its_process_told() {
         let world = World::pipeline().await;
         let first = world.open(ahead_over).await;
         first.write("x", "old").await.expect("it commits");
-        let gate = Gate::new();
-        first.next_batch(Fault::Hold(gate.clone()));
-        let asleep = first.writer("x", "stale").await;
-        let start_ts = asleep.start_ts();
-        let task = committing(asleep);
-        gate.arrived().await;
+        let Asleep { start_ts, gate, task } =
+            first.falls_asleep("x", "stale", |gate| first.next_batch(Fault::Hold(gate))).await;
         first.fall_silent();
         let second = world.open(WHOLE).await;
         assert_eq!(second.read("x").await.as_deref(), Some("old"));
@@ -264,12 +260,8 @@ async fn roll_backs_of_a_former_owner_are_refused() {
     let world = World::pipeline().await;
     let first = world.open(AHEAD).await;
     first.faulty.on(Op::Put).on_table(&world.t).then(Fault::Refuse);
-    let gate = Gate::new();
-    first.next_batch(Fault::Hold(gate.clone()));
-    let tx = first.writer("x", "1").await;
-    let start_ts = tx.start_ts();
-    let task = committing(tx);
-    gate.arrived().await;
+    let Asleep { start_ts, gate, task } =
+        first.falls_asleep("x", "1", |gate| first.next_batch(Fault::Hold(gate))).await;
     first.fall_silent();
     let second = world.open(WHOLE).await;
     gate.open();
@@ -334,10 +326,7 @@ async fn a_lease_lost_before_the_commit_point_fails_the_transaction() {
 async fn a_writer_that_slept_at_the_commit_point_is_rolled_back_by_who_meets_it() {
     let world = World::new(CommitModeChoice::StepByStep).await;
     let first = world.open(WHOLE).await;
-    let gate = Gate::new();
-    first.faulty.on(Op::PutUnlessExists).on_table(&transactions_table()).then(Fault::Hold(gate.clone()));
-    let task = committing(first.writer("x", "stale").await);
-    gate.arrived().await;
+    let Asleep { gate, task, .. } = first.falls_asleep("x", "stale", |gate| first.next_entry(Fault::Hold(gate))).await;
     first.fall_silent();
     let second = world.open(WHOLE).await;
     assert_eq!(second.read("x").await, None);

@@ -22,11 +22,6 @@ const AN_HOUR: Duration = Duration::from_secs(3600);
 const A_MOMENT: Duration = Duration::from_millis(20);
 
 impl Process {
-    /// What happens to the next entry that this process writes.
-    fn next_entry(&self, fault: Fault) {
-        self.faulty.on(Op::PutUnlessExists).on_table(&transactions_table()).then(fault);
-    }
-
     /// From now on nothing it writes into `_transactions` arrives.
     fn writes_no_entries(&self) {
         self.faulty.on(Op::PutUnlessExists).on_table(&transactions_table()).always().then(Fault::Refuse);
@@ -73,12 +68,8 @@ async fn a_sleeper_of_a_former_owner_does_not_commit_once_all_is_settled() {
     for kind in KINDS {
         let world = World::steps(kind).await;
         let first = world.open(WHOLE).await;
-        let gate = Gate::new();
-        first.next_entry(Fault::Hold(gate.clone()));
-        let asleep = first.writer("x", "stale").await;
-        let start_ts = asleep.start_ts();
-        let task = committing(asleep);
-        gate.arrived().await;
+        let Asleep { start_ts, gate, task } =
+            first.falls_asleep("x", "stale", |gate| first.next_entry(Fault::Hold(gate))).await;
         first.fall_silent();
         let second = world.open(WHOLE).await;
         assert_eq!(world.entry(start_ts).await, None, "{kind:?}: a takeover alone decides nothing");
@@ -96,12 +87,8 @@ async fn who_sleeps_before_its_data_gets_no_commit_timestamp_any_more() {
     for (kind, table_is_queue) in KINDS.into_iter().flat_map(|kind| [(kind, true), (kind, false)]) {
         let world = World::steps(kind).await;
         let first = world.open(WHOLE).await;
-        let gate = Gate::new();
-        hold_put(&first, table_is_queue, &gate);
-        let asleep = first.writer("x", "stale").await;
-        let start_ts = asleep.start_ts();
-        let task = committing(asleep);
-        gate.arrived().await;
+        let Asleep { start_ts, gate, task } =
+            first.falls_asleep("x", "stale", |gate| hold_put(&first, table_is_queue, &gate)).await;
         first.fall_silent();
         let second = world.open(WHOLE).await;
         let up_to = second.settle().await;
@@ -128,10 +115,8 @@ async fn with_a_fence_no_clock_need_be_right() {
     for table_is_queue in [true, false] {
         let world = World::steps(Kind::Fenced).await;
         let first = world.open_frozen().await;
-        let gate = Gate::new();
-        hold_put(&first, table_is_queue, &gate);
-        let task = committing(first.writer("x", "stale").await);
-        gate.arrived().await;
+        let Asleep { gate, task, .. } =
+            first.falls_asleep("x", "stale", |gate| hold_put(&first, table_is_queue, &gate)).await;
         let second = world.open(WHOLE).await;
         second.settle().await;
         let reader = second.begin().await;
@@ -150,10 +135,7 @@ async fn with_a_fence_no_clock_need_be_right() {
 async fn without_a_fence_a_clock_that_stood_still_is_believed() {
     let world = World::steps(Kind::Unfenced).await;
     let first = world.open_frozen().await;
-    let gate = Gate::new();
-    hold_put(&first, true, &gate);
-    let task = committing(first.writer("x", "stale").await);
-    gate.arrived().await;
+    let Asleep { gate, task, .. } = first.falls_asleep("x", "stale", |gate| hold_put(&first, true, &gate)).await;
     let second = world.open(WHOLE).await;
     let up_to = second.settle().await;
     gate.open();
@@ -215,12 +197,8 @@ async fn an_owner_that_decided_nothing_moves_no_mark() {
     for kind in KINDS {
         let world = World::steps(kind).await;
         let first = world.open(WHOLE).await;
-        let gate = Gate::new();
-        first.next_entry(Fault::Hold(gate.clone()));
-        let asleep = first.writer("x", "stale").await;
-        let start_ts = asleep.start_ts();
-        let task = committing(asleep);
-        gate.arrived().await;
+        let Asleep { start_ts, gate, task } =
+            first.falls_asleep("x", "stale", |gate| first.next_entry(Fault::Hold(gate))).await;
         first.fall_silent();
         let second = world.open(WHOLE).await;
         second.write("y", "1").await.expect("it commits");
@@ -357,10 +335,7 @@ async fn the_mark_does_not_pass_an_open_transaction() {
 async fn settling_waits_for_a_commit_under_way() {
     let world = World::steps(Kind::Unfenced).await;
     let owner = world.open(WHOLE).await;
-    let gate = Gate::new();
-    owner.next_entry(Fault::Hold(gate.clone()));
-    let task = committing(owner.writer("x", "slow").await);
-    gate.arrived().await;
+    let Asleep { gate, task, .. } = owner.falls_asleep("x", "slow", |gate| owner.next_entry(Fault::Hold(gate))).await;
     let up_to = owner.manager.oracle().fresh().await.expect("a number is issued");
     let manager = owner.manager.clone();
     let settling = tokio::spawn(async move { manager.settle_within(up_to, AN_HOUR).await });
@@ -380,12 +355,8 @@ async fn settling_waits_for_a_commit_under_way() {
 async fn settling_rolls_back_a_commit_that_takes_too_long() {
     let world = World::steps(Kind::Unfenced).await;
     let owner = world.open(WHOLE).await;
-    let gate = Gate::new();
-    owner.next_entry(Fault::Hold(gate.clone()));
-    let slow = owner.writer("x", "slow").await;
-    let start_ts = slow.start_ts();
-    let task = committing(slow);
-    gate.arrived().await;
+    let Asleep { start_ts, gate, task } =
+        owner.falls_asleep("x", "slow", |gate| owner.next_entry(Fault::Hold(gate))).await;
     let up_to = owner.manager.oracle().fresh().await.expect("a number is issued");
     // A settling that can't write promises nothing, and the next one finds it all as it was.
     owner.next_entry(Fault::Refuse);

@@ -55,6 +55,14 @@ pub struct Process {
     pub t: TableRef,
 }
 
+/// A transaction that stands still in the middle of its commit.
+pub struct Asleep {
+    pub start_ts: Timestamp,
+    /// Opened to wake it.
+    pub gate: Gate,
+    pub task: JoinHandle<Result<Option<Timestamp>>>,
+}
+
 impl World {
     pub async fn new(mode: CommitModeChoice) -> World {
         let inner: Arc<dyn KeyValueService> = Arc::new(MemoryStore::new());
@@ -169,6 +177,22 @@ impl Process {
     /// What happens to the next batch with an entry.
     pub fn next_batch(&self, fault: Fault) {
         self.faulty.on(Op::Apply).on_table(&transactions_table()).then(fault);
+    }
+
+    /// What happens to the next entry that it writes by itself.
+    pub fn next_entry(&self, fault: Fault) {
+        self.faulty.on(Op::PutUnlessExists).on_table(&transactions_table()).then(fault);
+    }
+
+    /// Writes a row, and waits until the commit stands at a gate that `hold` puts in its way.
+    pub async fn falls_asleep(&self, row: &str, value: &str, hold: impl FnOnce(Gate)) -> Asleep {
+        let gate = Gate::new();
+        hold(gate.clone());
+        let tx = self.writer(row, value).await;
+        let start_ts = tx.start_ts();
+        let task = committing(tx);
+        gate.arrived().await;
+        Asleep { start_ts, gate, task }
     }
 
     /// The process falls silent: no write of records arrives any more.

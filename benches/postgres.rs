@@ -420,5 +420,6 @@ fn main() -> Result<()> {
         report.yardstick = Some(yardstick.name.clone());
     }
     std::fs::write(&arguments.json, serde_json::to_string_pretty(&report)?)?;
+    ensure!(report.yardstick.is_none() || report.median_ratio >= BAR, "the bar of {BAR} is missed");
     Ok(())
 }

@@ -19,7 +19,7 @@ const ACCOUNTS: usize = 120;
 const CLERKS: usize = 16;
 /// Each node is killed so often, and paused as often as `PAUSES`.
 const KILLS: usize = 6;
-const PAUSES: usize = 1;
+const PAUSES: usize = 2;
 /// Acknowledged while a node is away, and again when it is back, at least.
 const BETWEEN: usize = 10;
 

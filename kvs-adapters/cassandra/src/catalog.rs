@@ -181,12 +181,10 @@ impl Cluster {
         let sql = "SELECT release_version FROM system.local WHERE key = 'local'";
         let rows: Vec<(String,)> = self.ask(sql, ()).await?;
         let version = rows.into_iter().next().map(|(version,)| version).unwrap_or_default();
-        let major: u32 = version.split('.').next().and_then(|number| number.parse().ok()).unwrap_or(0);
-        if major < VERSION_MIN && !self.is_scylla()? {
-            let reason = format!("the server is Cassandra {version}; {VERSION_MIN}.0 or later is needed");
-            return Err(misconfigured(reason, None));
+        match why_unsupported(&version) {
+            Some(reason) if !self.is_scylla()? => Err(misconfigured(reason, None)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Scylla calls itself a very old Cassandra; but it has shards.
@@ -544,6 +542,12 @@ impl Cluster {
     }
 }
 
+/// What is wrong with a server of this version, if anything.
+fn why_unsupported(version: &str) -> Option<String> {
+    let major: u32 = version.split('.').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+    (major < VERSION_MIN).then(|| format!("the server is Cassandra {version}; {VERSION_MIN}.0 or later is needed"))
+}
+
 /// Options of a replication as CQL writes them, in an order of their own.
 fn cql_of(told: &HashMap<String, String>) -> String {
     let mut options: Vec<_> = told.iter().filter(|(option, _)| *option != "class").collect();
@@ -578,4 +582,20 @@ fn description(entry: Entry) -> TableDescription {
 
 fn contended(table: &TableRef) -> KvsError {
     unavailable(format!("too many others create, empty and drop table '{table}'"), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_too_old_is_told_by_its_version() {
+        for version in ["4.0", "4.1.7", "5.0.8", "5.0.8-SNAPSHOT", "10.0"] {
+            assert_eq!(why_unsupported(version), None, "{version}");
+        }
+        for version in ["2.2.19", "3.0.8", "3.11.17", "3.11-SNAPSHOT", "", "five"] {
+            let reason = why_unsupported(version).expect("it is too old, or unknown");
+            assert!(reason.contains(&format!("Cassandra {version};")) && reason.contains("4.0 or later"), "{reason}");
+        }
+    }
 }

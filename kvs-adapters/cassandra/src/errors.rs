@@ -283,7 +283,7 @@ pub(crate) fn wrong_kind(table: &TableRef, actual: atlas_kvs::TableKind) -> KvsE
     KvsError::WrongTableKind { table: table.clone(), actual }
 }
 
-/// An error with its causes, each said once.
+/// An error with its causes, each said once, in one line: the driver writes some of its own in several.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -295,13 +295,19 @@ fn chain(error: &(dyn Error + 'static)) -> String {
         }
         cause = error.source();
     }
-    text
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use scylla::errors::WriteType;
+
+    #[test]
+    fn what_the_driver_says_in_several_lines_is_told_in_one() {
+        let error = std::io::Error::other("it broke.\n        It implies that the other half was dropped.\n");
+        assert_eq!(chain(&error), "it broke. It implies that the other half was dropped.");
+    }
 
     fn db(error: DbError, message: &str) -> ExecutionError {
         ExecutionError::LastAttemptError(RequestAttemptError::DbError(error, message.to_owned()))

@@ -202,7 +202,7 @@ async fn a_restore_killed_on_its_way_looks_whole_to_nobody_and_can_be_finished()
     ] {
         let killed = |line: &str, step: RestoreStep| {
             let mut command = scene.stage.command(line);
-            Ran::new(line, command.env("ATLAS_KILL_AT", step.fail_point()).output().unwrap()).was_killed();
+            Ran::new(line, stage::output(command.env("ATLAS_KILL_AT", step.fail_point()))).was_killed();
         };
         killed(line, step);
         for line in ["kv scan t", "timestamp fast-forward -t 5", "timestamp fetch", line] {

@@ -62,7 +62,7 @@ impl Scene {
     pub(crate) async fn atlas(&self, line: &str) -> Ran {
         let mut command = self.stage.command_with("app.yml", line);
         let line = line.to_owned();
-        tokio::task::spawn_blocking(move || Ran::new(&line, command.output().expect("it runs"))).await.expect("it ends")
+        tokio::task::spawn_blocking(move || Ran::new(&line, crate::stage::output(&mut command))).await.expect("it ends")
     }
 
     /// Removes the store for good.

@@ -1,6 +1,6 @@
 //! Backups by one command, and what is refused.
 
-use crate::stage::{ATLAS, Ran, Running, Stage, until};
+use crate::stage::{ATLAS, Ran, Running, Stage, output, until};
 use atlas::backup::{MANIFEST_FILE, Manifest};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -300,7 +300,7 @@ fn a_target_without_space_is_refused_before_it_starts() {
     let on_small = |line: &str| {
         let script =
             format!("mount -t tmpfs -o size=256k none small && {line}; code=$?; find small -type f; exit $code");
-        let output = stage.program("unshare").args(["-m", "bash", "-c", &script]).output().unwrap();
+        let output = output(stage.program("unshare").args(["-m", "bash", "-c", &script]));
         Ran::new(line, output)
     };
     if on_small("true").code != Some(0) {
@@ -334,7 +334,7 @@ fn a_store_on_a_full_disk_goes_on_when_there_is_space_again() {
          {atlas} kv scan t > rows && {atlas} doctor --check all && {atlas} kv put t again c v >&2 || exit 1
          exit $code"
     );
-    let output = stage.program("unshare").args(["-m", "bash", "-c", &script]).output().unwrap();
+    let output = output(stage.program("unshare").args(["-m", "bash", "-c", &script]));
     let ran = Ran::new(&script, output);
     if ran.code == Some(77) || ran.stderr.contains("unshare failed") {
         eprintln!("SKIP: a file system can't be mounted here");
@@ -366,7 +366,7 @@ fn what_is_not_permitted_is_said() {
         if rustix::process::getuid().is_root() {
             command.uid(65_534).gid(65_534);
         }
-        Ran::new(line, command.output().unwrap())
+        Ran::new(line, output(&mut command))
     };
     if rustix::process::getuid().is_root() {
         for line in ["kv scan accounts", "status", "--offline kv scan accounts", "timestamp clean-transactions -t 5"] {

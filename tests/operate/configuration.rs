@@ -49,7 +49,7 @@ fn what_holds_is_shown_with_its_origin() {
 
     let mut command = stage.command("config show --origin --set backup.lockLease=2s -n flagged");
     command.env("ATLAS__KEY_VALUE_SERVICE__BLOCK_CACHE", "1MiB");
-    let output = crate::stage::Ran::new("config show --origin", command.output().unwrap()).ok();
+    let output = crate::stage::Ran::new("config show --origin", crate::stage::output(&mut command)).ok();
     for (key, from) in [
         ("atlasdb.namespace\tflagged", "--namespace"),
         ("atlasdb.backup.lockLease\t2s", "--set"),

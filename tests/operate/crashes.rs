@@ -1,6 +1,6 @@
 //! `kill -9` in the middle of it all.
 
-use crate::stage::{Ran, Running, Stage, until};
+use crate::stage::{Ran, Running, Stage, output, until};
 use atlas::backup::{BackupStep, RestoreStep};
 use atlas::ops::{BeginOptions, Operations};
 use atlas::server::RemoteAtlas;
@@ -87,7 +87,7 @@ fn a_backup_of_a_stopped_store_killed_in_the_middle_leaves_the_same() {
     let before = stage.accounts();
     for point in ["backup::copy_file:3", "backup::manifest"] {
         let mut command = stage.command("backup create --to repo --name killed");
-        Ran::new(point, command.envs(kill_at(point)).output().unwrap()).was_killed();
+        Ran::new(point, output(command.envs(kill_at(point)))).was_killed();
         assert_recovered(&stage, point, false, &before);
     }
 }
@@ -104,7 +104,7 @@ fn a_restore_killed_at_any_step_is_no_store_until_it_is_resumed() {
     for step in RestoreStep::ALL {
         let point = step.fail_point();
         let mut command = stage.command(restore);
-        Ran::new(point, command.envs(kill_at(point)).output().unwrap()).was_killed();
+        Ran::new(point, output(command.envs(kill_at(point)))).was_killed();
         if step <= RestoreStep::Marker {
             // Nothing was written yet, so it is simply begun again.
             stage.atlas(restore).ok();
@@ -121,7 +121,7 @@ fn a_restore_killed_at_any_step_is_no_store_until_it_is_resumed() {
         std::fs::remove_dir_all(&restored).unwrap();
     }
     // Killed, resumed and killed again; then resumed from where the repository was moved to.
-    let run = |line: &str, point: &str| Ran::new(point, stage.command(line).envs(kill_at(point)).output().unwrap());
+    let run = |line: &str, point: &str| Ran::new(point, output(stage.command(line).envs(kill_at(point))));
     run(restore, "restore::copy_file:2").was_killed();
     run("backup restore --resume --into restored.yml", "restore::fast_forward").was_killed();
     std::fs::rename(stage.path("repo"), stage.path("moved")).unwrap();
@@ -307,7 +307,7 @@ fn a_client_killed_in_its_commit_is_either_there_or_not() {
     stage.make_accounts();
     for (point, is_there) in [("commit::check_write_conflicts", false), ("commit::published", true)] {
         let mut command = stage.command("kv put accounts dave balance 1");
-        Ran::new(point, command.envs(kill_at(point)).output().unwrap()).was_killed();
+        Ran::new(point, output(command.envs(kill_at(point)))).was_killed();
         let ran = stage.atlas("kv get accounts dave balance");
         assert_eq!(ran.code, Some(if is_there { 0 } else { 4 }), "{point}: {ran:#?}");
     }

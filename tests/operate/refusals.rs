@@ -1,6 +1,6 @@
 //! What is refused, and what it says then.
 
-use crate::stage::{ATLAS, Ran, Running, Stage, until};
+use crate::stage::{ATLAS, Ran, Running, Stage, output, until};
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
@@ -171,7 +171,7 @@ fn a_full_disk_is_told_with_what_to_do_and_nothing_is_lost() {
          {atlas} kv get t r c || exit 1
          exit $code"
     );
-    let output = stage.program("unshare").args(["-m", "bash", "-c", &script]).output().unwrap();
+    let output = output(stage.program("unshare").args(["-m", "bash", "-c", &script]));
     let ran = Ran::new(&script, output);
     if ran.code == Some(77) || ran.stderr.contains("unshare failed") {
         eprintln!("SKIP: a file system can't be mounted here");

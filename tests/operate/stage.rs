@@ -25,6 +25,30 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     panic!("waited in vain until {what}");
 }
 
+/// No program of a test takes longer, however slow the machine is; one that does has got stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(300);
+
+/// Runs a program to its end. One that got stuck is killed, and the test fails.
+pub(crate) fn output(command: &mut Command) -> Output {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    end_of(child).unwrap_or_else(|| panic!("it got stuck: {command:?}"))
+}
+
+/// What a program leaves; nothing if it got stuck and was killed.
+fn end_of(child: Child) -> Option<Output> {
+    let pid = child.id();
+    let (end, ended) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || end.send(child.wait_with_output()));
+    match ended.recv_timeout(STUCK_AFTER) {
+        Ok(output) => Some(output.unwrap()),
+        Err(_) => {
+            signal(pid, rustix::process::Signal::KILL);
+            drop(waiting.join());
+            None
+        }
+    }
+}
+
 pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
@@ -102,11 +126,11 @@ impl Stage {
     }
 
     pub(crate) fn atlas(&self, line: &str) -> Ran {
-        Ran::new(line, self.command(line).output().unwrap())
+        Ran::new(line, output(&mut self.command(line)))
     }
 
     pub(crate) fn atlas_with(&self, config: &str, line: &str) -> Ran {
-        Ran::new(line, self.command_with(config, line).output().unwrap())
+        Ran::new(line, output(&mut self.command_with(config, line)))
     }
 
     /// Runs a script in bash, with `atlas` in the path.
@@ -120,8 +144,7 @@ impl Stage {
         }
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
         let mut command = self.program("bash");
-        let output = command.env("PATH", path).args(["-euo", "pipefail", "-c", script]).output().unwrap();
-        Ran::new(script, output)
+        Ran::new(script, output(command.env("PATH", path).args(["-euo", "pipefail", "-c", script])))
     }
 
     pub(crate) fn serve(&self) -> Server {
@@ -265,7 +288,8 @@ impl Running {
 
     /// Its end.
     pub(crate) fn end(mut self) -> Ran {
-        Ran::new(&self.line, self.child.take().unwrap().wait_with_output().unwrap())
+        let output = end_of(self.child.take().unwrap()).unwrap_or_else(|| panic!("it got stuck: {}", self.line));
+        Ran::new(&self.line, output)
     }
 }
 

@@ -177,7 +177,7 @@ fn a_restore_killed_at_any_step_looks_whole_to_nobody_and_can_be_finished() {
     scene.stage.atlas("backup create --to repo --name one").ok();
     for step in RestoreStep::ALL {
         let mut command = scene.stage.command("backup restore one --repo repo --into restored.yml");
-        let ran = stage::Ran::new("backup restore", command.env("ATLAS_KILL_AT", step.fail_point()).output().unwrap());
+        let ran = stage::Ran::new("backup restore", stage::output(command.env("ATLAS_KILL_AT", step.fail_point())));
         ran.was_killed();
         if step <= RestoreStep::Marker {
             scene.stage.atlas("backup restore one --repo repo --into restored.yml").ok();

@@ -106,6 +106,13 @@ impl CassandraConfig {
         self.request_timeout.saturating_mul(2)
     }
 
+    /// How long connecting may take: every contact point may be one that does not answer, and one is asked for the
+    /// cluster's tables.
+    pub(crate) fn connect_patience(&self) -> Duration {
+        let points = u32::try_from(self.contact_points.len()).unwrap_or(u32::MAX);
+        self.connect_timeout.saturating_mul(points.saturating_add(1)).saturating_add(self.request_timeout)
+    }
+
     /// The cluster in words, for messages.
     pub(crate) fn place(&self) -> String {
         format!("the cluster at {}", self.contact_points.join(", "))

@@ -231,6 +231,12 @@ pub(crate) fn not_connected(error: NewSessionError, place: &str) -> KvsError {
     }
 }
 
+/// Nobody there answered as a cluster does within `patience`.
+pub(crate) fn no_answer(place: &str, patience: Duration) -> KvsError {
+    let reason = format!("no connection to {place}: no answer within {} s", patience.as_secs());
+    KvsError::Unavailable { reason, source: None }
+}
+
 fn refuses_login(error: &ConnectionPoolError) -> bool {
     use ConnectionSetupRequestErrorKind as Kind;
     let ConnectionPoolError::Broken { last_connection_error: ConnectionError::ConnectionSetupRequestError(setup) } =

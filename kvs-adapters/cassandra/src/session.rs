@@ -8,7 +8,7 @@
 
 use crate::clock::Clock;
 use crate::config::CassandraConfig;
-use crate::errors::{Attempt, Failure, Stakes, Trouble, not_connected, unexpected};
+use crate::errors::{Attempt, Failure, Stakes, Trouble, no_answer, not_connected, unexpected};
 use crate::statement::{Statement, Use};
 use atlas_kvs::{KvsError, Result};
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -109,7 +109,13 @@ impl Cluster {
         if let (Some(user), Some(password)) = (&config.user, &config.password) {
             builder = builder.user(user, password.expose());
         }
-        let session = builder.build().await.map_err(|error| not_connected(error, &config.place()))?;
+        // The driver bounds the steps of connecting, not what lies between them: something that takes the connection
+        // and speaks another language could keep it waiting without end.
+        let patience = config.connect_patience();
+        let session = match timeout(patience, builder.build()).await {
+            Ok(session) => session.map_err(|error| not_connected(error, &config.place()))?,
+            Err(_) => return Err(no_answer(&config.place(), patience)),
+        };
         let session = RwLock::new(Some(Arc::new(session)));
         let (clock, schema) = (Clock::default(), tokio::sync::Mutex::new(()));
         Ok(Cluster { config, keyspace, clock, schema, session, profiles })

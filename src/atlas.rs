@@ -5,12 +5,14 @@ use crate::clock::{BootClock, Clock};
 use crate::config::AtlasConfig;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::{
-    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, Operations, ProgressSink,
-    ScanOptions, StoreOwner, StoreStatus, TableInfo, TransactionOps,
+    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, HardDeleted, Operations,
+    ProgressSink, ScanOptions, StoreOwner, StoreStatus, SweepReport, SweepRequest, SweepStatus, TableInfo,
+    TransactionOps,
 };
 use crate::registry::{self, OpenedStore};
-use crate::schema::{MetaRecord, Replaced, TableChange, TableSpec};
+use crate::schema::{TableChange, TableSpec};
 use crate::server::{self, Listeners, Owner, Server, Services};
+use crate::sweep::{SweepPins, Sweeper};
 use crate::timestamp::{Contact, LeaseOptions, read_stored};
 use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
 use crate::{Error, Result, doctor, punch};
@@ -22,7 +24,6 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -54,12 +55,14 @@ struct Store {
     opened: OpenedStore,
     manager: TransactionManager,
     backup_lock: BackupLock,
+    sweeper: Sweeper,
     opened_at: Instant,
     closed: OnceCell<()>,
     backups: TaskTracker,
     closing: CancellationToken,
     // These two end with the store.
     puncher: tokio::sync::Mutex<Option<AbortOnDropHandle<()>>>,
+    sweeping: tokio::sync::Mutex<Option<AbortOnDropHandle<()>>>,
     _cleaner: Option<AbortOnDropHandle<()>>,
 }
 
@@ -113,19 +116,6 @@ impl Opening {
             ..LeaseOptions::default()
         }
     }
-}
-
-/// Timestamps for which nothing is swept, although no transaction reads at them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct SweepPins {
-    pins: Vec<SweepPin>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct SweepPin {
-    ts: Timestamp,
-    /// Milliseconds since 1970.
-    until_ms: i64,
 }
 
 impl Atlas {
@@ -238,17 +228,21 @@ impl Atlas {
         let is_shared = matches!(opened.kvs.ownership(), Ownership::Shared);
         let cleaner = is_shared.then(|| AbortOnDropHandle::new(tokio::spawn(clean_challenges(manager.clone()))));
         let backup_lock = BackupLock::new(opened.kvs.clone());
+        let sweeper = Sweeper::new(manager.clone(), backup_lock.gate(), config.sweep.clone());
+        let sweeping = config.sweep.enabled.then(|| AbortOnDropHandle::new(tokio::spawn(sweeper.clone().run())));
         let opened_at = Instant::now();
         let store = Store {
             config,
             opened,
             manager,
             backup_lock,
+            sweeper,
             opened_at,
             closed: OnceCell::new(),
             backups: TaskTracker::new(),
             closing: CancellationToken::new(),
             puncher: tokio::sync::Mutex::new(Some(puncher)),
+            sweeping: tokio::sync::Mutex::new(sweeping),
             _cleaner: cleaner,
         };
         Ok(Atlas { store: Arc::new(store), server: None })
@@ -403,6 +397,11 @@ impl Atlas {
         HeldLocks::acquire(client, start_ts, LockRequest::new(vec![LockDescriptor::advisory(name)], timeout)).await
     }
 
+    /// The part that removes old versions.
+    pub fn sweeper(&self) -> &Sweeper {
+        &self.store.sweeper
+    }
+
     fn kvs(&self) -> &Arc<dyn KeyValueService> {
         &self.store.opened.kvs
     }
@@ -510,6 +509,10 @@ impl Atlas {
                 // It may be in the middle of a look at what others left, which closing takes up.
                 let _ = puncher.await;
             }
+            if let Some(sweeping) = self.store.sweeping.lock().await.take() {
+                sweeping.abort();
+                let _ = sweeping.await;
+            }
             let released = self.store.manager.close().await;
             match self.kvs().close().await {
                 Ok(()) | Err(KvsError::Closed) => released,
@@ -595,22 +598,9 @@ impl Operations for Atlas {
     }
 
     async fn pin_fresh_timestamp(&self, hold: Duration) -> Result<Timestamp> {
-        let stored = MetaRecord::<SweepPins>::new(self.kvs().clone(), "sweep-pins");
         // Pinned before the timestamp is drawn: between the two, sweep must not pass it.
         let pinned = self.store.manager.immutable_ts().await?;
-        let now = jiff::Timestamp::now().as_millisecond();
-        let until_ms = now.saturating_add(i64::try_from(hold.as_millis()).unwrap_or(i64::MAX));
-        let mut loaded = stored.load().await?;
-        loop {
-            let (mut record, bytes) =
-                loaded.map_or((SweepPins::default(), None), |(record, bytes)| (record, Some(bytes)));
-            record.pins.retain(|pin| pin.until_ms > now);
-            record.pins.push(SweepPin { ts: pinned, until_ms });
-            match stored.replace(bytes.as_ref(), Some(&record)).await? {
-                Replaced::Done(_) => break,
-                Replaced::Other(found) => loaded = found,
-            }
-        }
+        SweepPins::add(self.kvs().clone(), pinned, hold).await?;
         self.fresh_timestamp().await
     }
 
@@ -763,6 +753,28 @@ impl Operations for Atlas {
             uptime_ms: u64::try_from(self.store.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
+    }
+
+    async fn sweep(&self, request: SweepRequest, progress: ProgressSink) -> Result<SweepReport> {
+        self.store.sweeper.walk(&request, &progress).await
+    }
+
+    async fn sweep_status(&self) -> Result<SweepStatus> {
+        self.store.sweeper.status(self.backup_lock_status().await?).await
+    }
+
+    async fn sweep_pause(&self, reason: &str) -> Result<SweepStatus> {
+        self.store.sweeper.pause(reason).await?;
+        self.sweep_status().await
+    }
+
+    async fn sweep_resume(&self) -> Result<SweepStatus> {
+        self.store.sweeper.resume().await?;
+        self.sweep_status().await
+    }
+
+    async fn hard_delete(&self, table: &TableRef, cells: &[Cell], patience: Duration) -> Result<HardDeleted> {
+        self.store.sweeper.hard_delete(table, cells, patience).await
     }
 
     async fn doctor(&self, checks: &[String]) -> Result<Vec<DoctorFinding>> {

@@ -14,6 +14,7 @@ mod punch;
 mod registry;
 pub mod schema;
 pub mod server;
+pub mod sweep;
 pub mod timestamp;
 pub mod transaction;
 pub mod typed;

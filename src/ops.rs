@@ -73,6 +73,25 @@ pub trait Operations: Send + Sync {
     /// What there is and how it is.
     async fn status(&self) -> Result<StoreStatus>;
 
+    /// Sweeps whole tables now, whatever the queue knows: for what was imported, restored, or left by a crash. Dropping the
+    /// future ends it after the batch under way; the same request goes on where it was.
+    async fn sweep(&self, request: SweepRequest, progress: ProgressSink) -> Result<SweepReport>;
+
+    /// How far sweep is behind, and why it stands still if it does.
+    async fn sweep_status(&self) -> Result<SweepStatus>;
+
+    /// Stops background sweep until it is resumed, over restarts too; answers how it is then.
+    async fn sweep_pause(&self, reason: &str) -> Result<SweepStatus>;
+
+    /// Lets background sweep go on; answers how it is then.
+    async fn sweep_resume(&self) -> Result<SweepStatus>;
+
+    /// Deletes cells and every version of them, and returns when none is left in the store; `BackupLockHeld` while the
+    /// backup lock is held. Backups keep theirs.
+    ///
+    /// The cells are deleted by a transaction first, so after an error they are gone for readers, or nothing was done.
+    async fn hard_delete(&self, table: &TableRef, cells: &[Cell], patience: Duration) -> Result<HardDeleted>;
+
     /// Checks of a running store, all of them or those named.
     async fn doctor(&self, checks: &[String]) -> Result<Vec<DoctorFinding>>;
 
@@ -336,4 +355,167 @@ pub enum FindingLevel {
     Warn,
     /// Broken.
     Fail,
+}
+
+/// What to sweep by hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SweepRequest {
+    /// One table; `None`: every table of the application.
+    pub table: Option<TableRef>,
+    /// Begin at this row, instead of where an earlier run was interrupted.
+    pub from_row: Option<Bytes>,
+    /// Count what would be removed, and remove nothing.
+    pub dry_run: bool,
+    /// How long to wait between batches.
+    pub pause: Duration,
+    /// Most versions to read for a batch, 1 at least.
+    pub read_limit: u32,
+    /// Most cells to look at in a batch, 1 at least.
+    pub candidate_batch: u32,
+    /// Most versions to remove in one call, 1 at least.
+    pub delete_batch: u32,
+}
+
+impl Default for SweepRequest {
+    fn default() -> SweepRequest {
+        SweepRequest {
+            table: None,
+            from_row: None,
+            dry_run: false,
+            pause: Duration::ZERO,
+            read_limit: 10_000,
+            candidate_batch: 1_000,
+            delete_batch: 1_000,
+        }
+    }
+}
+
+/// What a sweep did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepReport {
+    /// What readers at or above this need was kept.
+    pub sweep_ts: Timestamp,
+    /// Nothing was removed.
+    pub dry_run: bool,
+    /// Table by table.
+    pub tables: Vec<SweptTableReport>,
+}
+
+/// What a sweep did with a table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweptTableReport {
+    /// Its name.
+    pub table: String,
+    /// Its sweep strategy.
+    pub strategy: String,
+    /// Cells looked at.
+    pub cells: u64,
+    /// Versions looked at, sentinels not counted.
+    pub versions: u64,
+    /// Versions removed.
+    pub deleted: u64,
+    /// Bytes of the contents of those.
+    pub bytes: u64,
+    /// Writers without an entry that were rolled back.
+    pub rolled_back: u64,
+    /// An interrupted run went on here.
+    pub resumed: bool,
+}
+
+/// How sweep is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepStatus {
+    /// Whether the configuration wants it.
+    pub enabled: bool,
+    /// Who paused it, and why.
+    pub paused: Option<SweepPause>,
+    /// Why it stands still, if it does: what was tried last and failed, or what holds it back.
+    pub stands_still: Option<String>,
+    /// The backup lock, if held: nothing is removed then.
+    pub backup_lock: Option<BackupLockRecord>,
+    /// What readers at or above this need is kept; nothing was granted yet without.
+    pub sweep_ts: Option<Timestamp>,
+    /// What keeps the next one from being greater: an open snapshot, a pin.
+    pub held_by: Option<String>,
+    /// Last timestamp issued.
+    pub last_timestamp: Timestamp,
+    /// Shards of the queue.
+    pub shards: Vec<SweepShard>,
+    /// Tables of applications.
+    pub tables: Vec<SweepTable>,
+    /// Entries of `_transactions` below this are not kept; `None` where they all are.
+    pub transactions_floor: Option<Timestamp>,
+    /// What this process has done since it opened the store.
+    pub totals: SweepTotals,
+}
+
+/// Who paused sweep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepPause {
+    /// User, host and process.
+    pub holder: String,
+    /// What for.
+    pub reason: String,
+    /// When, RFC 3339.
+    pub since: String,
+}
+
+/// One shard of the sweep queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepShard {
+    /// Its number.
+    pub shard: u16,
+    /// What was written by transactions that started below this is swept.
+    pub swept_below: Timestamp,
+    /// By how many timestamps it is behind the last one issued.
+    pub behind: u64,
+    /// The same in milliseconds of wall-clock time, where it is known.
+    pub behind_ms: Option<u64>,
+}
+
+/// How far a table was swept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepTable {
+    /// Its name.
+    pub table: TableRef,
+    /// Its sweep strategy.
+    pub strategy: String,
+    /// Versions that no reader at or above this needs may be gone; nothing was removed yet without.
+    pub swept: Option<Timestamp>,
+    /// Wall-clock time since then in milliseconds, where it is known.
+    pub behind_ms: Option<u64>,
+    /// The first row that a sweep by hand, which was interrupted, has not looked at.
+    pub interrupted_at: Option<String>,
+}
+
+/// What sweep has done in a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepTotals {
+    /// Cells looked at.
+    pub cells: u64,
+    /// Versions removed.
+    pub deleted: u64,
+    /// Bytes of the contents of those.
+    pub bytes: u64,
+    /// Sentinels written.
+    pub sentinels: u64,
+    /// Writers without an entry that were rolled back.
+    pub rolled_back: u64,
+    /// Queue entries that were worked off.
+    pub entries: u64,
+    /// Partitions of the queue that were dropped.
+    pub partitions: u64,
+    /// Entries of `_transactions` that were removed.
+    pub transactions: u64,
+    /// Batches that failed and are tried again.
+    pub failures: u64,
+}
+
+/// What a hard delete did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HardDeleted {
+    /// When the cells were deleted for readers.
+    pub commit_ts: Timestamp,
+    /// Versions removed, the deletion itself included.
+    pub versions: u64,
 }

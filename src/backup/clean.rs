@@ -14,7 +14,7 @@
 use crate::ops::{Progress, ProgressSink};
 use crate::schema::{MetaRecord, Replaced};
 use crate::timestamp::{fast_forward_stored, read_stored};
-use crate::transaction::entry::{CleanedWindow, CleanedWindows, Entry, transactions_table};
+use crate::transaction::entry::{CleanedWindow, CleanedWindows, Entry, TransactionsFloor, transactions_table};
 use crate::{Error, Result};
 use atlas_kvs::{AtomicScan, Cell, CheckAndSet, KeyValueService, RowRange, Timestamp};
 use bytes::Bytes;
@@ -149,6 +149,15 @@ pub async fn clean_transactions(
         CleanReport { backup_ts, window, scanned: 0, rolled_back: 0, already: 0, examples: Vec::new(), dry_run };
     if matches!(window, WindowChange::AlreadyClosed { .. }) {
         return Ok(report);
+    }
+    if !dry_run {
+        // Entries below the floor may be missing from the copy, and what it says of them was true above the timestamp,
+        // too: from here on the floor may not pass it until every table was walked.
+        TransactionsFloor::update(Arc::clone(&kvs), |floor| TransactionsFloor {
+            below: floor.below.min(backup_ts),
+            ..floor
+        })
+        .await?;
     }
     // After the window: readers that know it need no marks, so a crash in the middle of them is no half state.
     mark_entries(kvs.as_ref(), &windows, &mut report, progress).await?;

@@ -368,7 +368,7 @@ fn now() -> String {
 }
 
 /// `user@host pid N`.
-fn this_holder() -> String {
+pub(crate) fn this_holder() -> String {
     let user =
         ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()));
     let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));

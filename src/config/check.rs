@@ -29,6 +29,10 @@ impl AtlasConfig {
             ("server.grpc", is_address(&self.server.grpc), ADDRESS),
             ("backup.repository", !self.backup.repository.as_os_str().is_empty(), "name a directory"),
             ("backup.settleTimeout", self.backup.settle_timeout > Duration::ZERO, NOT_ZERO),
+            ("backup.lockHeldLong", self.backup.lock_held_long > Duration::ZERO, NOT_ZERO),
+            ("sweep.interval", self.sweep.interval > Duration::ZERO, NOT_ZERO),
+            ("sweep.batchCells", self.sweep.batch_cells > 0, NOT_ZERO),
+            ("sweep.backOffMax", self.sweep.back_off_max > Duration::ZERO, NOT_ZERO),
             ("backup.lockLease", self.backup.lock_lease >= Duration::from_secs(1), "write 1s or more"),
         ];
         checks.into_iter().find(|(_, fine, _)| !fine).map(|(path, _, reason)| (path, reason.to_owned()))

@@ -32,6 +32,8 @@ pub struct AtlasConfig {
     pub server: ServerConfig,
     /// Defaults of `atlas backup`.
     pub backup: BackupConfig,
+    /// How old versions are removed.
+    pub sweep: SweepConfig,
 }
 
 /// What may change while the store runs.
@@ -155,10 +157,34 @@ pub struct BackupConfig {
     /// How long a live backup's lock outlives its last renewal.
     #[serde(with = "duration_text")]
     pub lock_lease: Duration,
+    /// A backup lock that is held for longer is told by `doctor`.
+    #[serde(with = "duration_text")]
+    pub lock_held_long: Duration,
     /// How long a backup waits for transactions that have a commit timestamp below its own; after that they are rolled
     /// back. Where commits go by the pipeline, there is nothing to wait for.
     #[serde(with = "duration_text")]
     pub settle_timeout: Duration,
+}
+
+/// How old versions are removed while the store is in use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SweepConfig {
+    /// Whether it is done by itself.
+    pub enabled: bool,
+    /// How long to rest when everything was swept; also how long after the store was opened it begins.
+    #[serde(with = "duration_text")]
+    pub interval: Duration,
+    /// How long to rest between two batches, so that sweep leaves the store to others.
+    #[serde(with = "duration_text")]
+    pub pause: Duration,
+    /// Most cells of one batch.
+    pub batch_cells: u32,
+    /// Most versions removed in a second; 0 for any number.
+    pub deletes_per_second: u32,
+    /// How long to wait at most before a batch that failed is tried again; waits grow up to it.
+    #[serde(with = "duration_text")]
+    pub back_off_max: Duration,
 }
 
 fn default_data_dir() -> PathBuf {
@@ -182,6 +208,7 @@ impl Default for AtlasConfig {
             transactions: TransactionConfig::default(),
             server: ServerConfig::default(),
             backup: BackupConfig::default(),
+            sweep: SweepConfig::default(),
         }
     }
 }
@@ -231,7 +258,21 @@ impl Default for BackupConfig {
         BackupConfig {
             repository: PathBuf::from("./data/backups"),
             lock_lease: Duration::from_secs(60),
+            lock_held_long: Duration::from_secs(24 * 3600),
             settle_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for SweepConfig {
+    fn default() -> SweepConfig {
+        SweepConfig {
+            enabled: true,
+            interval: Duration::from_secs(5),
+            pause: Duration::from_millis(5),
+            batch_cells: 1_000,
+            deletes_per_second: 0,
+            back_off_max: Duration::from_secs(60),
         }
     }
 }

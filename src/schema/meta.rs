@@ -40,19 +40,24 @@ pub struct StoreRecord {
     pub restored_from: Option<String>,
 }
 
-/// One record of the table, by name, read and replaced as a whole.
+/// One record of a table, by name, read and replaced as a whole.
 #[derive(Clone, Debug)]
 pub struct MetaRecord<T> {
     kvs: Arc<dyn KeyValueService>,
+    table: TableRef,
     cell: Cell,
-    name: &'static str,
     content: PhantomData<fn() -> T>,
 }
 
 impl<T: Serialize + DeserializeOwned> MetaRecord<T> {
     /// The record called `name`.
     pub fn new(kvs: Arc<dyn KeyValueService>, name: &'static str) -> MetaRecord<T> {
-        MetaRecord { kvs, cell: Cell::copy_from(name, "record"), name, content: PhantomData }
+        MetaRecord::in_table(kvs, meta_table(), name)
+    }
+
+    /// The record called `name` of another atomic table of the layer, for records of which there are many.
+    pub(crate) fn in_table(kvs: Arc<dyn KeyValueService>, table: TableRef, name: &str) -> MetaRecord<T> {
+        MetaRecord { kvs, table, cell: Cell::copy_from(name, "record"), content: PhantomData }
     }
 
     /// Makes sure that the table of records exists.
@@ -65,7 +70,7 @@ impl<T: Serialize + DeserializeOwned> MetaRecord<T> {
     /// # Errors
     /// [`Error::Corrupt`] if it can't be read.
     pub async fn load(&self) -> Result<Option<(T, Bytes)>> {
-        let found = self.kvs.get_atomic(&meta_table(), std::slice::from_ref(&self.cell)).await?;
+        let found = self.kvs.get_atomic(&self.table, std::slice::from_ref(&self.cell)).await?;
         found.into_iter().flatten().next().map(|bytes| Ok((self.decode(&bytes)?, bytes))).transpose()
     }
 
@@ -73,7 +78,7 @@ impl<T: Serialize + DeserializeOwned> MetaRecord<T> {
     /// comparison, or what was there instead.
     pub async fn replace(&self, loaded: Option<&Bytes>, new: Option<&T>) -> Result<Replaced<T>> {
         let bytes = new.map(|record| Bytes::from(serde_json::to_vec(record).expect("records are plain data")));
-        match self.kvs.check_and_set(&meta_table(), &self.cell, loaded.cloned(), bytes.clone()).await? {
+        match self.kvs.check_and_set(&self.table, &self.cell, loaded.cloned(), bytes.clone()).await? {
             CheckAndSet::Applied => Ok(Replaced::Done(bytes.unwrap_or_default())),
             CheckAndSet::Mismatch(found) => {
                 let found = found.map(|bytes| Ok::<_, Error>((self.decode(&bytes)?, bytes))).transpose()?;
@@ -84,12 +89,15 @@ impl<T: Serialize + DeserializeOwned> MetaRecord<T> {
 
     /// The guard of batches that count only as long as the record is what was loaded.
     pub fn guard(&self, loaded: Bytes) -> BatchGuard {
-        BatchGuard { table: meta_table(), cell: self.cell.clone(), expected: loaded }
+        BatchGuard { table: self.table.clone(), cell: self.cell.clone(), expected: loaded }
+    }
+
+    fn place(&self) -> String {
+        format!("record '{}' of table {}", self.cell.row.escape_ascii(), self.table)
     }
 
     fn decode(&self, bytes: &Bytes) -> Result<T> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| Error::corrupt(format!("record '{}' of table {META_TABLE}", self.name), error.to_string()))
+        serde_json::from_slice(bytes).map_err(|error| Error::corrupt(self.place(), error.to_string()))
     }
 }
 

@@ -16,6 +16,8 @@ use atlas_kvs::TableRef;
 pub const TRANSACTIONS_TABLE: &str = "_transactions";
 /// What targeted sweep has to look at.
 pub const SWEEP_QUEUE_TABLE: &str = "_sweep_queue";
+/// How far sweep has come.
+pub const SWEEP_TABLE: &str = "_sweep";
 /// Wall-clock time to timestamp, a point a minute.
 pub const PUNCH_TABLE: &str = "_punch";
 

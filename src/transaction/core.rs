@@ -2,9 +2,12 @@
 
 use super::buffer::TableWrites;
 use super::constraint::Constraint;
+use super::entry::Fate;
 use super::mend::Mender;
 use super::pipeline::Pipeline;
+use super::step::Rule;
 use super::step_by_step::StepByStep;
+use super::swept::SweptTables;
 use super::table::TransactionTable;
 use super::tracker::SnapshotTracker;
 use crate::config::TransactionConfig;
@@ -13,7 +16,7 @@ use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
 use atlas_kvs::{KeyValueService, TableKind, TableRef, Timestamp};
 use parking_lot::RwLock;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,6 +31,7 @@ pub(crate) struct Core {
     pub(crate) constraints: RwLock<HashMap<TableRef, Vec<Constraint>>>,
     pub(crate) config: TransactionConfig,
     pub(crate) mender: Arc<Mender>,
+    pub(crate) swept: SweptTables,
     pub(crate) path: CommitPath,
 }
 
@@ -41,6 +45,11 @@ pub(crate) enum CommitPath {
 }
 
 impl CommitPath {
+    /// True where versions carry their commit timestamp, and one leader alone writes entries.
+    pub(crate) fn writes_commit_timestamps(&self) -> bool {
+        matches!(self, CommitPath::Pipeline(_))
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         match self {
             CommitPath::Pipeline(_) => "pipeline",
@@ -151,6 +160,25 @@ impl SchemaCache {
 }
 
 impl Core {
+    /// The fates of writers that have ended, whoever they were: one without an entry is rolled back, by writing, so that
+    /// it can't commit later. Only for writers below what sweep was granted: nobody of this process runs there.
+    pub(crate) async fn decide_ended(&self, writers: &[Timestamp]) -> Result<BTreeMap<Timestamp, Fate>> {
+        let mut fates = self.entries.fates(writers).await?;
+        for (writer, fate) in &mut fates {
+            if *fate == Fate::Undecided && Rule::DecideBeforeSweep.is_kept() {
+                *fate = match &self.path {
+                    CommitPath::StepByStep(steps) => steps.roll_back(*writer).await?,
+                    // The leader alone writes entries.
+                    CommitPath::Pipeline(pipeline) => {
+                        pipeline.roll_back(*writer).await?;
+                        Fate::RolledBack
+                    }
+                };
+            }
+        }
+        Ok(fates)
+    }
+
     /// Step 1: constraints, before anything is written.
     pub(crate) fn check_constraints(&self, table: &TableRef, writes: &TableWrites) -> Result<()> {
         let constraints = self.constraints.read();

@@ -46,6 +46,8 @@ pub enum Fate {
 const VERSION: u8 = 1;
 const ROLLED_BACK: u8 = 0;
 const COMMITTED: u8 = 1;
+/// Committed, and every version it wrote carries the commit timestamp itself: nobody has to look here.
+const SELF_CONTAINED: u8 = 2;
 
 impl Entry {
     /// Where the entry of `start_ts` lies. The order of rows is the order of start timestamps: a byte that tells
@@ -88,6 +90,21 @@ impl Entry {
         bytes.freeze()
     }
 
+    /// The bytes of an entry whose versions all carry the commit timestamp.
+    pub(crate) fn encode_self_contained(commit_ts: Timestamp) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(10);
+        bytes.put_u8(VERSION);
+        bytes.put_u8(SELF_CONTAINED);
+        bytes.put_u64(commit_ts.get());
+        bytes.freeze()
+    }
+
+    /// True for the bytes of an entry that may go when nobody can commit at its start timestamp any more: one that was
+    /// rolled back, which an absence then says as well, or one that says what its versions say themselves.
+    pub(crate) fn may_go(bytes: &[u8]) -> bool {
+        matches!(bytes, [VERSION, ROLLED_BACK] | [VERSION, SELF_CONTAINED, ..])
+    }
+
     /// The entry of these bytes.
     ///
     /// # Errors
@@ -95,7 +112,7 @@ impl Entry {
     pub fn decode(start_ts: Timestamp, bytes: &[u8]) -> Result<Entry> {
         let entry = match bytes {
             [VERSION, ROLLED_BACK] => Some(Entry::RolledBack),
-            [VERSION, COMMITTED, number @ ..] => <[u8; 8]>::try_from(number)
+            [VERSION, COMMITTED | SELF_CONTAINED, number @ ..] => <[u8; 8]>::try_from(number)
                 .ok()
                 .and_then(|number| Timestamp::new(u64::from_be_bytes(number)))
                 // Commit timestamps are drawn after start timestamps; zero and MAX are never drawn.
@@ -116,6 +133,59 @@ pub struct CleanedWindow {
     pub from: Timestamp,
     /// The fast-forward timestamp; `None` while the restore is under way.
     pub until: Option<Timestamp>,
+}
+
+/// Below this, a transaction without an entry was rolled back: entries that say no more than that were removed, and
+/// nobody can commit there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionsFloor {
+    /// The first start timestamp of which that does not hold.
+    pub below: Timestamp,
+    /// How many cleaned windows were settled by a walk over every table. While there are more, the floor does not pass
+    /// the beginning of the first that is not.
+    #[serde(default)]
+    pub windows_settled: usize,
+}
+
+impl Default for TransactionsFloor {
+    fn default() -> TransactionsFloor {
+        TransactionsFloor { below: Timestamp::FIRST, windows_settled: 0 }
+    }
+}
+
+impl TransactionsFloor {
+    /// The record in the store.
+    pub fn in_store(kvs: Arc<dyn KeyValueService>) -> MetaRecord<TransactionsFloor> {
+        MetaRecord::new(kvs, "transactions-floor")
+    }
+
+    /// The floor of a store, at the beginning of time if there is no record.
+    pub async fn load(kvs: Arc<dyn KeyValueService>) -> Result<TransactionsFloor> {
+        Ok(TransactionsFloor::in_store(kvs).load().await?.map(|(floor, _)| floor).unwrap_or_default())
+    }
+
+    /// Replaces the record by what `change` makes of it.
+    ///
+    /// # Errors
+    /// Those of the store; nothing is promised then.
+    pub(crate) async fn update(
+        kvs: Arc<dyn KeyValueService>,
+        change: impl Fn(TransactionsFloor) -> TransactionsFloor,
+    ) -> Result<TransactionsFloor> {
+        let record = TransactionsFloor::in_store(kvs);
+        let mut loaded = record.load().await?;
+        loop {
+            let found = loaded.as_ref().map(|(floor, _)| *floor).unwrap_or_default();
+            let wanted = change(found);
+            if wanted == found {
+                return Ok(found);
+            }
+            match record.replace(loaded.as_ref().map(|(_, bytes)| bytes), Some(&wanted)).await? {
+                crate::schema::Replaced::Done(_) => return Ok(wanted),
+                crate::schema::Replaced::Other(other) => loaded = other,
+            }
+        }
+    }
 }
 
 /// All cleaned windows of a store.
@@ -180,6 +250,16 @@ mod tests {
             let _ = Entry::start_ts_of(&Cell::copy_from(&row, "t"));
             let _ = Entry::decode(ts(5), &bytes);
         }
+    }
+
+    #[test]
+    fn entries_that_may_go_are_those_that_nobody_needs() {
+        assert!(Entry::may_go(&Entry::RolledBack.encode()));
+        assert!(!Entry::may_go(&Entry::Committed(ts(9)).encode()), "a version may need it");
+        let bytes = Entry::encode_self_contained(ts(9));
+        assert!(Entry::may_go(&bytes));
+        assert_eq!(Entry::decode(ts(5), &bytes).expect("it was encoded"), Entry::Committed(ts(9)));
+        assert!(Entry::decode(ts(9), &bytes).is_err(), "a commit at its own start");
     }
 
     #[test]

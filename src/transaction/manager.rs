@@ -2,13 +2,14 @@
 
 use super::constraint::Constraint;
 use super::core::{CommitPath, Core, SchemaCache};
-use super::entry::{CleanedWindows, Entry, transactions_table};
+use super::entry::{CleanedWindows, Entry, TransactionsFloor, transactions_table};
 use super::handle::{Attempt, Transaction};
 use super::mend::Mender;
 use super::pipeline::{Claim, Groups, Pipeline};
 use super::predecessors::Predecessors;
 use super::step_by_step::{SETTLE_WITHIN, StepByStep};
 use super::sweep_queue::sweep_queue_table;
+use super::swept::SweptTables;
 use super::table::TransactionTable;
 use super::tracker::{Begun, SnapshotTracker};
 use crate::config::{CommitModeChoice, TransactionConfig};
@@ -87,7 +88,8 @@ impl TransactionManager {
         // a write of this process, or the fence stops it. What commits step by step is met by readers as undecided, and
         // by whoever settles.
         let tracker = SnapshotTracker::new(oracle.last_issued());
-        let entries = Arc::new(TransactionTable::new(kvs.clone(), windows));
+        let floor = TransactionsFloor::load(kvs.clone()).await?;
+        let entries = Arc::new(TransactionTable::new(kvs.clone(), windows, floor));
         let locks = Arc::new(LockService::with_clock(oracle.epoch(), Default::default(), options.lease.clock.clone()));
         let config = options.transactions;
         let mender = Arc::new(Mender::new(kvs.clone()));
@@ -109,7 +111,9 @@ impl TransactionManager {
             CommitPath::StepByStep(Box::new(steps))
         };
         let constraints = RwLock::new(HashMap::new());
-        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, path };
+        // Read after the takeover: a former owner that swept had it written down while its lease was valid.
+        let swept = SweptTables::load(kvs.clone()).await?;
+        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, swept, path };
         let (core, store, work_ids) = (Arc::new(core), Arc::new(store), Arc::new(AtomicU64::new(1)));
         Ok(TransactionManager { core, locks, store, work_ids })
     }
@@ -219,6 +223,21 @@ impl TransactionManager {
             CommitPath::StepByStep(_) => self.core.tracker.publish_with(|| self.core.oracle.last_issued()),
         }
         Ok(self.core.tracker.immutable_ts())
+    }
+
+    /// What all transactions of the store share: for sweep.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Grants sweep a timestamp, at most `hold`: versions that no snapshot at or above it can see may be removed. Every
+    /// transaction that started below it has ended.
+    ///
+    /// # Errors
+    /// Those of the store. Cancel safe.
+    pub(crate) async fn grant_sweep(&self, hold: Timestamp) -> Result<Timestamp> {
+        self.immutable_ts().await?;
+        Ok(self.core.tracker.grant_sweep(hold))
     }
 
     /// From now on `constraint` is checked for every cell written to `table` by this process.

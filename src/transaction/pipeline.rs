@@ -470,7 +470,9 @@ impl Leader {
     }
 
     fn refusal(&self, member: &Member) -> Option<Verdict> {
-        if member.start_ts < self.first_ts || self.rolled_back.contains(&member.start_ts) {
+        // Below the floor its entry may have been removed, and an absence has been taken for *rolled back* since.
+        let below_floor = member.start_ts < self.entries.floor() && Rule::RefuseBelowFloor.is_kept();
+        if below_floor || member.start_ts < self.first_ts || self.rolled_back.contains(&member.start_ts) {
             return Some(Verdict::HasEntry);
         }
         // Here and not before it entered: whoever begins after the change must find this member applied, or refused.
@@ -751,7 +753,15 @@ fn build_batch(group: &mut Group) -> AtomicBatch {
                 batch.ops.push(BatchOp::Put { table, cell, ts: start_ts, value });
             }
         }
-        batch.ops.push(entry_op(start_ts, Entry::Committed(commit_ts)));
+        // Versions of the batch carry the commit timestamp; those that were put ahead do not.
+        batch.ops.push(match &accepted.member.payload {
+            Payload::Batch { .. } => BatchOp::Set {
+                table: transactions_table(),
+                cell: Entry::cell(start_ts),
+                value: Entry::encode_self_contained(commit_ts),
+            },
+            Payload::PutAhead => entry_op(start_ts, Entry::Committed(commit_ts)),
+        });
     }
     for (start_ts, _) in &group.roll_backs {
         batch.ops.push(entry_op(*start_ts, Entry::RolledBack));
@@ -777,7 +787,7 @@ fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut AtomicBatch) 
     let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
     batch.ops.retain(|op| match op {
         BatchOp::Put { ts, .. } => !writers.contains(ts),
-        BatchOp::Set { cell, .. } => !entries.contains(cell),
+        BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
     });
     for accepted in std::mem::take(&mut group.commits) {
         if writers.contains(&accepted.member.start_ts) {

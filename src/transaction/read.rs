@@ -14,11 +14,13 @@
 
 use super::core::{CommitPath, Core};
 use super::entry::Fate;
+use super::step::Rule;
 use super::step_by_step::StepByStep;
 use super::value;
 use crate::{Error, Result};
-use atlas_kvs::{Cell, CellBound, TableRef, Timestamp, Value};
+use atlas_kvs::{Cell, CellBound, Scan, TableRef, Timestamp, Value};
 use bytes::Bytes;
+use futures::stream::{Stream, StreamExt};
 use std::collections::BTreeMap;
 
 /// A cell whose newest version below some bound was found; whether it is visible is still to be seen.
@@ -61,12 +63,50 @@ impl Core {
             .zip(found)
             .map(|(bound, version)| version.map(|version| Candidate { cell: bound.cell, version }))
             .collect();
-        self.resolve(table, candidates, read_ts).await
+        let values = self.resolve(table, candidates, read_ts).await?;
+        self.check_not_swept(table, read_ts)?;
+        Ok(values)
+    }
+
+    /// What a reader sees of a range, a page at a time. Cells without a visible value come with `None`.
+    pub(crate) fn read_pages<'a>(
+        &'a self,
+        table: &'a TableRef,
+        request: Scan,
+    ) -> impl Stream<Item = Result<Vec<(Cell, Option<Bytes>)>>> + Send + 'a {
+        async_stream::try_stream! {
+            let (read_ts, page_size) = (request.read_before, request.page_size);
+            let mut pages = self.kvs.scan(table, request).ready_chunks(page_size);
+            while let Some(page) = pages.next().await {
+                let mut cells = Vec::with_capacity(page.len());
+                let mut candidates = Vec::with_capacity(page.len());
+                for found in page {
+                    let (cell, version) = found?;
+                    cells.push(cell.clone());
+                    candidates.push(Some(Candidate { cell, version }));
+                }
+                let values = self.resolve(table, candidates, read_ts).await?;
+                self.check_not_swept(table, read_ts)?;
+                yield cells.into_iter().zip(values).collect();
+            }
+            // Also of a range in which nothing was found.
+            self.check_not_swept(table, read_ts)?;
+        }
+    }
+
+    /// After each read, in this one place: what was not found may have been removed without a trace, for a reader that
+    /// comes too late. A process whose lease is over has nobody who keeps its snapshots.
+    fn check_not_swept(&self, table: &TableRef, read_ts: Timestamp) -> Result<()> {
+        if !Rule::CheckSwept.is_kept() {
+            return Ok(());
+        }
+        self.oracle.check_held()?;
+        self.swept.check(table, read_ts)
     }
 
     /// Goes down from each candidate to the version visible at `read_ts`. `None` for cells that have none or whose
     /// visible version is a tombstone.
-    pub(crate) async fn resolve(
+    async fn resolve(
         &self,
         table: &TableRef,
         candidates: Vec<Option<Candidate>>,

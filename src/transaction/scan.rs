@@ -1,7 +1,6 @@
 //! Scans: pages of the store, resolved to one snapshot, with the own writes merged in.
 
 use super::handle::Inner;
-use super::read::Candidate;
 use super::reads::RangeRead;
 use crate::ops::ScanOptions;
 use crate::{Error, Result};
@@ -42,19 +41,11 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
             after: None,
             page_size,
         };
-        let mut pages = transaction.core.kvs.scan(&table, request).ready_chunks(page_size);
+        let mut pages = std::pin::pin!(transaction.core.read_pages(&table, request));
         while let Some(page) = pages.next().await {
+            let page = page?;
             transaction.check_open()?;
-            let mut cells = Vec::with_capacity(page.len());
-            let mut candidates = Vec::with_capacity(page.len());
-            for found in page {
-                let (cell, version) = found?;
-                cells.push(cell.clone());
-                candidates.push(Some(Candidate { cell, version }));
-            }
-            let values = transaction.core.resolve(&table, candidates, transaction.read_ts).await?;
-            transaction.check_open()?;
-            for (cell, value) in cells.into_iter().zip(values) {
+            for (cell, value) in page {
                 while let Some((own_cell, own_value)) =
                     own.pop_front_if(|(own_cell, _)| in_order(own_cell, &cell, reverse) == Ordering::Less)
                 {

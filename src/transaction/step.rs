@@ -96,6 +96,18 @@ pub(crate) enum Rule {
     BelieveTheEntry,
     /// A lost answer is settled by writing, never by taking it for a failure.
     SettleByWriting,
+    /// Sweep is granted nothing that an open snapshot needs.
+    SweepBelowReaders,
+    /// Sweep leaves a sentinel before it removes a version of a conservative table.
+    SentinelsFirst,
+    /// A reader asks after each read whether what it did not find may have been swept.
+    CheckSwept,
+    /// Sweep decides writers without an entry before it removes what they wrote, or keeps.
+    DecideBeforeSweep,
+    /// Sweep keeps the queue entry of a writer whose commit is too young.
+    KeepYoungEntries,
+    /// Nobody commits below the floor of `_transactions`.
+    RefuseBelowFloor,
 }
 
 impl Rule {
@@ -111,6 +123,12 @@ impl Rule {
             Rule::WaitForWriters => "rule::wait_for_writers",
             Rule::BelieveTheEntry => "rule::believe_the_entry",
             Rule::SettleByWriting => "rule::settle_by_writing",
+            Rule::SweepBelowReaders => "rule::sweep_below_readers",
+            Rule::SentinelsFirst => "rule::sentinels_first",
+            Rule::CheckSwept => "rule::check_swept",
+            Rule::DecideBeforeSweep => "rule::decide_before_sweep",
+            Rule::KeepYoungEntries => "rule::keep_young_entries",
+            Rule::RefuseBelowFloor => "rule::refuse_below_floor",
         }
     }
 

@@ -124,7 +124,7 @@ impl StepByStep {
     }
 
     /// Writes *rolled back* unless there is an entry; the fate that stands.
-    async fn roll_back(&self, writer: Timestamp) -> Result<Fate> {
+    pub(super) async fn roll_back(&self, writer: Timestamp) -> Result<Fate> {
         let standing = self.entries.put_unless_exists(writer, Entry::RolledBack).await?;
         Ok(self.entries.windows().fate(Some(standing)))
     }

@@ -65,6 +65,31 @@ pub(crate) fn rows_between(shard: u16, from: Timestamp, until: Timestamp) -> Row
     RowRange::new(row(shard, from.get() / PARTITION), row(shard, until.get() / PARTITION + 1))
 }
 
+/// The rows of partitions of one shard, from `first` (inclusive) to `end` (exclusive).
+pub(crate) fn partitions(shard: u16, first: u64, end: u64) -> RowRange {
+    RowRange::new(row(shard, first), row(shard, end))
+}
+
+/// The partition that holds a writer.
+pub(crate) fn partition_of(start_ts: Timestamp) -> u64 {
+    start_ts.get() / PARTITION
+}
+
+/// The place of a chunk of a writer.
+pub(crate) fn place(start_ts: Timestamp, chunk: u32) -> Cell {
+    cell(start_ts, chunk)
+}
+
+/// Which chunk of its writer an entry is.
+///
+/// # Errors
+/// [`Error::Corrupt`] for a cell that can't be one of an entry.
+pub(crate) fn chunk_of(entry: &Cell) -> Result<u32> {
+    writer_of(entry)?;
+    let digits = entry.column.get(8..12).and_then(|bytes| bytes.try_into().ok());
+    digits.map(u32::from_be_bytes).ok_or_else(|| damaged(entry, "the column has no chunk"))
+}
+
 fn row(shard: u16, partition: u64) -> Bytes {
     let mut row = BytesMut::with_capacity(10);
     row.put_u16(shard);

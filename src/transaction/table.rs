@@ -1,11 +1,12 @@
 //! Looking up the fate of writers in `_transactions`.
 
-use super::entry::{CleanedWindows, Entry, Fate, transactions_table};
+use super::entry::{CleanedWindows, Entry, Fate, TransactionsFloor, transactions_table};
 use crate::Result;
 use atlas_kvs::{Cell, KeyValueService, PutUnlessExists, TableRef, Timestamp};
 use quick_cache::sync::Cache;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many fates are remembered; an entry takes about 50 bytes.
 const CACHED: usize = 200_000;
@@ -19,11 +20,28 @@ pub(crate) struct TransactionTable {
     // Holds decided fates only, windows applied: these never change while the store is open. An absent entry is not
     // a fact but a moment, and is never remembered.
     decided: Cache<u64, Fate>,
+    // Below this an absent entry means *rolled back*.
+    floor: AtomicU64,
 }
 
 impl TransactionTable {
-    pub(crate) fn new(kvs: Arc<dyn KeyValueService>, windows: CleanedWindows) -> TransactionTable {
-        TransactionTable { kvs, table: transactions_table(), windows, decided: Cache::new(CACHED) }
+    pub(crate) fn new(
+        kvs: Arc<dyn KeyValueService>,
+        windows: CleanedWindows,
+        floor: TransactionsFloor,
+    ) -> TransactionTable {
+        let floor = AtomicU64::new(floor.below.get());
+        TransactionTable { kvs, table: transactions_table(), windows, decided: Cache::new(CACHED), floor }
+    }
+
+    /// Below this nobody commits any more, and an absent entry means *rolled back*.
+    pub(crate) fn floor(&self) -> Timestamp {
+        Timestamp::saturating(self.floor.load(Ordering::Acquire))
+    }
+
+    /// Raises the floor, which stands in the store already and below which nothing was removed yet.
+    pub(crate) fn raise_floor(&self, below: Timestamp) {
+        self.floor.fetch_max(below.get(), Ordering::AcqRel);
     }
 
     pub(crate) fn windows(&self) -> &CleanedWindows {
@@ -56,7 +74,11 @@ impl TransactionTable {
         let found = self.kvs.get_atomic(&self.table, &cells).await?;
         for (start_ts, bytes) in unknown.into_iter().zip(found) {
             let entry = bytes.map(|bytes| Entry::decode(start_ts, &bytes)).transpose()?;
-            let fate = self.windows.fate(entry);
+            let fate = match self.windows.fate(entry) {
+                // Looked at after the entry: one that was removed was so after the floor was raised.
+                Fate::Undecided if start_ts < self.floor() => Fate::RolledBack,
+                fate => fate,
+            };
             self.remember(start_ts, fate);
             fates.insert(start_ts, fate);
         }
@@ -71,6 +93,9 @@ impl TransactionTable {
 
     /// Writes an entry where there is none; the entry that stands afterwards.
     pub(crate) async fn put_unless_exists(&self, start_ts: Timestamp, entry: Entry) -> Result<Entry> {
+        if start_ts < self.floor() && self.fate(start_ts).await? == Fate::RolledBack {
+            return Ok(Entry::RolledBack); // Its entry may have been removed, and must not come again as another one.
+        }
         let answer = self.kvs.put_unless_exists(&self.table, &Entry::cell(start_ts), entry.encode()).await?;
         let standing = match answer {
             PutUnlessExists::Written => entry,

@@ -10,6 +10,7 @@
 //!     (oldest open)    another       are applied    their way
 //! ```
 
+use super::step::Rule;
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
 use atlas_kvs::Timestamp;
@@ -32,13 +33,16 @@ struct State {
     watermark: u64,
     /// How many open snapshots read below each timestamp.
     registered: BTreeMap<u64, usize>,
+    /// The greatest timestamp that sweep was granted: what no snapshot at or above it needs may be gone.
+    granted: u64,
 }
 
 /// A registered snapshot; dropping it lets the immutable timestamp move on.
 #[derive(Debug)]
 pub(crate) struct Registration {
     tracker: Arc<SnapshotTracker>,
-    registered: u64,
+    /// Nothing for a snapshot that came too late to be kept: its reads are answered as far as its versions stand.
+    registered: Option<u64>,
 }
 
 /// What a transaction begins with.
@@ -54,7 +58,7 @@ impl SnapshotTracker {
     pub(crate) fn new(watermark: Timestamp) -> Arc<SnapshotTracker> {
         let watermark = watermark.get();
         Arc::new(SnapshotTracker {
-            state: Mutex::new(State { watermark, registered: BTreeMap::new() }),
+            state: Mutex::new(State { watermark, registered: BTreeMap::new(), granted: 0 }),
             watermark: AtomicU64::new(watermark),
         })
     }
@@ -80,6 +84,7 @@ impl SnapshotTracker {
             let begun = {
                 let mut state = self.state.lock();
                 let registered = register_at(&state, oracle.last_issued());
+                debug_assert!(registered >= state.granted, "sweep is granted nothing that a new snapshot needs");
                 oracle.try_fresh_range(1)?.map(|range| {
                     *state.registered.entry(registered).or_default() += 1;
                     (registered, range.first)
@@ -88,7 +93,7 @@ impl SnapshotTracker {
             if let Some((registered, start_ts)) = begun {
                 let read_ts = read_at(Timestamp::saturating(registered), start_ts);
                 debug_assert!(read_ts <= start_ts, "a snapshot is chosen before its transaction is numbered");
-                let registration = Registration { tracker: self.clone(), registered };
+                let registration = Registration { tracker: self.clone(), registered: Some(registered) };
                 return Ok(Begun { start_ts, read_ts, registration });
             }
             // The block is used up. Moving the bound takes a write, so it is done outside the latch; the number it
@@ -97,7 +102,8 @@ impl SnapshotTracker {
         }
     }
 
-    /// Registers a snapshot of the past.
+    /// Registers a snapshot of the past. One below what sweep was granted is not kept: its reads find what still
+    /// stands, or that they come too late.
     ///
     /// # Errors
     /// [`Error::Usage`] for a timestamp above the watermark: what commits below it is not settled yet.
@@ -108,8 +114,27 @@ impl SnapshotTracker {
                 "timestamp {read_ts} was not issued yet: the state below it is still in the making"
             )));
         }
+        if read_ts.get() < state.granted {
+            return Ok(Registration { tracker: self.clone(), registered: None });
+        }
         *state.registered.entry(read_ts.get()).or_default() += 1;
-        Ok(Registration { tracker: self.clone(), registered: read_ts.get() })
+        Ok(Registration { tracker: self.clone(), registered: Some(read_ts.get()) })
+    }
+
+    /// Grants sweep a timestamp, at most `hold`: what no snapshot at or above it can see may be removed, and none below
+    /// it is registered from now on. Under the latch of those who begin: a sweeper that read the immutable timestamp by
+    /// itself could be overtaken by a snapshot of the past between the look and the first deletion.
+    pub(crate) fn grant_sweep(&self, hold: Timestamp) -> Timestamp {
+        let mut state = self.state.lock();
+        let oldest = state.registered.keys().next().copied().filter(|_| Rule::SweepBelowReaders.is_kept());
+        let granted = oldest.unwrap_or(u64::MAX).min(state.watermark + 1).min(hold.get());
+        state.granted = state.granted.max(granted);
+        Timestamp::saturating(granted)
+    }
+
+    /// The oldest open snapshot, if any.
+    pub(crate) fn oldest_open(&self) -> Option<Timestamp> {
+        self.state.lock().registered.keys().next().copied().map(Timestamp::saturating)
     }
 
     /// Every commit at or below this is applied.
@@ -144,11 +169,12 @@ impl SnapshotTracker {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        let Some(registered) = self.registered else { return };
         let mut state = self.tracker.state.lock();
-        if let Some(count) = state.registered.get_mut(&self.registered) {
+        if let Some(count) = state.registered.get_mut(&registered) {
             *count -= 1;
             if *count == 0 {
-                state.registered.remove(&self.registered);
+                state.registered.remove(&registered);
             }
         }
     }

@@ -7,9 +7,9 @@
 use super::chaos::Chaos;
 use async_trait::async_trait;
 use atlas::kvs_api::{
-    AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, CellBound, CellTimestamps, CellVersionRange,
-    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, NativeSnapshot, Ownership, PutUnlessExists,
-    Result, ResultStream, Scan, TableDescription, TableKind, TableSize, Value, Version, VersionScan,
+    AtomicBatch, AtomicScan, Availability, Capabilities, CellBound, CellTimestamps, CellVersionRange, CellVersions,
+    CheckAndSet, Durability, KeyValueService, KvsError, NativeSnapshot, Ownership, PutUnlessExists, Result,
+    ResultStream, Scan, TableDescription, TableKind, TableSize, Value, Version, VersionScan,
 };
 use atlas::{Cell, RowRange, TableRef, Timestamp};
 use bytes::Bytes;
@@ -443,13 +443,7 @@ impl KeyValueService for Faulty {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         assert!(!self.no_batches, "the store has no batches");
-        let mut tables: Vec<TableRef> = batch
-            .ops
-            .iter()
-            .map(|op| match op {
-                BatchOp::Put { table, .. } | BatchOp::Set { table, .. } => table.clone(),
-            })
-            .collect();
+        let mut tables: Vec<TableRef> = batch.ops.iter().map(|op| op.table().clone()).collect();
         tables.dedup();
         self.through(Op::Apply, tables, &[], |inner| async move { inner.apply(batch, durability).await }).await
     }

@@ -26,6 +26,23 @@ pub enum BatchOp {
         /// The content.
         value: Bytes,
     },
+    /// Remove a cell of an atomic table, whatever it holds; one that holds nothing is fine. For the single owner of a
+    /// table only: it compares nothing.
+    Remove {
+        /// The table.
+        table: TableRef,
+        /// The cell.
+        cell: Cell,
+    },
+}
+
+impl BatchOp {
+    /// The table it writes to.
+    pub fn table(&self) -> &TableRef {
+        match self {
+            BatchOp::Put { table, .. } | BatchOp::Set { table, .. } | BatchOp::Remove { table, .. } => table,
+        }
+    }
 }
 
 /// Writes that are applied together: after a crash, all of them are there or none is.

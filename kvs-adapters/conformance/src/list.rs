@@ -139,6 +139,7 @@ macro_rules! conformance_tests {
                 batch_writes_several_tables,
                 set_replaces_what_stands,
                 last_set_of_a_cell_counts,
+                remove_removes_what_stands,
                 same_put_twice_is_fine,
                 batch_with_one_wrong_write_applies_nothing,
                 two_values_for_one_place_conflict,

@@ -285,8 +285,10 @@ pub(crate) async fn atomic_operations(store: &impl Store, table: &TableRef) -> V
         ("removal", store.check_and_set(table, &cell, Some(bytes("v")), None).await.map(drop)),
     ];
     if store.capabilities().atomic_batch {
-        let set = BatchOp::Set { table: table.clone(), cell, value: bytes("v") };
+        let set = BatchOp::Set { table: table.clone(), cell: cell.clone(), value: bytes("v") };
         outcomes.push(("apply", apply(store, vec![set]).await));
+        let remove = BatchOp::Remove { table: table.clone(), cell };
+        outcomes.push(("apply of a removal", apply(store, vec![remove]).await));
     }
     outcomes
 }

@@ -270,8 +270,10 @@ impl KeyValueService for MemoryStore {
             return Ok(());
         }
         for op in &batch.ops {
-            let (BatchOp::Put { cell, value, .. } | BatchOp::Set { cell, value, .. }) = op;
-            check_lengths(cell, value)?;
+            match op {
+                BatchOp::Put { cell, value, .. } | BatchOp::Set { cell, value, .. } => check_lengths(cell, value)?,
+                BatchOp::Remove { cell, .. } => check_lengths(cell, &Bytes::new())?,
+            }
         }
         self.write(|tables| {
             tables.check(&batch)?;

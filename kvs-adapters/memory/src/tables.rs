@@ -106,7 +106,7 @@ impl Tables {
         let mut planned = BTreeMap::new();
         for op in &batch.ops {
             match op {
-                BatchOp::Set { table, .. } => drop(self.atomic(table)?),
+                BatchOp::Set { table, .. } | BatchOp::Remove { table, .. } => drop(self.atomic(table)?),
                 BatchOp::Put { table, cell, ts, value } => {
                     let stored = self.versioned(table)?.get(cell).and_then(|versions| versions.get(ts));
                     if !ts.is_data() {
@@ -126,6 +126,7 @@ impl Tables {
     pub(crate) fn write(&mut self, op: BatchOp) -> Result<()> {
         match op {
             BatchOp::Set { table, cell, value } => drop(self.atomic_mut(&table)?.insert(cell, value)),
+            BatchOp::Remove { table, cell } => drop(self.atomic_mut(&table)?.remove(&cell)),
             BatchOp::Put { table, cell, ts, value } => {
                 self.versioned_mut(&table)?.entry(cell).or_default().insert(ts, value);
             }

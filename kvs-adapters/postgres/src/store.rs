@@ -243,6 +243,7 @@ impl KeyValueService for PostgresStore {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => check_put(cell, *ts, value)?,
                 BatchOp::Set { cell, value, .. } => check_value(cell, value)?,
+                BatchOp::Remove { cell, .. } => check_value(cell, &Bytes::new())?,
             }
         }
         self.server.write(Writes::of_batch(&batch.ops), batch.guard.as_ref(), durability).await

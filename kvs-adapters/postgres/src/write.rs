@@ -37,7 +37,8 @@ const BEGIN_RELAXED: &str = "BEGIN; SET LOCAL atlas.batch = 'open'; SET LOCAL sy
 #[derive(Default)]
 pub(crate) struct Writes<'a> {
     puts: BTreeMap<&'a TableRef, Vec<Put<'a>>>,
-    sets: BTreeMap<&'a TableRef, Vec<(&'a Cell, &'a Bytes)>>,
+    /// `None` removes the cell.
+    sets: BTreeMap<&'a TableRef, Vec<(&'a Cell, Option<&'a Bytes>)>>,
 }
 
 type Put<'a> = (&'a Cell, Timestamp, &'a Bytes);
@@ -48,7 +49,8 @@ impl<'a> Writes<'a> {
         for op in ops {
             match op {
                 BatchOp::Put { table, cell, ts, value } => writes.put(table, cell, *ts, value),
-                BatchOp::Set { table, cell, value } => writes.sets.entry(table).or_default().push((cell, value)),
+                BatchOp::Set { table, cell, value } => writes.sets.entry(table).or_default().push((cell, Some(value))),
+                BatchOp::Remove { table, cell } => writes.sets.entry(table).or_default().push((cell, None)),
             }
         }
         writes
@@ -71,18 +73,22 @@ impl<'a> Writes<'a> {
             puts.dedup_by(|a, b| (a.0, a.1) == (b.0, b.1));
             let mut room = Room::none();
             for (cell, ts, value) in puts {
-                let statement = room.for_one(&mut statements, table, TableKind::Versioned, cell, value);
+                let statement = room.for_one(&mut statements, table, Does::Put, cell, value);
                 statement.timestamps.push(number(ts));
             }
         }
         for (table, mut sets) in self.sets {
             // Stable: of several writes of a cell the last one stays behind.
             sets.sort_by(|a, b| a.0.cmp(b.0));
+            let is_last = |place: usize| sets.get(place + 1).is_none_or(|next| next.0 != sets[place].0);
+            let last: Vec<_> = (0..sets.len()).filter(|place| is_last(*place)).map(|place| sets[place]).collect();
             let mut room = Room::none();
-            for (place, (cell, value)) in sets.iter().enumerate() {
-                if sets.get(place + 1).is_none_or(|next| next.0 != *cell) {
-                    room.for_one(&mut statements, table, TableKind::Atomic, cell, value);
-                }
+            for (cell, value) in last.iter().filter_map(|(cell, value)| Some((cell, (*value)?))) {
+                room.for_one(&mut statements, table, Does::Set, cell, value);
+            }
+            let mut room = Room::none();
+            for (cell, _) in last.iter().filter(|(_, value)| value.is_none()) {
+                room.for_one(&mut statements, table, Does::Remove, cell, &NOTHING);
             }
         }
         Ok(statements)
@@ -105,14 +111,14 @@ impl Room {
         &mut self,
         statements: &'s mut Vec<Statement<'a>>,
         table: &'a TableRef,
-        kind: TableKind,
+        does: Does,
         cell: &'a Cell,
         value: &'a Bytes,
     ) -> &'s mut Statement<'a> {
         let len = cell.row.len() + cell.column.len() + value.len();
         if self.cells == 0 || self.bytes < len {
             *self = Room { cells: CELLS_MAX, bytes: BYTES_MAX.max(len) };
-            statements.push(Statement::new(table, kind));
+            statements.push(Statement::new(table, does));
         }
         *self = Room { cells: self.cells - 1, bytes: self.bytes - len };
         let statement = statements.last_mut().expect("a statement was pushed when there was no room");
@@ -124,10 +130,20 @@ impl Room {
     }
 }
 
+static NOTHING: Bytes = Bytes::new();
+
+/// What a statement does to its cells.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Does {
+    Put,
+    Set,
+    Remove,
+}
+
 /// The arrays of one statement.
 struct Statement<'a> {
     table: &'a TableRef,
-    kind: TableKind,
+    does: Does,
     rows: Vec<&'a [u8]>,
     columns: Vec<&'a [u8]>,
     /// Of a versioned table only.
@@ -137,32 +153,41 @@ struct Statement<'a> {
 }
 
 impl<'a> Statement<'a> {
-    fn new(table: &'a TableRef, kind: TableKind) -> Statement<'a> {
+    fn new(table: &'a TableRef, does: Does) -> Statement<'a> {
         let (rows, columns, values) = (Vec::new(), Vec::new(), Vec::new());
-        Statement { table, kind, rows, columns, timestamps: Vec::new(), values, bytes: 0 }
+        Statement { table, does, rows, columns, timestamps: Vec::new(), values, bytes: 0 }
+    }
+
+    fn kind(&self) -> TableKind {
+        if self.does == Does::Put { TableKind::Versioned } else { TableKind::Atomic }
     }
 
     fn sql(&self, server: &Server) -> String {
-        let name = server.names.table(self.table, self.kind);
+        let name = server.names.table(self.table, self.kind());
         let here = "$1::bool OR current_setting('atlas.batch', true) = 'open'";
-        match self.kind {
-            TableKind::Versioned => format!(
+        match self.does {
+            Does::Put => format!(
                 "INSERT INTO {name} AS t (\"row\", col, ts, val) \
                  SELECT * FROM unnest($2::bytea[], $3::bytea[], $4::int8[], $5::bytea[]) WHERE {here} \
                  ON CONFLICT (\"row\", col, ts) DO UPDATE SET val = NULL WHERE t.val <> excluded.val"
             ),
-            TableKind::Atomic => format!(
+            Does::Set => format!(
                 "INSERT INTO {name} AS t (\"row\", col, val) \
                  SELECT * FROM unnest($2::bytea[], $3::bytea[], $4::bytea[]) WHERE {here} \
                  ON CONFLICT (\"row\", col) DO UPDATE SET val = excluded.val"
+            ),
+            Does::Remove => format!(
+                "DELETE FROM {name} AS t USING unnest($2::bytea[], $3::bytea[]) AS gone(\"row\", col) \
+                 WHERE t.\"row\" = gone.\"row\" AND t.col = gone.col AND ({here})"
             ),
         }
     }
 
     fn params<'s>(&'s self, alone: &'s bool) -> Vec<Param<'s>> {
-        match self.kind {
-            TableKind::Versioned => vec![alone, &self.rows, &self.columns, &self.timestamps, &self.values],
-            TableKind::Atomic => vec![alone, &self.rows, &self.columns, &self.values],
+        match self.does {
+            Does::Put => vec![alone, &self.rows, &self.columns, &self.timestamps, &self.values],
+            Does::Set => vec![alone, &self.rows, &self.columns, &self.values],
+            Does::Remove => vec![alone, &self.rows, &self.columns],
         }
     }
 }
@@ -329,7 +354,7 @@ impl Server {
     }
 
     async fn write_trouble(&self, failure: Failure, statement: &Statement<'_>, stakes: Stakes) -> Trouble {
-        if statement.kind == TableKind::Versioned && failure.is(&SqlState::NOT_NULL_VIOLATION) {
+        if statement.kind() == TableKind::Versioned && failure.is(&SqlState::NOT_NULL_VIOLATION) {
             return match self.find_conflict(statement).await {
                 Ok(Some(conflict)) => conflict.into(),
                 Ok(None) => {
@@ -339,7 +364,7 @@ impl Server {
                 Err(trouble) => trouble,
             };
         }
-        self.table_trouble(failure, statement.table, statement.kind, stakes).await
+        self.table_trouble(failure, statement.table, statement.kind(), stakes).await
     }
 
     /// The first place that holds another value than a statement would write.

@@ -459,7 +459,7 @@ impl Db {
         for op in &batch.ops {
             let (table, kind) = match op {
                 BatchOp::Put { table, .. } => (table, TableKind::Versioned),
-                BatchOp::Set { table, .. } => (table, TableKind::Atomic),
+                BatchOp::Set { table, .. } | BatchOp::Remove { table, .. } => (table, TableKind::Atomic),
             };
             let family = match families.entry((table, kind == TableKind::Atomic)) {
                 std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
@@ -468,6 +468,7 @@ impl Db {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => write.put_cf(family, keys::of_version(cell, *ts), value),
                 BatchOp::Set { cell, value, .. } => write.put_cf(family, keys::of_cell(cell), value),
+                BatchOp::Remove { cell, .. } => write.delete_cf(family, keys::of_cell(cell)),
             }
         }
         self.write(write, sync)

@@ -640,6 +640,7 @@ impl KeyValueService for RocksStore {
                     check_write(cell, value)?;
                 }
                 BatchOp::Set { cell, value, .. } => check_write(cell, value)?,
+                BatchOp::Remove { cell, .. } => check_write(cell, &[])?,
             }
         }
         write_blocking(move || db.apply(&batch, durability == Durability::Synced)).await

@@ -13,6 +13,10 @@ fn set_op(table: &TableRef, row: &str, content: &str) -> BatchOp {
     BatchOp::Set { table: table.clone(), cell: cell(row, "c"), value: bytes(content) }
 }
 
+fn remove_op(table: &TableRef, row: &str) -> BatchOp {
+    BatchOp::Remove { table: table.clone(), cell: cell(row, "c") }
+}
+
 /// A store without atomic batches says `Unsupported` and applies nothing. Every case below begins here: it returns
 /// false after it has seen this promise kept.
 async fn batches_or_unsupported(store: &TestStore) -> bool {
@@ -70,6 +74,22 @@ pub async fn last_set_of_a_cell_counts(store: &mut TestStore) {
     assert_eq!(stored_atomic(store, &a).await, ["r/c=three", "s/c=other"]);
 }
 
+/// `Remove` removes what stands without comparing, in the order of the batch, and what is not there is fine.
+pub async fn remove_removes_what_stands(store: &mut TestStore) {
+    if !batches_or_unsupported(store).await {
+        return;
+    }
+    let a = atomic(store, "a").await;
+    apply(store, vec![set_op(&a, "r", "one"), set_op(&a, "s", "other")]).await.expect("a batch can be applied");
+    apply(store, vec![remove_op(&a, "r"), remove_op(&a, "absent")]).await.expect("a batch can be applied");
+    assert_eq!(stored_atomic(store, &a).await, ["s/c=other"]);
+    let ops = vec![set_op(&a, "r", "two"), remove_op(&a, "r"), remove_op(&a, "s"), set_op(&a, "s", "back")];
+    apply(store, ops).await.expect("a batch can be applied");
+    assert_eq!(stored_atomic(store, &a).await, ["s/c=back"]);
+    let answer = store.put_unless_exists(&a, &cell("r", "c"), bytes("new")).await.expect("it can be written");
+    assert_eq!(answer, atlas_kvs::PutUnlessExists::Written);
+}
+
 /// The same put twice in a batch is fine, and so is one that is stored already.
 pub async fn same_put_twice_is_fine(store: &mut TestStore) {
     if !batches_or_unsupported(store).await {
@@ -99,6 +119,8 @@ pub async fn batch_with_one_wrong_write_applies_nothing(store: &mut TestStore) {
         set_op(&nowhere, "r", "v"),
         put_op(&a, "r", 1, "v"),
         set_op(&t, "r", "v"),
+        remove_op(&t, "r"),
+        remove_op(&nowhere, "r"),
         put_op(&t, "r", Timestamp::SENTINEL.get(), ""),
         put_op(&t, "r", Timestamp::MAX.get(), "v"),
     ];
@@ -114,11 +136,11 @@ pub async fn batch_with_one_wrong_write_applies_nothing(store: &mut TestStore) {
             ops.insert(place, op.clone());
             let error = apply(store, ops).await.expect_err("one write can't be made");
             let fits = match &op {
-                BatchOp::Put { table, .. } | BatchOp::Set { table, .. } if *table == nowhere => {
-                    matches!(error, KvsError::NoSuchTable(_))
-                }
+                op if *op.table() == nowhere => matches!(error, KvsError::NoSuchTable(_)),
                 BatchOp::Put { table, .. } if *table == a => matches!(error, KvsError::WrongTableKind { .. }),
-                BatchOp::Set { table, .. } if *table == t => matches!(error, KvsError::WrongTableKind { .. }),
+                BatchOp::Set { table, .. } | BatchOp::Remove { table, .. } if *table == t => {
+                    matches!(error, KvsError::WrongTableKind { .. })
+                }
                 BatchOp::Put { ts, .. } if !ts.is_data() => matches!(error, KvsError::InvalidTimestamp(_)),
                 BatchOp::Put { cell, .. } if cell.row == "standing" => {
                     matches!(error, KvsError::ConflictingValue { .. })

@@ -49,6 +49,7 @@ pub(super) enum VersionedTable {
 pub(super) enum BatchWrite {
     Put(VersionedTable, Cell, Timestamp, Bytes),
     Set(Cell, Bytes),
+    Remove(Cell),
 }
 
 impl BatchWrite {
@@ -56,6 +57,7 @@ impl BatchWrite {
         match self.clone() {
             BatchWrite::Put(table, cell, ts, value) => BatchOp::Put { table: versioned(table), cell, ts, value },
             BatchWrite::Set(cell, value) => BatchOp::Set { table: atomic.clone(), cell, value },
+            BatchWrite::Remove(cell) => BatchOp::Remove { table: atomic.clone(), cell },
         }
     }
 }
@@ -129,6 +131,7 @@ fn apply(empty: bool) -> impl Strategy<Value = Op> {
         (table(), cell(empty), data_ts(), value())
             .prop_map(|(table, cell, ts, value)| BatchWrite::Put(table, cell, ts, value)),
         (cell(empty), value()).prop_map(|(cell, value)| BatchWrite::Set(cell, value)),
+        cell(empty).prop_map(BatchWrite::Remove),
     ];
     vec(write, 1..6).prop_map(Op::Apply)
 }

@@ -48,6 +48,7 @@ impl Model {
             match write {
                 BatchWrite::Put(table, cell, ts, value) => drop(self.versioned(table).insert((cell, ts), value)),
                 BatchWrite::Set(cell, value) => drop(self.atomic.insert(cell, value)),
+                BatchWrite::Remove(cell) => drop(self.atomic.remove(&cell)),
             }
         }
     }

@@ -1,0 +1,174 @@
+//! Works the queue off: each shard from its oldest entry on, as far as readers allow.
+//!
+//! ```text
+//!   queue of a shard   w1   w2   w3 │ w4   w5   w6 ──┤ sweep_ts
+//!                      worked off   │ this batch ┆ w6 committed above sweep_ts: the shard waits here
+//! ```
+//!
+//! Below the sweep timestamp no writer runs, so none can come that is not there yet. One without an entry is rolled
+//! back. One whose commit is at or above the timestamp is too young: what it hides may still be read, and its entry is
+//! the only one that will ever name it; so the shard stops there, until the next timestamp.
+
+use super::batch::{How, unless_gone};
+use super::progress::ShardProgress;
+use super::state::Shared;
+use super::step::{SweepStep, reach};
+use crate::Result;
+use crate::transaction::Rule;
+use crate::transaction::entry::Fate;
+use crate::transaction::sweep_queue::{self, SHARDS, SweepWrite, sweep_queue_table};
+use atlas_kvs::{Cell, CellBound, CellVersions, Scan, TableRef, Timestamp};
+use futures::TryStreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// An entry of the queue.
+struct Entry {
+    writer: Timestamp,
+    chunk: u32,
+    writes: Vec<SweepWrite>,
+}
+
+/// What is worked off together.
+struct Batch {
+    entries: Vec<Entry>,
+    /// There is nothing behind it below the sweep timestamp.
+    is_last: bool,
+}
+
+impl Shared {
+    /// Works all shards off. Answers whether anything was there.
+    pub(super) async fn work_off_queue(self: &Arc<Self>, sweep_ts: Timestamp) -> Result<bool> {
+        let mut any = false;
+        for shard in 0..SHARDS {
+            any |= self.work_off_shard(shard, sweep_ts).await?;
+        }
+        Ok(any)
+    }
+
+    async fn work_off_shard(self: &Arc<Self>, shard: u16, sweep_ts: Timestamp) -> Result<bool> {
+        // Two at once would do the same work twice.
+        let _alone = self.shards[usize::from(shard)].lock().await;
+        let kvs = self.manager.kvs();
+        let mut progress = ShardProgress::load(kvs.clone(), shard).await?;
+        let mut any = false;
+        while progress.below < sweep_ts {
+            let batch = self.next_batch(shard, progress, sweep_ts).await?;
+            any |= !batch.entries.is_empty();
+            let Some(reached) = self.work_off(batch, progress, sweep_ts).await? else { break };
+            progress = reached;
+            progress.advance(kvs.clone(), shard).await?;
+            reach(SweepStep::ProgressMoved);
+            progress = self.drop_finished(shard, progress).await?;
+            if any {
+                tokio::time::sleep(self.config.pause).await;
+            }
+        }
+        Ok(any)
+    }
+
+    /// The next entries of a shard, about as many as name a batch of cells.
+    async fn next_batch(&self, shard: u16, progress: ShardProgress, sweep_ts: Timestamp) -> Result<Batch> {
+        let rows = sweep_queue::rows_between(shard, progress.below, sweep_ts);
+        let after = match progress.chunk {
+            0 => None,
+            chunk => Some(sweep_queue::place(progress.below, chunk - 1)),
+        };
+        // Entries lie at their writer's start timestamp: those of writers that may still run are not seen.
+        let mut found = self.manager.kvs().scan(&sweep_queue_table(), Scan { after, ..Scan::new(rows, sweep_ts) });
+        let (mut entries, mut cells) = (Vec::new(), 0);
+        while let Some((place, value)) = found.try_next().await? {
+            let (writer, writes) = sweep_queue::decode(&place, &value.bytes)?;
+            let chunk = sweep_queue::chunk_of(&place)?;
+            if (writer, chunk) < (progress.below, progress.chunk) || writer >= sweep_ts {
+                continue;
+            }
+            cells += writes.len();
+            entries.push(Entry { writer, chunk, writes });
+            if cells >= self.config.batch_cells as usize {
+                return Ok(Batch { entries, is_last: false });
+            }
+        }
+        Ok(Batch { entries, is_last: true })
+    }
+
+    /// Sweeps what the entries name, up to the first that is too young. Answers how far the shard is then, or nothing if
+    /// it has to wait.
+    async fn work_off(
+        self: &Arc<Self>,
+        batch: Batch,
+        progress: ShardProgress,
+        sweep_ts: Timestamp,
+    ) -> Result<Option<ShardProgress>> {
+        let mut writers: Vec<Timestamp> = batch.entries.iter().map(|entry| entry.writer).collect();
+        writers.dedup();
+        let fates = self.manager.core().decide_ended(&writers).await?;
+        let is_young = |entry: &Entry| {
+            matches!(fates.get(&entry.writer), Some(Fate::Committed(at)) if *at >= sweep_ts)
+                && Rule::KeepYoungEntries.is_kept()
+        };
+        let old = batch.entries.iter().position(is_young).unwrap_or(batch.entries.len());
+        let mut tables: BTreeMap<TableRef, BTreeSet<Cell>> = BTreeMap::new();
+        for entry in &batch.entries[..old] {
+            for write in &entry.writes {
+                // An entry that names no table can't be worked off, and must not be passed over.
+                let table = TableRef::new(&write.table)
+                    .map_err(|error| crate::Error::corrupt("the sweep queue", error.to_string()))?;
+                tables.entry(table).or_default().insert(write.cell.clone());
+            }
+        }
+        for (table, cells) in tables {
+            let mut deleted = 0;
+            let cells: Vec<Cell> = cells.into_iter().collect();
+            for cells in cells.chunks(self.config.batch_cells as usize) {
+                deleted += unless_gone(self.sweep_named(&table, cells, sweep_ts).await)?;
+            }
+            self.slow_down(deleted).await;
+        }
+        self.totals.entries.fetch_add(old as u64, Ordering::Relaxed);
+        if old == batch.entries.len() && batch.is_last {
+            return Ok(Some(ShardProgress { below: sweep_ts, chunk: 0, ..progress }));
+        }
+        Ok(batch.entries[..old].last().map(|last| ShardProgress {
+            below: last.writer,
+            chunk: last.chunk + 1,
+            ..progress
+        }))
+    }
+
+    /// Sweeps cells by name; how many versions went.
+    async fn sweep_named(self: &Arc<Self>, table: &TableRef, cells: &[Cell], sweep_ts: Timestamp) -> Result<u64> {
+        let core = self.manager.core();
+        let strategy = core.schema.spec(table).await?.sweep_strategy;
+        if strategy == crate::schema::SweepStrategy::Nothing {
+            return Ok(0);
+        }
+        let bounds: Vec<CellBound> = cells.iter().map(|cell| CellBound::new(cell.clone(), sweep_ts)).collect();
+        let versions = core.kvs.versions(table, &bounds).await?;
+        let found = cells.iter().zip(versions).filter(|(_, versions)| !versions.is_empty());
+        let found = found.map(|(cell, versions)| CellVersions { cell: cell.clone(), versions }).collect();
+        let delete_batch = self.config.batch_cells as usize;
+        Ok(self.sweep_cells(table, found, How { sweep_ts, strategy, dry_run: false, delete_batch }).await?.deleted)
+    }
+
+    /// Drops the partitions that are worked off: as a whole, which leaves no tombstone for each entry.
+    async fn drop_finished(self: &Arc<Self>, shard: u16, progress: ShardProgress) -> Result<ShardProgress> {
+        let finished = sweep_queue::partition_of(progress.below);
+        if finished <= progress.dropped {
+            return Ok(progress);
+        }
+        let (shared, rows) = (self.clone(), sweep_queue::partitions(shard, progress.dropped, finished));
+        let dropped = async move {
+            let core = shared.manager.core();
+            core.oracle.check_held()?;
+            Ok(core.kvs.delete_rows(&sweep_queue_table(), &rows).await?)
+        };
+        self.gate.run(dropped).await?;
+        reach(SweepStep::PartitionsDropped);
+        self.totals.partitions.fetch_add(finished - progress.dropped, Ordering::Relaxed);
+        let progress = ShardProgress { dropped: finished, ..progress };
+        progress.advance(self.manager.kvs().clone(), shard).await?;
+        Ok(progress)
+    }
+}

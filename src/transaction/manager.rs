@@ -230,16 +230,6 @@ impl TransactionManager {
         &self.core
     }
 
-    /// Grants sweep a timestamp, at most `hold`: versions that no snapshot at or above it can see may be removed. Every
-    /// transaction that started below it has ended.
-    ///
-    /// # Errors
-    /// Those of the store. Cancel safe.
-    pub(crate) async fn grant_sweep(&self, hold: Timestamp) -> Result<Timestamp> {
-        self.immutable_ts().await?;
-        Ok(self.core.tracker.grant_sweep(hold))
-    }
-
     /// From now on `constraint` is checked for every cell written to `table` by this process.
     pub fn add_constraint(&self, table: &TableRef, constraint: Constraint) {
         self.core.constraints.write().entry(table.clone()).or_default().push(constraint);

@@ -38,7 +38,6 @@ mod value;
 mod window;
 
 pub use constraint::Constraint;
-pub(crate) use core::Core;
 pub use handle::{NAME_LEN_MAX, Transaction};
 pub(crate) use manager::commit_mode_for;
 pub(crate) use manager::other_namespace;

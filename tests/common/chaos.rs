@@ -55,7 +55,7 @@ impl Chaos {
         let late = self.late_max.mul_f64(random.random_range(0.0..1.0));
         let fault = match op {
             // What only reads can't have been applied.
-            Op::Get | Op::GetAtomic | Op::Reopen => match random.random_range(0..2) {
+            Op::Get | Op::GetAtomic | Op::Versions | Op::Reopen => match random.random_range(0..2) {
                 0 => Fault::Refuse,
                 _ => Fault::Delay(late),
             },
@@ -66,7 +66,7 @@ impl Chaos {
                 // Whoever owns a store alone has no server in which a request could wait.
                 3 if matches!(ownership, Ownership::Shared) || op != Op::Apply => Fault::LostAppliedAfter(late),
                 // A batch is applied wholly or not at all.
-                4 if op == Op::Put => Fault::LostPartly(random.random_range(0.0..1.0)),
+                4 if matches!(op, Op::Put | Op::DeleteVersions) => Fault::LostPartly(random.random_range(0.0..1.0)),
                 _ => Fault::LostApplied,
             },
         };

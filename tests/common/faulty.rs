@@ -32,6 +32,10 @@ pub enum Op {
     CheckAndSet,
     Apply,
     Reopen,
+    Versions,
+    AddSentinels,
+    DeleteVersions,
+    DeleteRows,
 }
 
 /// What happens to a call.
@@ -365,7 +369,13 @@ impl KeyValueService for Faulty {
     }
 
     async fn versions(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Vec<Version>>> {
-        self.inner.versions(table, cells).await
+        let named: Vec<&Cell> = cells.iter().map(|bound| &bound.cell).collect();
+        let (table, cells) = (table.clone(), cells.to_vec());
+        let call = |inner: Arc<dyn KeyValueService>| {
+            let table = table.clone();
+            async move { inner.versions(&table, &cells).await }
+        };
+        self.through(Op::Versions, vec![table.clone()], &named, call).await
     }
 
     fn scan_versions(&self, table: &TableRef, request: VersionScan) -> ResultStream<CellVersions> {
@@ -388,11 +398,29 @@ impl KeyValueService for Faulty {
     }
 
     async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> Result<()> {
-        self.inner.add_sentinels(table, cells).await
+        let named: Vec<&Cell> = cells.iter().collect();
+        let (table, cells) = (table.clone(), cells.to_vec());
+        let call = |inner: Arc<dyn KeyValueService>| {
+            let table = table.clone();
+            async move { inner.add_sentinels(&table, &cells).await }
+        };
+        self.through(Op::AddSentinels, vec![table.clone()], &named, call).await
     }
 
     async fn delete_versions(&self, table: &TableRef, versions: &[CellTimestamps]) -> Result<()> {
-        self.inner.delete_versions(table, versions).await
+        let named: Vec<&Cell> = versions.iter().map(|versions| &versions.cell).collect();
+        let fault = self.fault(Op::DeleteVersions, vec![table.clone()], &named);
+        let (inner, table, mut versions) = (self.inner.clone(), table.clone(), versions.to_vec());
+        if let Some(Fault::LostPartly(share)) = fault {
+            // Of each cell the oldest first, as the contract has it.
+            for cell in &mut versions {
+                cell.timestamps.sort_unstable();
+                cell.timestamps.truncate((cell.timestamps.len() as f64 * share) as usize);
+            }
+            inner.delete_versions(&table, &versions).await?;
+            return Err(lost(Op::DeleteVersions));
+        }
+        self.carry_out(Op::DeleteVersions, fault, async move { inner.delete_versions(&table, &versions).await }).await
     }
 
     async fn delete_version_ranges(&self, table: &TableRef, ranges: &[CellVersionRange]) -> Result<()> {
@@ -400,7 +428,12 @@ impl KeyValueService for Faulty {
     }
 
     async fn delete_rows(&self, table: &TableRef, rows: &RowRange) -> Result<()> {
-        self.inner.delete_rows(table, rows).await
+        let (table, rows) = (table.clone(), rows.clone());
+        let call = |inner: Arc<dyn KeyValueService>| {
+            let table = table.clone();
+            async move { inner.delete_rows(&table, &rows).await }
+        };
+        self.through(Op::DeleteRows, vec![table.clone()], &[], call).await
     }
 
     async fn get_atomic(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {

@@ -113,7 +113,7 @@ fn unknown_keys_are_refused_with_line_and_nearest_key() {
         ),
         (
             "atlasdb:\n  xyz: 1\n",
-            "atlas.yml, line 2, atlasdb.xyz: unknown key; the keys here are backup, keyValueService, leader, namespace, server, transactions",
+            "atlas.yml, line 2, atlasdb.xyz: unknown key; the keys here are backup, keyValueService, leader, namespace, server, sweep, transactions",
         ),
     ];
     for (text, wanted) in cases {

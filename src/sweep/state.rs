@@ -6,8 +6,8 @@ use super::step::{SweepStep, reach};
 use crate::backup::PhysicalDeletionGate;
 use crate::config::SweepConfig;
 use crate::ops::{HardDeleted, ProgressSink, SweepReport, SweepRequest, SweepTotals};
-use crate::transaction::TransactionManager;
 use crate::transaction::sweep_queue::SHARDS;
+use crate::transaction::{Rule, TransactionManager};
 use crate::{Error, Result};
 use atlas_kvs::{Cell, TableRef, Timestamp};
 use parking_lot::Mutex;
@@ -178,6 +178,7 @@ impl Shared {
         let bound = self.manager.immutable_ts().await?;
         let pin = SweepPins::oldest(self.manager.kvs().clone()).await?;
         let tracker = &self.manager.core().tracker;
+        let bound = if Rule::SweepBelowReaders.is_kept() { bound } else { Timestamp::MAX };
         let granted = tracker.grant_sweep(pin.as_ref().map_or(bound, |pin| pin.ts.min(bound)));
         let held_by = match (&pin, tracker.oldest_open()) {
             (Some(pin), _) if pin.ts <= granted => Some(format!(

@@ -322,7 +322,9 @@ impl Claim {
             Ownership::Exclusive(shared) => Arc::as_ptr(&shared).addr(),
             Ownership::Shared => return None,
         };
-        CLAIMED.lock().insert(store).then_some(Claim { store })
+        let is_first = CLAIMED.lock().insert(store);
+        // Made only then, and when the latch is free: one that is dropped gives the store up.
+        is_first.then(|| Claim { store })
     }
 }
 

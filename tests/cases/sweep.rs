@@ -482,7 +482,8 @@ pub(crate) async fn a_walk_finds_what_the_queue_does_not_know(lane: Lane) {
     assert_eq!((report.tables[0].cells, report.tables[0].deleted), (3, 6));
     // Interrupted, and taken up again: by whoever does not wait for its end.
     let interrupted = tokio::spawn({
-        let (atlas, request) = (swept.atlas.clone(), SweepRequest { pause: Duration::from_secs(3600), ..small.clone() });
+        let (atlas, request) =
+            (swept.atlas.clone(), SweepRequest { pause: Duration::from_secs(3600), ..small.clone() });
         async move { atlas.sweep(request, no_progress()).await }
     });
     for _ in 0..600 {

@@ -2,7 +2,7 @@
 
 use super::{Lane, StoreKind, cassandra, postgres, rocksdb_in};
 use atlas::Atlas;
-use atlas::config::{AtlasConfig, KvsConfig};
+use atlas::config::{AtlasConfig, KvsConfig, SweepConfig};
 use atlas::kvs_api::KeyValueService;
 use atlas_kvs_cassandra::CassandraStore;
 use atlas_kvs_memory::MemoryStore;
@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
+
+/// How often sweep looks for work in tests.
+const SWEEP_EVERY: Duration = Duration::from_millis(30);
 
 /// Where one store lies: enough to find it again, from another process too.
 #[derive(Clone, Debug)]
@@ -40,6 +43,8 @@ impl Site {
             namespace: self.namespace.clone(),
             key_value_service,
             transactions: lane.transactions(),
+            // Hot: whatever a test does, sweep runs beside it.
+            sweep: SweepConfig { interval: SWEEP_EVERY, pause: Duration::ZERO, ..SweepConfig::default() },
             ..AtlasConfig::default()
         }
     }

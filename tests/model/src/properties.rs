@@ -1,29 +1,51 @@
 //! What must hold in every reachable state. The properties read the history (what each transaction read, wrote and was
-//! told) and the transactions table, never the rules: they do not share code with the protocol they judge.
+//! told) and the entries, never the rules: they share no code with the protocol they judge.
 
-use crate::model::{Action, Entry, Pc, Protocol, State, Told, Ts};
+use crate::protocol::Protocol;
+use crate::state::{Action, Entry, Pc, State, Told, Ts};
 use stateright::{Model, Property};
 
 type Check = fn(&Protocol, &State) -> bool;
 
+pub(crate) const SNAPSHOT_READS: &str = "snapshot reads";
+pub(crate) const NO_DIRTY_READ: &str = "no dirty read";
+pub(crate) const FIRST_COMMITTER_WINS: &str = "first committer wins";
+pub(crate) const REAL_TIME_ORDER: &str = "real-time order";
+pub(crate) const SERIALIZABLE: &str = "serializable";
+pub(crate) const NO_ACKED_COMMIT_LOST: &str = "no acknowledged commit is lost";
+pub(crate) const ABORTS_ARE_TRUE: &str = "who was told of an abort did not commit";
+pub(crate) const COMMITS_ARE_WHOLE: &str = "commits are whole";
+pub(crate) const FATES_ARE_FINAL: &str = "fates are final";
+pub(crate) const LIVING_LEFT_ALONE: &str = "no living writer is rolled back";
+pub(crate) const NO_DEADLOCK: &str = "no deadlock";
+pub(crate) const RESTORE_IS_EXACT: &str = "restore = state at backup_ts";
+pub(crate) const RESTORE_IS_WHOLE: &str = "restore keeps whole transactions";
+pub(crate) const RESTORE_IS_CLOSED: &str = "restore keeps what the kept have read";
+pub(crate) const FAST_FORWARD_IS_ABOVE: &str = "fast-forward lies above the copy";
+pub(crate) const NO_LIVING_READER_TOO_OLD: &str = "no living reader is too old";
+pub(crate) const DATA_ARE_ENQUEUED: &str = "data are in the sweep queue";
+pub(crate) const ISSUED_ONCE: &str = "timestamps are issued once";
+
 /// Name and check of each property.
-pub const ALL: [(&str, Check); 16] = [
-    ("snapshot reads", snapshot_reads),
-    ("no dirty read", no_dirty_read),
-    ("first committer wins", first_committer_wins),
-    ("real-time order", real_time_order),
-    ("serializable", serializable),
-    ("no acked commit lost", no_acked_commit_lost),
-    ("abort answers are true", abort_answers_are_true),
-    ("commits are whole", commits_are_whole),
-    ("fates are final", fates_are_final),
-    ("live writer not rolled back", live_writer_not_rolled_back),
-    ("no deadlock", no_deadlock),
-    ("restore = state at backup_ts", restore_is_exact),
-    ("restore keeps whole transactions", restore_is_whole),
-    ("restore keeps what the kept have read", restore_is_closed),
-    ("fast-forward above the copy", fast_forward_is_above),
-    ("live reader not too old", live_reader_not_too_old),
+pub(crate) const ALL: [(&str, Check); 18] = [
+    (SNAPSHOT_READS, snapshot_reads),
+    (NO_DIRTY_READ, no_dirty_read),
+    (FIRST_COMMITTER_WINS, first_committer_wins),
+    (REAL_TIME_ORDER, real_time_order),
+    (SERIALIZABLE, serializable),
+    (NO_ACKED_COMMIT_LOST, no_acked_commit_lost),
+    (ABORTS_ARE_TRUE, aborts_are_true),
+    (COMMITS_ARE_WHOLE, commits_are_whole),
+    (FATES_ARE_FINAL, fates_are_final),
+    (LIVING_LEFT_ALONE, living_left_alone),
+    (NO_DEADLOCK, no_deadlock),
+    (RESTORE_IS_EXACT, restore_is_exact),
+    (RESTORE_IS_WHOLE, restore_is_whole),
+    (RESTORE_IS_CLOSED, restore_is_closed),
+    (FAST_FORWARD_IS_ABOVE, fast_forward_is_above),
+    (NO_LIVING_READER_TOO_OLD, no_living_reader_too_old),
+    (DATA_ARE_ENQUEUED, data_are_enqueued),
+    (ISSUED_ONCE, issued_once),
 ];
 
 impl Model for Protocol {
@@ -31,7 +53,7 @@ impl Model for Protocol {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![self.init()]
+        vec![State::new(self.scenario.programs.len())]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -39,21 +61,24 @@ impl Model for Protocol {
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
-        self.apply_action(last, action)
+        self.take(last, action)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
+        // A property takes a plain function, which can't know its place in the list otherwise.
         macro_rules! all {
             ($($i:literal)*) => { vec![$(Property::always(ALL[$i].0, |m: &Protocol, s: &State| (ALL[$i].1)(m, s))),*] };
         }
-        all!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+        let all: Vec<Property<Self>> = all!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17);
+        assert_eq!(all.len(), ALL.len());
+        all
     }
 }
 
 fn commit_of(s: &State, i: usize) -> Option<Ts> {
     let start = s.tx[i].start;
     match s.entries.get(&start) {
-        Some(Entry::Committed(c)) if start != 0 => Some(*c),
+        Some(Entry::Committed(commit)) if start != 0 => Some(*commit),
         _ => None,
     }
 }
@@ -61,9 +86,9 @@ fn commit_of(s: &State, i: usize) -> Option<Ts> {
 /// `start_ts` of the newest writer of `cell` committed at or below `bound`.
 fn newest_committed(m: &Protocol, s: &State, cell: u8, bound: Ts) -> Ts {
     (0..s.tx.len())
-        .filter(|&i| m.scenario.programs[i].writes.contains(&cell))
-        .filter_map(|i| commit_of(s, i).map(|c| (c, s.tx[i].start)))
-        .filter(|(c, _)| *c <= bound)
+        .filter(|i| m.scenario.programs[*i].writes.contains(&cell))
+        .filter_map(|i| commit_of(s, i).map(|commit| (commit, s.tx[i].start)))
+        .filter(|(commit, _)| *commit <= bound)
         .max()
         .map_or(0, |(_, start)| start)
 }
@@ -71,19 +96,22 @@ fn newest_committed(m: &Protocol, s: &State, cell: u8, bound: Ts) -> Ts {
 /// Every read returned the newest version committed at or below `read_ts`, and a commit that lands later does not
 /// change that answer (so reads are repeatable).
 fn snapshot_reads(m: &Protocol, s: &State) -> bool {
-    s.tx.iter().all(|t| t.reads.iter().all(|&(cell, seen)| newest_committed(m, s, cell, t.read_ts) == seen))
+    s.tx.iter().all(|tx| tx.reads.iter().all(|&(cell, seen)| newest_committed(m, s, cell, tx.read_ts) == seen))
 }
 
 fn no_dirty_read(_: &Protocol, s: &State) -> bool {
-    s.tx.iter().flat_map(|t| &t.reads).filter(|r| r.1 != 0).all(|r| commit_of(s, s.tx_of(r.1)).is_some())
+    let mut seen = s.tx.iter().flat_map(|tx| &tx.reads).map(|read| read.1).filter(|version| *version != 0);
+    seen.all(|version| commit_of(s, s.tx_of(version)).is_some())
 }
 
 /// Of two committed writers of a cell, the later took its snapshot after the earlier committed.
 fn first_committer_wins(m: &Protocol, s: &State) -> bool {
     let programs = &m.scenario.programs;
     pairs(s.tx.len()).all(|(a, b)| match (commit_of(s, a), commit_of(s, b)) {
-        (Some(ca), Some(cb)) if ca < cb && programs[a].writes.iter().any(|c| programs[b].writes.contains(c)) => {
-            ca <= s.tx[b].read_ts
+        (Some(first), Some(second))
+            if first < second && programs[a].writes.iter().any(|cell| programs[b].writes.contains(cell)) =>
+        {
+            first <= s.tx[b].read_ts
         }
         _ => true,
     })
@@ -91,23 +119,28 @@ fn first_committer_wins(m: &Protocol, s: &State) -> bool {
 
 /// A transaction sees every commit that was acknowledged, or observed by anybody, before it began.
 fn real_time_order(_: &Protocol, s: &State) -> bool {
-    s.tx.iter().filter(|t| t.pc != Pc::Idle).all(|t| {
-        (0..s.tx.len()).filter(|j| t.must_see & 1 << j != 0).all(|j| commit_of(s, j).is_some_and(|c| c <= t.read_ts))
+    s.tx.iter().filter(|tx| tx.pc != Pc::Idle).all(|tx| {
+        (0..s.tx.len())
+            .filter(|j| tx.must_see & 1 << j != 0)
+            .all(|j| commit_of(s, j).is_some_and(|commit| commit <= tx.read_ts))
     })
 }
 
-/// The graph of write-write, write-read and read-write dependencies between committed transactions has no cycle.
+/// The graph of write-write, write-read and read-write dependencies between committed transactions has no cycle. A
+/// range reads each of its cells, absent ones too.
 fn serializable(m: &Protocol, s: &State) -> bool {
     if !m.scenario.serializable {
         return true;
     }
     let n = s.tx.len();
     let mut edge = vec![vec![false; n]; n];
-    let counts =
-        |i: usize| commit_of(s, i).is_some() || m.scenario.programs[i].writes.is_empty() && s.tx[i].pc == Pc::Done;
+    let counts = |i: usize| {
+        let reader = m.scenario.programs[i].writes.is_empty();
+        commit_of(s, i).is_some() || (reader && s.tx[i].pc == Pc::Done && s.tx[i].told != Told::Aborted)
+    };
     let commit = |start: Ts| if start == 0 { 0 } else { commit_of(s, s.tx_of(start)).unwrap_or(Ts::MAX) };
     for (a, b) in pairs(n).filter(|&(a, b)| counts(a) && counts(b)) {
-        let shared = |c: &u8| m.scenario.programs[b].writes.contains(c);
+        let shared = |cell: &u8| m.scenario.programs[b].writes.contains(cell);
         if m.scenario.programs[a].writes.iter().any(shared) && commit_of(s, a) < commit_of(s, b) {
             edge[a][b] = true;
         }
@@ -128,43 +161,45 @@ fn serializable(m: &Protocol, s: &State) -> bool {
 }
 
 fn no_acked_commit_lost(_: &Protocol, s: &State) -> bool {
-    (0..s.tx.len()).filter(|&i| s.tx[i].told == Told::Committed).all(|i| commit_of(s, i) == Some(s.tx[i].commit))
+    let mut told = (0..s.tx.len()).filter(|i| s.tx[*i].told == Told::Committed);
+    told.all(|i| commit_of(s, i) == Some(s.tx[i].commit))
 }
 
-fn abort_answers_are_true(_: &Protocol, s: &State) -> bool {
-    (0..s.tx.len()).filter(|&i| s.tx[i].told == Told::Aborted).all(|i| commit_of(s, i).is_none())
+fn aborts_are_true(_: &Protocol, s: &State) -> bool {
+    (0..s.tx.len()).filter(|i| s.tx[*i].told == Told::Aborted).all(|i| commit_of(s, i).is_none())
 }
 
 /// A commit entry implies all its data (swept versions excepted).
 fn commits_are_whole(m: &Protocol, s: &State) -> bool {
-    let swept = |cell: u8, v: Ts| cell == 0 && s.sweep.doomed.as_ref().is_some_and(|d| d.contains(&v));
-    (0..s.tx.len()).filter(|&i| commit_of(s, i).is_some()).all(|i| {
+    let swept =
+        |cell: u8, version: Ts| cell == 0 && s.sweep.doomed.as_ref().is_some_and(|doomed| doomed.contains(&version));
+    (0..s.tx.len()).filter(|i| commit_of(s, *i).is_some()).all(|i| {
         let start = s.tx[i].start;
-        m.scenario.programs[i].writes.iter().all(|&c| s.cells[c as usize].contains(&start) || swept(c, start))
+        m.scenario.programs[i].writes.iter().all(|&cell| s.cells[cell as usize].contains(&start) || swept(cell, start))
     })
 }
 
 fn fates_are_final(_: &Protocol, s: &State) -> bool {
-    (0..s.tx.len()).filter(|&i| s.tx[i].rolled_back).all(|i| commit_of(s, i).is_none())
+    (0..s.tx.len()).filter(|i| s.tx[*i].rolled_back).all(|i| commit_of(s, i).is_none())
 }
 
-fn live_writer_not_rolled_back(_: &Protocol, s: &State) -> bool {
-    s.tx.iter().all(|t| !t.robbed)
+fn living_left_alone(_: &Protocol, s: &State) -> bool {
+    s.tx.iter().all(|tx| !tx.robbed)
 }
 
-/// Somebody can go on without any lease being lost and without a restart, or everybody is done.
+/// Somebody can go on without any failure, or everybody is done. Who wants the second server waits for the first to
+/// end, which is no deadlock.
 fn no_deadlock(m: &Protocol, s: &State) -> bool {
-    s.tx.iter().all(|t| t.pc == Pc::Done || t.lost_lease)
-        || m.candidates(s)
-            .into_iter()
-            .filter(|a| !matches!(a, Action::LoseLease(_) | Action::Restart))
-            .any(|a| m.apply_action(s, a).is_some())
+    let waits_for_takeover = |i: usize| m.owner(i as u8) == 1 && !s.takeover.taken && s.tx[i].pc == Pc::Idle;
+    s.tx.iter().enumerate().all(|(i, tx)| tx.pc == Pc::Done || tx.lost_lease || waits_for_takeover(i))
+        || m.candidates(s).into_iter().filter(|action| !action.is_failure()).any(|action| m.take(s, action).is_some())
 }
 
-/// The fate of a version in the restored store: clean-transactions has run, readers roll back what is undecided.
+/// The fate of a version in the restored store: what lies at or above the backup's timestamp is cleaned away, and
+/// readers roll back what is undecided.
 fn kept(s: &State, start: Ts) -> bool {
-    let entry = s.backup.entries.iter().flatten().find(|e| e.0 == start && start != 0).and_then(|e| e.1);
-    matches!(entry, Some(Entry::Committed(c)) if c < s.backup.ts)
+    let entry = s.backup.entries.iter().flatten().find(|entry| entry.0 == start && start != 0);
+    matches!(entry, Some((_, Some(Entry::Committed(commit)))) if *commit < s.backup.ts)
 }
 
 fn copy_is_complete(s: &State) -> bool {
@@ -176,28 +211,31 @@ fn copy_is_complete(s: &State) -> bool {
 fn restore_is_exact(m: &Protocol, s: &State) -> bool {
     !copy_is_complete(s)
         || s.backup.cells.iter().enumerate().all(|(cell, versions)| {
-            let restored = versions.iter().flatten().rev().find(|&&v| kept(s, v)).copied().unwrap_or(0);
+            let restored = versions.iter().flatten().rev().find(|version| kept(s, **version)).copied().unwrap_or(0);
             restored == newest_committed(m, s, cell as u8, s.backup.ts - 1)
         })
 }
 
-/// No torn transaction: what is kept is kept in every cell it wrote.
+/// No torn transaction: what is kept is kept in every cell it wrote (swept versions excepted).
 fn restore_is_whole(m: &Protocol, s: &State) -> bool {
+    let swept =
+        |cell: u8, version: Ts| cell == 0 && s.sweep.doomed.as_ref().is_some_and(|doomed| doomed.contains(&version));
     !copy_is_complete(s)
-        || (0..s.tx.len()).filter(|&i| kept(s, s.tx[i].start)).all(|i| {
-            let has = |c: u8| s.backup.cells[c as usize].iter().flatten().any(|&v| v == s.tx[i].start);
-            m.scenario.programs[i].writes.iter().all(|&c| has(c))
+        || (0..s.tx.len()).filter(|i| kept(s, s.tx[*i].start)).all(|i| {
+            let start = s.tx[i].start;
+            let has = |cell: u8| s.backup.cells[cell as usize].iter().flatten().any(|version| *version == start);
+            m.scenario.programs[i].writes.iter().all(|&cell| has(cell) || swept(cell, start))
         })
 }
 
 /// The kept transactions are closed under reads-from and overwrites: no effect without its cause.
 fn restore_is_closed(m: &Protocol, s: &State) -> bool {
     let overwrote = |a: usize, b: usize| {
-        let shared = m.scenario.programs[a].writes.iter().any(|c| m.scenario.programs[b].writes.contains(c));
+        let shared = m.scenario.programs[a].writes.iter().any(|cell| m.scenario.programs[b].writes.contains(cell));
         shared && commit_of(s, b).is_some() && commit_of(s, b) < commit_of(s, a)
     };
     !copy_is_complete(s)
-        || (0..s.tx.len()).filter(|&a| kept(s, s.tx[a].start)).all(|a| {
+        || (0..s.tx.len()).filter(|a| kept(s, s.tx[*a].start)).all(|a| {
             s.tx[a].reads.iter().all(|&(_, seen)| seen == 0 || kept(s, seen))
                 && (0..s.tx.len()).all(|b| !overwrote(a, b) || kept(s, s.tx[b].start))
         })
@@ -205,13 +243,27 @@ fn restore_is_closed(m: &Protocol, s: &State) -> bool {
 
 /// No timestamp issued after the restore can equal one that lies in the copy.
 fn fast_forward_is_above(_: &Protocol, s: &State) -> bool {
-    !copy_is_complete(s) || s.backup.cells.iter().flatten().flatten().all(|&v| v < s.backup.fast_forward)
+    !copy_is_complete(s) || s.backup.cells.iter().flatten().flatten().all(|version| *version < s.backup.fast_forward)
 }
 
-fn live_reader_not_too_old(_: &Protocol, s: &State) -> bool {
-    s.tx.iter().all(|t| !t.too_old || t.lost_lease)
+fn no_living_reader_too_old(_: &Protocol, s: &State) -> bool {
+    s.tx.iter().all(|tx| !tx.too_old || tx.lost_lease)
+}
+
+/// A crash leaves no data that nothing speaks of.
+fn data_are_enqueued(_: &Protocol, s: &State) -> bool {
+    s.cells.iter().flatten().all(|version| s.tx[s.tx_of(*version)].queued)
+}
+
+/// Over all servers.
+fn issued_once(_: &Protocol, s: &State) -> bool {
+    let mut issued: Vec<Ts> = s.tx.iter().flat_map(|tx| [tx.start, tx.commit]).filter(|ts| *ts != 0).collect();
+    let count = issued.len();
+    issued.sort_unstable();
+    issued.dedup();
+    issued.len() == count
 }
 
 fn pairs(n: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..n).flat_map(move |a| (0..n).filter(move |&b| b != a).map(move |b| (a, b)))
+    (0..n).flat_map(move |a| (0..n).filter(move |b| *b != a).map(move |b| (a, b)))
 }

@@ -74,8 +74,11 @@ fn sources(directory: &str, extension: &str) -> Result<Vec<Source>> {
         let entries = std::fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
         for entry in entries {
             let path = entry?.path();
+            // What a build has left beside its manifest is not ours.
             if path.is_dir() {
-                open.push(path);
+                if !path.ends_with("target") {
+                    open.push(path);
+                }
             } else if path.to_str().is_some_and(|path| path.ends_with(extension)) {
                 let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
                 found.push(Source { path, text });
@@ -309,6 +312,61 @@ fn scripts_stop_at_the_first_error() -> Result<()> {
             wrong.push(source.path.display().to_string());
         }
     }
+    expect_none(wrong);
+    Ok(())
+}
+
+/// The names that follow `prefix` in a text, each once, in the order of their first mention.
+fn names_after(text: &str, prefix: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for (at, found) in text.match_indices(prefix) {
+        let name = first_word(&text[at + found.len()..]);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The text from a line that begins an item to the line that ends it.
+fn item<'a>(text: &'a str, begins: &str, ends: &str) -> Result<&'a str> {
+    let (_, rest) = text.split_once(begins).with_context(|| format!("there is no '{begins}'"))?;
+    let (item, _) = rest.split_once(ends).with_context(|| format!("'{begins}' does not end"))?;
+    Ok(item)
+}
+
+/// The names of an enum's variants.
+fn variants(text: &str, begins: &str) -> Result<Vec<String>> {
+    let lines = item(text, begins, "\n}")?.lines().map(str::trim);
+    let named = lines.filter(|line| line.starts_with(|first: char| first.is_uppercase()));
+    Ok(named.map(first_word).collect())
+}
+
+/// A model whose steps are others than those of the code proves nothing about it.
+#[test]
+fn the_model_takes_the_steps_of_the_code() -> Result<()> {
+    let code = std::fs::read_to_string(root().join("src/transaction/step.rs"))?;
+    let model = std::fs::read_to_string(root().join("tests/model/src/rules.rs"))?;
+    let known = variants(&code, "pub enum CommitStep {")?;
+    let order = names_after(item(&code, "pub const ALL: ", "];")?, "CommitStep::");
+    let order = order.into_iter().filter(|name| known.contains(name)).collect::<Vec<_>>();
+    assert_eq!(order, known, "every step is in the list, and in the order in which it is declared");
+
+    let steps = variants(&model, "pub(crate) enum Step {")?;
+    let strange = steps.iter().filter(|step| !known.contains(step));
+    let mut wrong: Vec<String> = strange.map(|step| format!("{step} is no step of the code")).collect();
+    for list in ["pub(crate) const STEPS: ", "pub(crate) const STEPS_AHEAD: "] {
+        let taken = names_after(item(&model, list, "];")?, "Step::");
+        let expected: Vec<String> = known.iter().filter(|step| taken.contains(step)).cloned().collect();
+        if taken != expected {
+            wrong.push(format!("{list}the model goes {taken:?}, the code {expected:?}"));
+        }
+        anyhow::ensure!(taken.len() > 1, "{list}nothing is compared");
+    }
+    // What the model leaves out is left out on purpose.
+    const LEFT_OUT: [&str; 4] = ["CheckConstraints", "PreCommitConditions", "Recorded", "Published"];
+    let missing = known.iter().filter(|step| !steps.contains(step) && !LEFT_OUT.contains(&&***step));
+    wrong.extend(missing.map(|step| format!("{step} is not in the model")));
     expect_none(wrong);
     Ok(())
 }

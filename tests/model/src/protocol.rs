@@ -552,55 +552,52 @@ impl Protocol {
     pub(crate) fn take(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         let s = &mut state;
-        let taken = match action {
+        let mut goes = true;
+        match action {
             Action::Register(i) => {
                 let watermark = self.watermark(s, self.owner(i));
                 let tx = &mut s.tx[i as usize];
                 tx.registered = Some(if tx.pc == Pc::Idle { watermark } else { tx.read_ts });
                 tx.lease = true;
-                true
             }
-            Action::Begin(i) => done(self.begin(s, i)),
-            Action::Fetch(i) => done(self.fetch(s, i)),
-            Action::Resolve(i) => self.resolve(s, i),
-            Action::Turn(i, turn) => self.turn(s, i, turn),
+            Action::Begin(i) => self.begin(s, i),
+            Action::Fetch(i) => self.fetch(s, i),
+            Action::Resolve(i) => goes = self.resolve(s, i),
+            Action::Turn(i, turn) => goes = self.turn(s, i, turn),
             Action::LoseLease(i) => {
                 s.release(i);
                 s.tx[i as usize].lost_lease = true;
-                true
             }
-            Action::RollBackLeftOver(i) => done(self.roll_back(s, s.tx[i as usize].start)),
-            Action::Admit(i) => done(self.admit(s, i)),
-            Action::Apply(i) => done(self.apply(s, i)),
-            Action::Sync(owner) => done(self.sync(s, owner)),
+            Action::RollBackLeftOver(i) => self.roll_back(s, s.tx[i as usize].start),
+            Action::Admit(i) => self.admit(s, i),
+            Action::Apply(i) => self.apply(s, i),
+            Action::Sync(owner) => self.sync(s, owner),
             Action::Publish(i) => {
                 s.tx[i as usize].published = true;
-                done(self.leave_pipe(s, i))
+                self.leave_pipe(s, i);
             }
-            Action::Restart => done(self.restart(s)),
-            Action::LeaseRunsOut => done(s.takeover.lease_over = true),
+            Action::Restart => self.restart(s),
+            Action::LeaseRunsOut => s.takeover.lease_over = true,
             Action::TakeOver => {
                 s.takeover.taken = true;
-                done(s.clock[1] = if self.rules().successor_starts_at_bound { BOUND } else { self.newest_commit(s) })
+                s.clock[1] = if self.rules().successor_starts_at_bound { BOUND } else { self.newest_commit(s) };
             }
-            Action::RaiseFence => done(s.takeover.fence_raised = true),
-            Action::AcquireBackupLock => self.acquire_backup_lock(s),
-            Action::TakeBackupTs => done(s.backup.ts = self.draw(s, self.backup_owner())),
-            Action::Settle => self.settle(s),
-            Action::Copy(Part::Cell(cell)) => {
-                done(s.backup.cells[cell as usize] = Some(s.cells[cell as usize].clone()))
-            }
+            Action::RaiseFence => s.takeover.fence_raised = true,
+            Action::AcquireBackupLock => goes = self.acquire_backup_lock(s),
+            Action::TakeBackupTs => s.backup.ts = self.draw(s, self.backup_owner()),
+            Action::Settle => goes = self.settle(s),
+            Action::Copy(Part::Cell(cell)) => s.backup.cells[cell as usize] = Some(s.cells[cell as usize].clone()),
             Action::Copy(Part::EntryOf(i)) => {
                 let start = s.tx[i as usize].start;
-                done(s.backup.entries[i as usize] = Some((start, s.entries.get(&start).copied())))
+                s.backup.entries[i as usize] = Some((start, s.entries.get(&start).copied()));
             }
-            Action::TakeFastForwardTs => done(s.backup.fast_forward = self.draw(s, self.backup_owner())),
-            Action::SweepPermit => done(s.sweep.permitted = true),
-            Action::SweepChoose => self.choose_doomed(s),
-            Action::SweepSentinel => done(s.sweep.sentinel = true),
-            Action::SweepDelete => done(self.delete_doomed(s)),
-        };
-        taken.then_some(state)
+            Action::TakeFastForwardTs => s.backup.fast_forward = self.draw(s, self.backup_owner()),
+            Action::SweepPermit => s.sweep.permitted = true,
+            Action::SweepChoose => goes = self.choose_doomed(s),
+            Action::SweepSentinel => s.sweep.sentinel = true,
+            Action::SweepDelete => self.delete_doomed(s),
+        }
+        goes.then_some(state)
     }
 
     /// All that a successor knows who does not go by the bound.
@@ -611,8 +608,4 @@ impl Protocol {
         });
         commits.max().unwrap_or(0)
     }
-}
-
-fn done((): ()) -> bool {
-    true
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 ///
 /// The server speaks for whatever implements `ops::Operations`, so it lies below the store that serves itself by it.
 const LAYERS: [&[&str]; 7] = [
-    &["error", "clock"],
+    &["error", "clock", "rule"],
     &["config", "schema"],
     &["ops", "timestamp", "lock"],
     &["transaction"],
@@ -367,6 +367,93 @@ fn the_model_takes_the_steps_of_the_code() -> Result<()> {
     const LEFT_OUT: [&str; 4] = ["CheckConstraints", "PreCommitConditions", "Recorded", "Published"];
     let missing = known.iter().filter(|step| !steps.contains(step) && !LEFT_OUT.contains(&&***step));
     wrong.extend(missing.map(|step| format!("{step} is not in the model")));
+    expect_none(wrong);
+    Ok(())
+}
+
+/// A row of the table in `tests/model/README.md`.
+struct Row<'a> {
+    mutation: &'a str,
+    rule: &'a str,
+    missed_by: &'a str,
+}
+
+fn rows_of_mutations(readme: &str) -> Vec<Row<'_>> {
+    let (_, table) = readme.split_once("| mutation | rule of the code | missed by |").unwrap_or_default();
+    let cells = table.lines().skip(2).map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let rows = cells.take_while(|cells| cells.len() == 5);
+    rows.map(|cells| Row { mutation: cells[1].trim_matches('`'), rule: cells[2], missed_by: cells[3] }).collect()
+}
+
+/// The words between backquotes.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// What the model refutes is refuted in the code as well, by a test that is really run with the rule left out.
+#[test]
+fn every_mutation_of_the_model_is_one_of_the_code() -> Result<()> {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).with_context(|| path.to_owned());
+    let readme = read("tests/model/README.md")?;
+    let mutations = read("tests/model/src/mutations.rs")?;
+    let declared: Vec<&str> = item(&mutations, "\nmutations! {", "\n}")?
+        .lines()
+        .filter_map(|line| line.split_once(" breaks ").map(|(name, _)| name.trim()))
+        .collect();
+    anyhow::ensure!(!declared.is_empty(), "no mutation was found");
+
+    let rows = rows_of_mutations(&readme);
+    let mut wrong = Vec::new();
+    let listed: Vec<&str> = rows.iter().map(|row| row.mutation).collect();
+    for (some, others, what) in [(&declared, &listed, "is not in the table"), (&listed, &declared, "is no mutation")] {
+        wrong.extend(some.iter().filter(|name| !others.contains(name)).map(|name| format!("{name} {what}")));
+    }
+
+    let rules = read("src/rule.rs")?;
+    let known = variants(&rules, "pub(crate) enum Rule {")?;
+    let (by_chance, by_test) = (read("tests/simulation_rules.rs")?, read("tests/rules.rs")?);
+    for Row { mutation, rule, missed_by } in &rows {
+        let Some(name) = quoted(rule).first().and_then(|name| name.strip_prefix("Rule::")) else {
+            // Said in words, with a reason.
+            if !(rule.starts_with("with sweep: ") || *rule == "none") || missed_by.is_empty() {
+                wrong.push(format!("{mutation}: '{rule}' is no rule"));
+            }
+            continue;
+        };
+        let Some((_, fail_point)) = rules.split_once(&format!("Rule::{name} => \"")) else {
+            wrong.push(format!("{mutation}: there is no rule {name}"));
+            continue;
+        };
+        let fail_point = fail_point.split('"').next().unwrap_or_default();
+        let [test, file] = quoted(missed_by)[..] else {
+            wrong.push(format!("{mutation}: '{missed_by}' names no test and its file"));
+            continue;
+        };
+        if !read(file).is_ok_and(|text| text.contains(&format!("fn {test}("))) {
+            wrong.push(format!("{mutation}: there is no test {test} in {file}"));
+        }
+        let run = match file {
+            "tests/simulation_rules.rs" => by_chance.contains(&format!("\"{fail_point}\"")),
+            _ => {
+                let mut lines =
+                    by_test.lines().map(str::trim).filter(|line| line.starts_with(&format!("\"{fail_point}\"")));
+                lines.any(|line| line.contains(&format!("::{test}")))
+            }
+        };
+        if !run {
+            wrong.push(format!("{mutation}: nobody runs {test} with {fail_point} left out"));
+        }
+    }
+    for name in known {
+        let Some((_, fail_point)) = rules.split_once(&format!("Rule::{name} => \"")) else {
+            wrong.push(format!("{name} has no fail point"));
+            continue;
+        };
+        let fail_point = fail_point.split('"').next().unwrap_or_default();
+        if !by_chance.contains(&format!("\"{fail_point}\"")) && !by_test.contains(&format!("\"{fail_point}\"")) {
+            wrong.push(format!("nobody leaves out {fail_point}"));
+        }
+    }
     expect_none(wrong);
     Ok(())
 }

@@ -74,54 +74,6 @@ impl fmt::Display for CommitStep {
     }
 }
 
-/// A rule of the protocol that a test can leave out, to see that some other test notices. In builds without fail points
-/// every rule is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
-    /// Step 2: written cells or rows are locked.
-    LockWrites,
-    /// Step 3: committed writes at or above the snapshot are a conflict.
-    CheckWrites,
-    /// Step 6 comes after step 5.
-    DataBeforeCommitTs,
-    /// The pipeline lets others see a group only after it was applied.
-    ApplyBeforePublish,
-    /// Step 7: what was read must stand.
-    RecheckReads,
-    /// Step 9: locks are still held.
-    CheckLocks,
-    /// A reader waits for a writer that may hold a commit timestamp below its snapshot.
-    WaitForWriters,
-    /// Step 10 is a compare-and-set, and what stands decides.
-    BelieveTheEntry,
-    /// A lost answer is settled by writing, never by taking it for a failure.
-    SettleByWriting,
-}
-
-impl Rule {
-    /// Name of its fail point; `return` leaves the rule out.
-    pub(crate) fn fail_point(self) -> &'static str {
-        match self {
-            Rule::LockWrites => "rule::lock_writes",
-            Rule::CheckWrites => "rule::check_writes",
-            Rule::DataBeforeCommitTs => "rule::data_before_commit_ts",
-            Rule::ApplyBeforePublish => "rule::apply_before_publish",
-            Rule::RecheckReads => "rule::recheck_reads",
-            Rule::CheckLocks => "rule::check_locks",
-            Rule::WaitForWriters => "rule::wait_for_writers",
-            Rule::BelieveTheEntry => "rule::believe_the_entry",
-            Rule::SettleByWriting => "rule::settle_by_writing",
-        }
-    }
-
-    /// True unless a test has left the rule out.
-    pub(crate) fn is_kept(self) -> bool {
-        let _name = self.fail_point();
-        fail::fail_point!(_name, |_| false);
-        true
-    }
-}
-
 /// The commit stands before this step. A build with fail points may end the process or wait here.
 pub(crate) fn reach(step: CommitStep) {
     // Named before the macro, which is empty in other builds.

@@ -81,6 +81,8 @@ pub(crate) enum Rule {
     SettleByRegister,
     /// Settling decides those of former owners, too.
     DecidePredecessors,
+    /// A backup draws the timestamp that time goes on from when its snapshot is made: above all that lies in it.
+    FastForwardAfterSnapshot,
     /// The backup lock is acquired when no deletion is under way.
     DrainDeletions,
 }
@@ -126,6 +128,7 @@ impl Rule {
             Rule::SettleBeforeCopy => "rule::settle_before_copy",
             Rule::SettleByRegister => "rule::settle_by_register",
             Rule::DecidePredecessors => "rule::decide_predecessors",
+            Rule::FastForwardAfterSnapshot => "rule::fast_forward_after_snapshot",
             Rule::DrainDeletions => "rule::drain_deletions",
         }
     }

@@ -4,6 +4,8 @@
 //! are those that take a certain moment: a lock that is lost, a server that sleeps, a copy that is made. The rules are
 //! left out by fail points, which are those of the whole program: one test, one rule after the other.
 
+#[allow(dead_code, unused_imports, reason = "one test makes a backup")]
+mod backup_support;
 mod common;
 #[allow(dead_code, unused_macros, reason = "some of its cases are run here")]
 #[path = "cases/faults.rs"]
@@ -35,6 +37,7 @@ macro_rules! killers {
 fn every_rule_that_is_left_out_is_missed_by_its_test() {
     let killers = killers! {
         // Step by step.
+        "rule::decide_rivals" => faults::a_settling_writer_without_its_locks_rolls_itself_back(MEMORY_STEPS),
         "rule::spare_the_living" => faults::the_conflict_check_spares_a_rival_that_is_alive(MEMORY_STEPS),
         "rule::unlock_after_entry" => faults::a_reader_waits_for_a_writer_that_may_have_committed_before_it(MEMORY_STEPS),
         "rule::answer_by_the_entry" => faults::a_refused_commit_entry_is_a_plain_failure(MEMORY_STEPS),
@@ -58,6 +61,7 @@ fn every_rule_that_is_left_out_is_missed_by_its_test() {
         "rule::settle_before_copy" => faults::settling_waits_for_commit_timestamps_that_were_drawn(MEMORY_STEPS),
         "rule::settle_before_copy" => faults::a_marker_waits_for_the_group_before_it(MEMORY_PIPELINE),
         "rule::settle_by_register" => rules::who_lost_its_locks_is_settled_too(),
+        "rule::fast_forward_after_snapshot" => rules::time_goes_on_above_all_that_was_copied(),
         "rule::drain_deletions" => rules::the_backup_lock_waits_for_a_deletion(),
         // A second owner.
         "rule::look_at_the_lease" => rules::who_sleeps_before_its_sweep_entry_does_not_commit(),

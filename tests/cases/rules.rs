@@ -1,5 +1,6 @@
 //! Tests that each miss one rule of the protocol when it is left out; see `tests/rules.rs`.
 
+use crate::backup_support::{Source, create, rocks};
 use crate::common::faulty::{Fault, Faulty, Gate, Op};
 use crate::common::processes::*;
 use crate::common::{MEMORY_STEPS, Place, StoreKind, cell, get, put, table};
@@ -7,7 +8,7 @@ use atlas::schema::{ConflictHandler, MetaRecord};
 use atlas::transaction::entry::Entry;
 use atlas::transaction::sweep_queue::sweep_queue_table;
 use atlas::{Atlas, Error, TableRef};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Of real time, for what is meant not to happen.
@@ -156,6 +157,27 @@ pub(crate) async fn the_backup_lock_waits_for_a_deletion() {
     assert!(!acquiring.is_finished(), "a deletion is under way");
     drop(permit);
     joined(acquiring).await.expect("the lock is free");
+}
+
+/// What commits between a backup's timestamp and its snapshot lies in the copy, and its numbers must not come again.
+pub(crate) async fn time_goes_on_above_all_that_was_copied() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let mut source = Source::new(rocks(&data).await, Some(data)).await;
+    source.transact_many(3).await;
+    let itself: Arc<OnceLock<Arc<Source>>> = Arc::default();
+    let late = Arc::clone(&itself);
+    source.in_settle = Some(Box::new(move |_| {
+        let late = Arc::clone(&late);
+        Box::pin(async move {
+            late.get().expect("it was set").transact(0).await;
+        })
+    }));
+    let source = itself.get_or_init(|| Arc::new(source));
+    let info = create(source, &dir.path().join("repo"), Some("one")).await.expect("it can be taken");
+    let (last, ..) = source.log.lock().await.last().cloned().expect("it committed");
+    assert!(info.backup_ts < Some(last), "it committed after the timestamp");
+    assert!(info.fast_forward_ts > Some(last), "{last} lies in the copy, and time goes on at {info:?}");
 }
 
 // ---- a second owner

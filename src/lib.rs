@@ -12,6 +12,7 @@ pub mod lock;
 pub mod ops;
 mod punch;
 mod registry;
+mod rule;
 pub mod schema;
 pub mod server;
 pub mod sweep;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 ///
 /// The server speaks for whatever implements `ops::Operations`, so it lies below the store that serves itself by it.
 const LAYERS: [&[&str]; 7] = [
-    &["error", "clock"],
+    &["error", "clock", "rule"],
     &["config", "schema"],
     &["ops", "timestamp", "lock"],
     &["transaction"],
@@ -74,8 +74,11 @@ fn sources(directory: &str, extension: &str) -> Result<Vec<Source>> {
         let entries = std::fs::read_dir(&directory).with_context(|| directory.display().to_string())?;
         for entry in entries {
             let path = entry?.path();
+            // What a build has left beside its manifest is not ours.
             if path.is_dir() {
-                open.push(path);
+                if !path.ends_with("target") {
+                    open.push(path);
+                }
             } else if path.to_str().is_some_and(|path| path.ends_with(extension)) {
                 let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
                 found.push(Source { path, text });
@@ -307,6 +310,148 @@ fn scripts_stop_at_the_first_error() -> Result<()> {
         let is_script = source.text.lines().next().is_some_and(|line| line.starts_with("#!") && line.ends_with("bash"));
         if is_script && !source.text.contains("\nset -euo pipefail\n") {
             wrong.push(source.path.display().to_string());
+        }
+    }
+    expect_none(wrong);
+    Ok(())
+}
+
+/// The names that follow `prefix` in a text, each once, in the order of their first mention.
+fn names_after(text: &str, prefix: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for (at, found) in text.match_indices(prefix) {
+        let name = first_word(&text[at + found.len()..]);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The text from a line that begins an item to the line that ends it.
+fn item<'a>(text: &'a str, begins: &str, ends: &str) -> Result<&'a str> {
+    let (_, rest) = text.split_once(begins).with_context(|| format!("there is no '{begins}'"))?;
+    let (item, _) = rest.split_once(ends).with_context(|| format!("'{begins}' does not end"))?;
+    Ok(item)
+}
+
+/// The names of an enum's variants.
+fn variants(text: &str, begins: &str) -> Result<Vec<String>> {
+    let lines = item(text, begins, "\n}")?.lines().map(str::trim);
+    let named = lines.filter(|line| line.starts_with(|first: char| first.is_uppercase()));
+    Ok(named.map(first_word).collect())
+}
+
+/// A model whose steps are others than those of the code proves nothing about it.
+#[test]
+fn the_model_takes_the_steps_of_the_code() -> Result<()> {
+    let code = std::fs::read_to_string(root().join("src/transaction/step.rs"))?;
+    let model = std::fs::read_to_string(root().join("tests/model/src/rules.rs"))?;
+    let known = variants(&code, "pub enum CommitStep {")?;
+    let order = names_after(item(&code, "pub const ALL: ", "];")?, "CommitStep::");
+    let order = order.into_iter().filter(|name| known.contains(name)).collect::<Vec<_>>();
+    assert_eq!(order, known, "every step is in the list, and in the order in which it is declared");
+
+    let steps = variants(&model, "pub(crate) enum Step {")?;
+    let strange = steps.iter().filter(|step| !known.contains(step));
+    let mut wrong: Vec<String> = strange.map(|step| format!("{step} is no step of the code")).collect();
+    for list in ["pub(crate) const STEPS: ", "pub(crate) const STEPS_AHEAD: "] {
+        let taken = names_after(item(&model, list, "];")?, "Step::");
+        let expected: Vec<String> = known.iter().filter(|step| taken.contains(step)).cloned().collect();
+        if taken != expected {
+            wrong.push(format!("{list}the model goes {taken:?}, the code {expected:?}"));
+        }
+        anyhow::ensure!(taken.len() > 1, "{list}nothing is compared");
+    }
+    // What the model leaves out is left out on purpose.
+    const LEFT_OUT: [&str; 4] = ["CheckConstraints", "PreCommitConditions", "Recorded", "Published"];
+    let missing = known.iter().filter(|step| !steps.contains(step) && !LEFT_OUT.contains(&&***step));
+    wrong.extend(missing.map(|step| format!("{step} is not in the model")));
+    expect_none(wrong);
+    Ok(())
+}
+
+/// A row of the table in `tests/model/README.md`.
+struct Row<'a> {
+    mutation: &'a str,
+    rule: &'a str,
+    missed_by: &'a str,
+}
+
+fn rows_of_mutations(readme: &str) -> Vec<Row<'_>> {
+    let (_, table) = readme.split_once("| mutation | rule of the code | missed by |").unwrap_or_default();
+    let cells = table.lines().skip(2).map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    let rows = cells.take_while(|cells| cells.len() == 5);
+    rows.map(|cells| Row { mutation: cells[1].trim_matches('`'), rule: cells[2], missed_by: cells[3] }).collect()
+}
+
+/// The words between backquotes.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// What the model refutes is refuted in the code as well, by a test that is really run with the rule left out.
+#[test]
+fn every_mutation_of_the_model_is_one_of_the_code() -> Result<()> {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).with_context(|| path.to_owned());
+    let readme = read("tests/model/README.md")?;
+    let mutations = read("tests/model/src/mutations.rs")?;
+    let declared: Vec<&str> = item(&mutations, "\nmutations! {", "\n}")?
+        .lines()
+        .filter_map(|line| line.split_once(" breaks ").map(|(name, _)| name.trim()))
+        .collect();
+    anyhow::ensure!(!declared.is_empty(), "no mutation was found");
+
+    let rows = rows_of_mutations(&readme);
+    let mut wrong = Vec::new();
+    let listed: Vec<&str> = rows.iter().map(|row| row.mutation).collect();
+    for (some, others, what) in [(&declared, &listed, "is not in the table"), (&listed, &declared, "is no mutation")] {
+        wrong.extend(some.iter().filter(|name| !others.contains(name)).map(|name| format!("{name} {what}")));
+    }
+
+    let rules = read("src/rule.rs")?;
+    let known = variants(&rules, "pub(crate) enum Rule {")?;
+    let (by_chance, by_test) = (read("tests/simulation_rules.rs")?, read("tests/rules.rs")?);
+    for Row { mutation, rule, missed_by } in &rows {
+        let Some(name) = quoted(rule).first().and_then(|name| name.strip_prefix("Rule::")) else {
+            // Said in words, with a reason.
+            if !(rule.starts_with("with sweep: ") || *rule == "none") || missed_by.is_empty() {
+                wrong.push(format!("{mutation}: '{rule}' is no rule"));
+            }
+            continue;
+        };
+        let Some((_, fail_point)) = rules.split_once(&format!("Rule::{name} => \"")) else {
+            wrong.push(format!("{mutation}: there is no rule {name}"));
+            continue;
+        };
+        let fail_point = fail_point.split('"').next().unwrap_or_default();
+        let [test, file] = quoted(missed_by)[..] else {
+            wrong.push(format!("{mutation}: '{missed_by}' names no test and its file"));
+            continue;
+        };
+        if !read(file).is_ok_and(|text| text.contains(&format!("fn {test}("))) {
+            wrong.push(format!("{mutation}: there is no test {test} in {file}"));
+        }
+        let run = match file {
+            "tests/simulation_rules.rs" => by_chance.contains(&format!("\"{fail_point}\"")),
+            _ => {
+                let mut lines =
+                    by_test.lines().map(str::trim).filter(|line| line.starts_with(&format!("\"{fail_point}\"")));
+                lines.any(|line| line.contains(&format!("::{test}")))
+            }
+        };
+        if !run {
+            wrong.push(format!("{mutation}: nobody runs {test} with {fail_point} left out"));
+        }
+    }
+    for name in known {
+        let Some((_, fail_point)) = rules.split_once(&format!("Rule::{name} => \"")) else {
+            wrong.push(format!("{name} has no fail point"));
+            continue;
+        };
+        let fail_point = fail_point.split('"').next().unwrap_or_default();
+        if !by_chance.contains(&format!("\"{fail_point}\"")) && !by_test.contains(&format!("\"{fail_point}\"")) {
+            wrong.push(format!("nobody leaves out {fail_point}"));
         }
     }
     expect_none(wrong);

@@ -9,7 +9,7 @@ mod simulation;
 use simulation::{Scenario, simulate};
 
 /// Each rule, and within how many seeds its absence must show.
-const RULES: [(&str, u64); 9] = [
+const RULES: [(&str, u64); 16] = [
     ("rule::lock_writes", 200),
     ("rule::check_writes", 50),
     ("rule::data_before_commit_ts", 200),
@@ -19,6 +19,13 @@ const RULES: [(&str, u64); 9] = [
     ("rule::believe_the_entry", 3000),
     ("rule::settle_by_writing", 400),
     ("rule::apply_before_publish", 50),
+    ("rule::lock_before_check", 3000),
+    ("rule::recheck_after_data", 3000),
+    ("rule::recheck_decides", 3000),
+    ("rule::count_from_snapshot", 3000),
+    ("rule::snapshot_before_number", 3000),
+    ("rule::publish_before_answer", 3000),
+    ("rule::see_members_ahead", 3000),
 ];
 
 #[test]

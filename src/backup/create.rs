@@ -19,6 +19,7 @@ use super::repository::{COMPLETE, Repository, check_id, new_id};
 use super::streams;
 use super::timestamp_file::format_timestamp_line;
 use crate::ops::{BackupInfo, BackupRequest, ProgressSink, TransactionOps};
+use crate::rule::Rule;
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use async_trait::async_trait;
@@ -337,6 +338,11 @@ impl Attempt {
         let backup_ts = self.source.fresh_timestamp().await?;
         self.write_timestamp(BACKUP_TIMESTAMP_FILE, backup_ts).await?;
 
+        let too_early = match Rule::FastForwardAfterSnapshot.is_kept() {
+            true => None,
+            false => Some(self.source.fresh_timestamp().await?),
+        };
+
         // Before the snapshot: a commit below `backup_ts` that were applied after it would be missing in the copy.
         self.begin(BackupStep::Settle)?;
         let clock = Instant::now();
@@ -352,7 +358,10 @@ impl Attempt {
         // wait for the copy, because nothing changes in the snapshot any more. (What a transaction reads of a portable
         // backup lies below the backup timestamp, whenever it is read.)
         self.begin(BackupStep::FastForwardTimestamp)?;
-        let fast_forward_ts = self.source.fresh_timestamp().await?;
+        let fast_forward_ts = match too_early {
+            None => self.source.fresh_timestamp().await?,
+            Some(fast_forward_ts) => fast_forward_ts,
+        };
         self.write_timestamp(FAST_FORWARD_TIMESTAMP_FILE, fast_forward_ts).await?;
 
         self.begin(BackupStep::Copy)?;

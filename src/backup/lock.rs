@@ -27,6 +27,7 @@ pub use guard::BackupLockGuard;
 
 use crate::lock::{BootClock, Clock};
 use crate::ops::BackupLockRecord;
+use crate::rule::Rule;
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use atlas_kvs::{KeyValueService, KvsError};
@@ -251,7 +252,9 @@ impl BackupLock {
             return Err(held(&other));
         }
         let closed = ClosedGate::close(&shared, &record);
-        shared.drain().await;
+        if Rule::DrainDeletions.is_kept() {
+            shared.drain().await;
+        }
         // In a task of its own. A caller that goes away in the middle of the store's write would otherwise leave a
         // lock that nobody knows of; so the write comes to its end, and a claim that nobody takes clears it again.
         let persisted = tokio::spawn(async move {

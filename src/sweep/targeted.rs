@@ -14,7 +14,7 @@ use super::progress::ShardProgress;
 use super::state::Shared;
 use super::step::{SweepStep, reach};
 use crate::Result;
-use crate::transaction::Rule;
+use crate::rule::Rule;
 use crate::transaction::entry::Fate;
 use crate::transaction::sweep_queue::{self, SHARDS, SweepWrite, sweep_queue_table};
 use atlas_kvs::{Cell, CellBound, CellVersions, Scan, TableRef, Timestamp};

@@ -5,6 +5,7 @@ use super::issuer::{Issuer, Right, check_bound, lost, renew_for_ever, run_out};
 use super::lease::{Lease, LeaseOptions};
 use super::record::{FastForward, OracleRecord, check_jump};
 use super::takeover::{Taken, take_over};
+use crate::rule::Rule;
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use atlas_kvs::{KeyValueService, Ownership, Timestamp};
@@ -161,7 +162,7 @@ impl TimestampOracle {
             first
         };
         // After the number was chosen, right before the answer: a check before it could be outdated by the choice.
-        let held = self.issuer.holds_right()?;
+        let held = !Rule::LookAtTheLease.is_kept() || self.issuer.holds_right()?;
         Ok(held.then(|| TimestampRange { first: Timestamp::saturating(first), count }))
     }
 
@@ -244,8 +245,17 @@ async fn open_exclusive(kvs: Arc<dyn KeyValueService>, newest: Arc<AtomicU64>) -
     // After the record has moved and before the first number is issued: an older instance either sees this and stops,
     // or answered a request that was under way before any of ours began.
     newest.fetch_max(record.epoch, Ordering::SeqCst);
-    let issuer = Issuer::new(kvs, stored, incarnation, Right::InProcess(newest), found.bound, record, bytes);
+    let first = first_of(found.bound);
+    let issuer = Issuer::new(kvs, stored, incarnation, Right::InProcess(newest), first, record, bytes);
     Ok(TimestampOracle { issuer: Arc::new(issuer), batch_fence: None, _renewer: None })
+}
+
+/// The first number of an owner that has found the bound there.
+fn first_of(bound: Timestamp) -> Timestamp {
+    match Rule::NumbersAboveTheBound.is_kept() {
+        true => bound,
+        false => Timestamp::saturating(bound.get().saturating_sub(BLOCK)).max(Timestamp::FIRST),
+    }
 }
 
 /// Opens a store that other processes can reach, when it has no living owner.
@@ -256,7 +266,7 @@ async fn open_shared(kvs: Arc<dyn KeyValueService>, options: LeaseOptions) -> Re
     let epoch = record.epoch;
     let lease = Lease::new(options.lease, options.clock, incarnation, asked);
     let right = Right::Leased { lease, database };
-    let issuer = Arc::new(Issuer::new(kvs.clone(), stored, incarnation, right, bound, record, bytes));
+    let issuer = Arc::new(Issuer::new(kvs.clone(), stored, incarnation, right, first_of(bound), record, bytes));
     // From now on, also while the fence is raised: that waits for batches of the former owner which are under way.
     let renewer = AbortOnDropHandle::new(tokio::spawn(renew_for_ever(issuer.clone())));
     // Before anything is issued or read: from here on what the former owners wrote is all they will ever have written.

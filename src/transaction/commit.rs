@@ -13,6 +13,7 @@ use super::sweep_queue;
 use super::value;
 use super::window::{ConflictKey, value_hash};
 use crate::lock::HeldLocks;
+use crate::rule::Rule;
 use crate::schema::ConflictHandler;
 use crate::timestamp::BatchFence;
 use crate::{Error, Result};
@@ -112,6 +113,12 @@ impl CommitJob {
         let mut checked_from = self.check_large(pipeline, &keys, transaction.read_ts).await?;
         // No fence here, also where others can reach the store: data without an entry is never seen, however late it
         // comes, and the entry is written behind the fence.
+        if !Rule::DataBeforeEntry.is_kept()
+            && let Entered::Done(outcome) = self.enter(pipeline, keys.clone(), Payload::PutAhead, checked_from).await
+        {
+            self.put_queue_and_data(None).await?;
+            return outcome;
+        }
         if let Err(error) = self.put_queue_and_data(None).await {
             // Some of it may be there. It must never be followed by a commit, and nobody need wonder about it later.
             let _ = pipeline.roll_back(transaction.start_ts).await;
@@ -143,11 +150,15 @@ impl CommitJob {
     pub(super) async fn put_queue_and_data(&self, fence: Option<&BatchFence>) -> Result<()> {
         let start_ts = self.transaction.start_ts;
         reach(CommitStep::EnqueueForSweep);
+        let in_order = Rule::EnqueueBeforeData.is_kept() && Rule::EnqueueBeforeCommitTs.is_kept();
         let queue = sweep_queue::entries(start_ts, &self.buffer);
         let mut bytes: usize = queue.iter().map(|(_, entry)| entry.len()).sum();
         let mut piece: Vec<(TableRef, Vec<(Cell, Bytes)>)> = vec![(sweep_queue::sweep_queue_table(), queue)];
+        if !in_order {
+            piece.clear();
+        }
         // What goes behind a fence is a batch, which is there as a whole or not at all: no data without the entry.
-        if fence.is_none() {
+        if fence.is_none() && in_order {
             self.put(std::mem::take(&mut piece), None).await?;
             bytes = 0;
         }
@@ -165,7 +176,14 @@ impl CommitJob {
             }
         }
         reach(CommitStep::PutData);
-        self.put(piece, fence).await
+        self.put(piece, fence).await?;
+        if Rule::EnqueueBeforeData.is_kept() { Ok(()) } else { self.put_queue(fence).await }
+    }
+
+    /// Step 4 alone, and too late: for a test that leaves out a rule of its order.
+    pub(super) async fn put_queue(&self, fence: Option<&BatchFence>) -> Result<()> {
+        let queue = sweep_queue::entries(self.transaction.start_ts, &self.buffer);
+        self.put(vec![(sweep_queue::sweep_queue_table(), queue)], fence).await
     }
 
     async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, fence: Option<&BatchFence>) -> Result<()> {

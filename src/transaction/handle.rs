@@ -8,6 +8,7 @@ use super::scan::{self, ScanJob};
 use super::tracker::Registration;
 use crate::lock::HeldLocks;
 use crate::ops::ScanOptions;
+use crate::rule::Rule;
 use crate::schema::TableSpec;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, ColumnSelection, RowRange, TableRef, Timestamp};
@@ -171,6 +172,9 @@ impl Transaction {
         if !unwritten.is_empty() {
             let found = self.inner.core.read_cells(table, unwritten, self.inner.read_ts).await?;
             for (place, value) in places.into_iter().zip(found) {
+                if value.is_none() && !Rule::RecheckAbsences.is_kept() {
+                    self.inner.open_writes()?.reads.forget_cell(table, &cells[place]);
+                }
                 values[place] = value;
             }
         }
@@ -414,7 +418,8 @@ impl Inner {
             return None;
         }
         reads.touch(table);
-        reads.keeps(table, spec).then(|| reads.read_range(table, &options.rows, &options.columns, options.reverse))
+        let keeps = reads.keeps(table, spec) && Rule::RecheckRanges.is_kept();
+        keeps.then(|| reads.read_range(table, &options.rows, &options.columns, options.reverse))
     }
 
     fn check_limits(&self, cell: &Cell, value: &Option<Bytes>) -> Result<()> {

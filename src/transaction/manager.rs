@@ -15,6 +15,7 @@ use super::tracker::{Begun, SnapshotTracker};
 use crate::config::{CommitModeChoice, TransactionConfig};
 use crate::lock::LockService;
 use crate::ops::BeginOptions;
+use crate::rule::Rule;
 use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, refuse_unfinished_restore};
 use crate::timestamp::{LeaseOptions, TimestampOracle, read_stored};
 use crate::{Error, Result};
@@ -205,6 +206,9 @@ impl TransactionManager {
     /// # Errors
     /// Those of the store; nothing is promised then. Cancel safe.
     pub async fn settle_within(&self, up_to: Timestamp, patience: Duration) -> Result<()> {
+        if !Rule::SettleBeforeCopy.is_kept() {
+            return Ok(());
+        }
         match &self.core.path {
             CommitPath::Pipeline(pipeline) => pipeline.settle().await?,
             CommitPath::StepByStep(steps) => {

@@ -45,6 +45,5 @@ pub use manager::{OpenOptions, TransactionManager};
 pub use predecessors::DecidedMark;
 pub use run::{Outcome, Retriable, RunOptions};
 pub use step::CommitStep;
-pub(crate) use step::Rule;
 pub use swept::{SweptTable, sweep_table};
 pub(crate) use value::{check_version, committed_version, damaged, header, version_len};

@@ -29,13 +29,14 @@ use super::core::SchemaCache;
 use super::entry::{Entry, Fate, transactions_table};
 use super::reads::Reads;
 use super::reservations::{Loser, Reservations};
-use super::step::{CommitStep, Rule, reach};
+use super::step::{CommitStep, reach};
 use super::sweep_queue::sweep_queue_table;
 use super::table::TransactionTable;
 use super::tracker::{Registration, SnapshotTracker};
 use super::value;
 use super::window::{ConflictKey, ConflictWindow};
 use crate::lock::HeldLocks;
+use crate::rule::Rule;
 use crate::timestamp::{BatchFence, Raised, TimestampOracle};
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, TableRef, Timestamp};
@@ -464,7 +465,9 @@ impl Leader {
         reach(CommitStep::TakeCommitTs);
         // Before the batch is applied: the members behind must see this one. If the batch fails, conflicts with it
         // are too many, never too few.
-        self.window.insert(commit_ts, &member.keys);
+        if Rule::SeeMembersAhead.is_kept() {
+            self.window.insert(commit_ts, &member.keys);
+        }
         reach(CommitStep::RecheckReads);
         self.reserved.remove(member.work_id);
         reach(CommitStep::CheckLocks);
@@ -493,7 +496,7 @@ impl Leader {
 
     fn write_conflict(&self, member: &Member) -> Option<Verdict> {
         let conflict = member.keys.iter().filter(|key| key.excludes_writers).find_map(|key| {
-            let conflict = self.window.conflict(key, member.checked_from).map(Some);
+            let conflict = self.window.conflict(key, counted_from(member)).map(Some);
             conflict
                 .or_else(|| self.reserved.is_for_another(key.hash, member.work_id).then_some(None))
                 .map(|at| (key, at))
@@ -509,7 +512,7 @@ impl Leader {
     /// Step 7: against everything that committed since the member's snapshot, and the members ahead of it. Own writes
     /// are not in the window yet.
     fn read_conflict(&self, member: &Member) -> Option<Verdict> {
-        let since = member.checked_from;
+        let since = counted_from(member);
         let cell = member
             .reads
             .cells
@@ -541,7 +544,9 @@ impl Leader {
         if group.commits.is_empty() && group.roll_backs.is_empty() {
             return Ok(());
         }
-        let mut batch = build_batch(&mut group).guarded(self.fence.as_ref().map(|fence| fence.guard()));
+        let fence = self.fence.as_ref().filter(|_| Rule::GuardBatches.is_kept());
+        let mut batch = build_batch(&mut group).guarded(fence.map(|fence| fence.guard()));
+        let durability = if Rule::SyncBeforePublish.is_kept() { self.durability } else { Durability::Relaxed };
         loop {
             reach(CommitStep::RecordCommit);
             if let Some(last) = group.commits.last()
@@ -549,9 +554,14 @@ impl Leader {
             {
                 self.tracker.publish(last.commit_ts);
             }
-            match self.kvs.apply(batch.clone(), self.durability).await {
+            match self.kvs.apply(batch.clone(), durability).await {
                 Ok(()) => {
+                    let last = group.commits.last().map(|accepted| accepted.commit_ts);
                     self.acknowledge(group);
+                    if let (Some(last), false) = (last, Rule::PublishBeforeAnswer.is_kept()) {
+                        tokio::time::sleep(REOPEN_PAUSE).await;
+                        self.tracker.publish(last);
+                    }
                     return Ok(());
                 }
                 Err(error) if error.is_indeterminate() => return self.settle_unknown(group, error, queue).await,
@@ -579,8 +589,11 @@ impl Leader {
         reach(CommitStep::Recorded);
         for accepted in &group.commits {
             self.entries.remember(accepted.member.start_ts, Fate::Committed(accepted.commit_ts));
+            if !Rule::SeeMembersAhead.is_kept() {
+                self.window.insert(accepted.commit_ts, &accepted.member.keys);
+            }
         }
-        if let Some(last) = group.commits.last() {
+        if let Some(last) = group.commits.last().filter(|_| Rule::PublishBeforeAnswer.is_kept()) {
             // After the sync, before the answers, in the order of commits.
             self.tracker.publish(last.commit_ts);
         }
@@ -731,6 +744,14 @@ impl Leader {
         self.window_floor.store(self.window.floor().get(), Ordering::Release);
         // Who began before `oldest` has ended: a start timestamp is never below its snapshot.
         self.rolled_back = self.rolled_back.split_off(&oldest);
+    }
+}
+
+/// Commits at or above this conflict with the member.
+fn counted_from(member: &Member) -> Timestamp {
+    match Rule::CountFromSnapshot.is_kept() {
+        true => member.checked_from,
+        false => member.checked_from.max(member.start_ts),
     }
 }
 

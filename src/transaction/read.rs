@@ -14,9 +14,9 @@
 
 use super::core::{CommitPath, Core};
 use super::entry::Fate;
-use super::step::Rule;
 use super::step_by_step::StepByStep;
 use super::value;
+use crate::rule::Rule;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, CellBound, Scan, TableRef, Timestamp, Value};
 use bytes::Bytes;

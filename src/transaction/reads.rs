@@ -122,6 +122,13 @@ impl ReadSet {
         self.bound();
     }
 
+    /// Forgets a read of a cell: for a test that leaves out a rule.
+    pub(crate) fn forget_cell(&mut self, table: &TableRef, cell: &Cell) {
+        if self.cells.get_mut(table).is_some_and(|cells| cells.remove(cell)) {
+            self.kept -= 1;
+        }
+    }
+
     /// The transaction begins to read a range of a table whose reads are kept.
     pub(crate) fn read_range(
         &mut self,

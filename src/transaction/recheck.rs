@@ -9,6 +9,7 @@ use super::read::Candidate;
 use super::reads::Reads;
 use super::step_by_step::StepByStep;
 use super::value;
+use crate::rule::Rule;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, CellBound, Scan, TableRef, Timestamp};
 use futures::StreamExt;
@@ -129,7 +130,9 @@ impl Core {
         recheck: Recheck<'_>,
     ) -> Result<Fate> {
         match (known, recheck.undecided) {
-            (Fate::Undecided, Undecided::WaitForEarlier(steps)) if writer < recheck.start_ts => {
+            (Fate::Undecided, Undecided::WaitForEarlier(steps))
+                if writer < recheck.start_ts || !Rule::WaitForEarlierOnly.is_kept() =>
+            {
                 steps.settle_writer(writer).await
             }
             // It may hold a commit timestamp below ours already.

@@ -13,11 +13,12 @@ use super::mend::Mender;
 use super::predecessors::Predecessors;
 use super::read::Rivals;
 use super::recheck::{Recheck, Undecided};
-use super::step::{CommitStep, Rule, reach};
+use super::step::{CommitStep, reach};
 use super::table::TransactionTable;
 use super::tracker::SnapshotTracker;
 use super::window::value_hash;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest, LockService};
+use crate::rule::Rule;
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, KvsError, Timestamp};
@@ -136,12 +137,11 @@ impl StepByStep {
         self.oracle.check_held()?;
         let request = LockRequest::new(vec![LockDescriptor::transaction(writer)], Duration::ZERO);
         match self.locks.try_lock(request)? {
-            None => Err(Error::LocksLost { start_ts }),
-            Some(token) => {
-                self.locks.unlock(&[token]);
-                self.roll_back(writer).await
-            }
+            None if Rule::SpareTheLiving.is_kept() => return Err(Error::LocksLost { start_ts }),
+            None => (),
+            Some(token) => drop(self.locks.unlock(&[token])),
         }
+        self.roll_back(writer).await
     }
 
     /// Step 6. The oracle looks at the lease after it has chosen the number, and this is what keeps a process that
@@ -183,7 +183,14 @@ impl StepByStep {
     /// `patience` are rolled back. Waiting for locks would not be enough: a client between steps 9 and 10 may have lost
     /// them and still commit.
     pub(crate) async fn settle(&self, up_to: Timestamp, patience: Duration) -> Result<()> {
-        self.predecessors.decide().await?;
+        if Rule::DecidePredecessors.is_kept() {
+            self.predecessors.decide().await?;
+        }
+        if !Rule::SettleByRegister.is_kept() {
+            let drawn = self.register.lock().below(up_to);
+            let writers = drawn.into_iter().map(|(_, drawn)| LockDescriptor::transaction(drawn.start_ts)).collect();
+            return self.locks.wait_for(writers, patience).await;
+        }
         let waited = tokio::time::timeout(patience, async {
             loop {
                 let concluded = self.concluded.notified();
@@ -308,23 +315,41 @@ impl CommitJob {
             unreachable!("only this path commits step by step");
         };
         let start_ts = transaction.start_ts;
+        if !Rule::LockBeforeCheck.is_kept() {
+            self.check_write_conflicts(steps, &handlers).await?;
+        }
         let locks = self.lock(steps, &handlers).await?;
         reach(CommitStep::Lock);
-        self.check_write_conflicts(steps, &handlers).await?;
+        if Rule::LockBeforeCheck.is_kept() {
+            self.check_write_conflicts(steps, &handlers).await?;
+        }
         reach(CommitStep::CheckWriteConflicts);
-        let too_early = match Rule::DataBeforeCommitTs.is_kept() {
+        let too_early = match Rule::DataBeforeCommitTs.is_kept() && Rule::DataBeforeEntry.is_kept() {
             true => None,
             false => Some(steps.draw_commit_ts(start_ts).await?),
         };
+        if !Rule::RecheckAfterData.is_kept() {
+            self.recheck(steps, steps.oracle.last_issued().next()).await?;
+        }
+        if !Rule::CheckLocksLast.is_kept() {
+            locks.check()?;
+        }
+        if let (Some(commit_ts), false) = (too_early, Rule::DataBeforeEntry.is_kept()) {
+            steps.record(start_ts, commit_ts, &locks).await?;
+        }
         // Behind the fence, where there is one: then it is the store that keeps out what comes after a takeover, and no
         // clock need be right for it.
-        if let Err(error) = self.put_queue_and_data(steps.oracle.batch_fence().as_deref()).await {
+        let fence = steps.oracle.batch_fence().filter(|_| Rule::GuardData.is_kept());
+        if let Err(error) = self.put_queue_and_data(fence.as_deref()).await {
             if let Error::Kvs(KvsError::GuardFailed { .. }) = error {
                 return Err(steps.oracle.lose("another instance has raised the fence in the store"));
             }
             // Whatever is there must never commit; readers need not find that out one by one.
             let _ = steps.roll_back(start_ts).await;
             return Err(not_applied(error));
+        }
+        if !Rule::RecheckAfterCommitTs.is_kept() {
+            self.recheck(steps, steps.oracle.last_issued().next()).await?;
         }
         let commit_ts = match too_early {
             None => steps.draw_commit_ts(start_ts).await?,
@@ -351,21 +376,22 @@ impl CommitJob {
 
     /// Steps 7 to 10, with a commit timestamp that others may be waiting for.
     async fn check_and_record(&self, steps: &StepByStep, commit_ts: Timestamp, locks: &HeldLocks) -> Result<Timestamp> {
-        if !self.reads.is_empty() && Rule::RecheckReads.is_kept() {
-            let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
-            let undecided = Undecided::WaitForEarlier(steps);
-            let recheck = Recheck { start_ts: *start_ts, read_ts: *read_ts, before: commit_ts, undecided };
-            core.recheck(&self.reads, recheck).await?;
+        if Rule::RecheckReads.is_kept() && Rule::RecheckAfterData.is_kept() && Rule::RecheckAfterCommitTs.is_kept() {
+            self.recheck(steps, commit_ts).await?;
         }
         reach(CommitStep::RecheckReads);
         self.check_conditions()?;
         self.check_required_locks()?;
         // Last check: only the commit entry follows. Locks are those of this process: they keep nobody away who
         // commits through a successor, so the lease counts as one of them.
-        if Rule::CheckLocks.is_kept() {
+        if Rule::CheckLocks.is_kept() && Rule::CheckLocksLast.is_kept() {
             locks.check()?;
         }
-        steps.oracle.check_held()?;
+        if !Rule::EnqueueBeforeCommitTs.is_kept() {
+            self.put_queue(None).await?;
+        } else if Rule::LookAtTheLease.is_kept() {
+            steps.oracle.check_held()?;
+        }
         // By the old promises of a table we may have taken other locks than those who begin after its change. Ours are
         // the last who can do so: our data are there, and whoever begins now meets them.
         let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
@@ -374,10 +400,30 @@ impl CommitJob {
         }
         reach(CommitStep::CheckLocks);
         reach(CommitStep::RecordCommit);
-        let recorded = steps.record(self.transaction.start_ts, commit_ts, locks).await?;
+        if !Rule::UnlockAfterEntry.is_kept() {
+            steps.locks.unlock(locks.tokens());
+        }
+        let recorded = match steps.record(self.transaction.start_ts, commit_ts, locks).await {
+            Err(_) if !Rule::AnswerByTheEntry.is_kept() => commit_ts,
+            recorded => recorded?,
+        };
         reach(CommitStep::Recorded);
         reach(CommitStep::Published);
         Ok(recorded)
+    }
+
+    /// Step 7, as of a timestamp that all data of earlier commits are older than.
+    async fn recheck(&self, steps: &StepByStep, before: Timestamp) -> Result<()> {
+        if self.reads.is_empty() {
+            return Ok(());
+        }
+        let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
+        let undecided = match Rule::RecheckDecides.is_kept() {
+            true => Undecided::WaitForEarlier(steps),
+            false => Undecided::DecidedLater,
+        };
+        let recheck = Recheck { start_ts: *start_ts, read_ts: *read_ts, before, undecided };
+        core.recheck(&self.reads, recheck).await
     }
 
     async fn lock(&self, steps: &StepByStep, handlers: &Handlers) -> Result<HeldLocks> {
@@ -410,7 +456,11 @@ impl CommitJob {
                 continue;
             }
             let cells: Vec<Cell> = writes.keys().cloned().collect();
-            let newest = core.newest_committed(table, &cells, Rivals::DecideFor(steps, start_ts)).await?;
+            let rivals = match Rule::DecideRivals.is_kept() {
+                true => Rivals::DecideFor(steps, start_ts),
+                false => Rivals::DecidedLater,
+            };
+            let newest = core.newest_committed(table, &cells, rivals).await?;
             let read = if handler.compares_values() {
                 core.read_cells(table, cells.clone(), read_ts).await?
             } else {

@@ -10,7 +10,7 @@
 //!     (oldest open)    another       are applied    their way
 //! ```
 
-use super::step::Rule;
+use crate::rule::Rule;
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
 use atlas_kvs::Timestamp;
@@ -65,7 +65,18 @@ impl SnapshotTracker {
 
     /// Begins in the pipeline's way: the snapshot is everything applied so far.
     pub(crate) async fn begin_at_watermark(self: &Arc<Self>, oracle: &TimestampOracle) -> Result<Begun> {
-        self.begin(oracle, |state, _| state.watermark + 1, |read_ts, _| read_ts).await
+        let too_early = match Rule::SnapshotBeforeNumber.is_kept() {
+            true => None,
+            false => Some(oracle.fresh().await?),
+        };
+        if too_early.is_some() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        if !Rule::SnapshotAtWatermark.is_kept() {
+            return self.begin_at_start(oracle).await;
+        }
+        let begun = self.begin(oracle, |state, _| state.watermark + 1, |read_ts, _| read_ts).await?;
+        Ok(Begun { start_ts: too_early.unwrap_or(begun.start_ts), ..begun })
     }
 
     /// Begins in the step-by-step way: the snapshot is everything that committed before the start timestamp. What is

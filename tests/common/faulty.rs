@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -109,6 +110,7 @@ pub struct Faulty {
     inner: Arc<dyn KeyValueService>,
     rules: Arc<Mutex<Vec<Rule>>>,
     calls: Arc<Mutex<Vec<Call>>>,
+    relaxed: Arc<AtomicUsize>,
     chaos: Arc<Mutex<Option<Chaos>>>,
     /// The name of the database, if the store behaves like one that several processes share.
     database: Option<Arc<Mutex<String>>>,
@@ -160,6 +162,7 @@ impl Faulty {
             inner,
             rules: Arc::default(),
             calls: Arc::default(),
+            relaxed: Arc::default(),
             chaos: Arc::default(),
             database: None,
             no_batches: false,
@@ -195,6 +198,11 @@ impl Faulty {
     /// How many calls of `op` named `table`.
     pub fn calls(&self, op: Op, table: &TableRef) -> usize {
         self.calls.lock().iter().filter(|(called, tables)| *called == op && tables.contains(table)).count()
+    }
+
+    /// How many batches were not to be durable when they were answered.
+    pub fn relaxed_batches(&self) -> usize {
+        self.relaxed.load(Ordering::Relaxed)
     }
 
     fn fault(&self, op: Op, tables: Vec<TableRef>, cells: &[&Cell]) -> Option<Fault> {
@@ -476,6 +484,7 @@ impl KeyValueService for Faulty {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         assert!(!self.no_batches, "the store has no batches");
+        self.relaxed.fetch_add(usize::from(durability == Durability::Relaxed), Ordering::Relaxed);
         let mut tables: Vec<TableRef> = batch.ops.iter().map(|op| op.table().clone()).collect();
         tables.dedup();
         self.through(Op::Apply, tables, &[], |inner| async move { inner.apply(batch, durability).await }).await

@@ -359,8 +359,13 @@ async fn a_missing_node_makes_a_backup_void_and_a_restore_to_be_finished() {
     let dir = tempfile::tempdir().expect("a directory");
     let cluster = Arc::new(Cluster::new(dir.path()));
     let mut source = pretended_with(dir.path(), Snapshots::None).await;
+    let tags = dir.path().join("tags");
     source.nodes = Some(NodeCommands {
-        snapshot: Some(format!("test $NODE != {} && echo $KEYSPACE $TAG > $TARGET/x", NODES[1])),
+        snapshot: Some(format!(
+            "echo $TAG > {}.$NODE && test $NODE != {} && echo $KEYSPACE > $TARGET/x",
+            tags.display(),
+            NODES[1]
+        )),
         ..cluster.commands.clone()
     });
     let source = Arc::new(source);
@@ -369,6 +374,15 @@ async fn a_missing_node_makes_a_backup_void_and_a_restore_to_be_finished() {
     assert!(error.to_string().contains(&format!("node {}:", NODES[1])), "{error}");
     assert!(open_repository(&dir.path().join("repo")).list().await.expect("it is listed").is_empty(), "it is void");
     assert_eq!(source.lock.status().await.expect("it can be read"), None, "the lock is released");
+
+    // A node may still have the snapshot of the attempt before: the next one's has another name, on all nodes the same.
+    let told = || NODES.map(|node| std::fs::read_to_string(format!("{}.{node}", tags.display())).expect("it was told"));
+    let first = told();
+    create(&source, &dir.path().join("repo"), Some("one")).await.expect_err("a node is missing");
+    let second = told();
+    assert!(first[0].starts_with("atlas-one-") && second[0].starts_with("atlas-one-"), "{first:?} {second:?}");
+    assert!(first.iter().all(|tag| *tag == first[0]) && second.iter().all(|tag| *tag == second[0]));
+    assert_ne!(first[0], second[0]);
 
     let mut source = Arc::into_inner(source).expect("nobody else has it");
     source.nodes = Some(cluster.commands.clone());

@@ -126,7 +126,7 @@ fn wake(mut other: Other) -> String {
     }
     assert_eq!(later.as_deref(), Some("not committed"));
     other.must_say("noticed");
-    assert!(other.child.wait().expect("it can be waited for").success());
+    assert!(bounded::end_of(&mut other.child, "the other process").success());
     first
 }
 
@@ -187,7 +187,7 @@ fn of_a_process_that_was_killed_nothing_is_there_that_was_not_recorded() {
         ] {
             let place = Place::new(StoreKind::Cassandra);
             let (mut other, start_ts) = stand_before(&place, step, "die");
-            assert_eq!(other.child.wait().expect("it can be waited for").signal(), Some(9));
+            assert_eq!(bounded::end_of(&mut other.child, "the other process").signal(), Some(9));
             let left = record(&place).await;
             assert!(left.holder.is_some(), "it gave nothing up");
             let (atlas, t) = successor(&place).await;

@@ -9,61 +9,16 @@ mod common;
 #[path = "operate/stage.rs"]
 mod stage;
 
-use rand::Rng;
+use common::cassandra::OwnNode;
 use stage::{Ran, Stage};
-use std::process::{Command, Output, Stdio};
-use tempfile::TempDir;
 
 /// The password of the user that every new cluster knows, which is his name.
 const ADMINISTRATOR: (&str, &str) = ("cassandra", "cassandra");
 const SECRET: &str = "s3cret-and-wrong";
 
-/// A node of its own, beside the one that the other tests share. It is ended and removed when dropped.
-struct Node {
-    run: TempDir,
-    net: String,
-}
-
-impl Node {
-    fn start() -> Node {
-        // Ends the program where the lane has no server.
-        common::cassandra::connection("");
-        for _ in 0..3 {
-            // Whoever has the address already is told by the script, and another one is taken.
-            let (second, third) = (rand::rng().random_range(210..250), rand::rng().random_range(0..250));
-            let node = Node { run: tempfile::tempdir().unwrap(), net: format!("127.{second}.{third}") };
-            let up = node.script(&["up", "1"]);
-            if up.status.success() {
-                return node;
-            }
-            eprintln!("{}", String::from_utf8_lossy(&up.stderr));
-        }
-        panic!("the node does not start");
-    }
-
-    fn script(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra"));
-        command.env("ATLAS_CASSANDRA_RUN", self.run.path().join("node")).env("ATLAS_CASSANDRA_NET", &self.net);
-        command.env("ATLAS_CASSANDRA_LOGINS", "yes").env("ATLAS_CASSANDRA_SECONDS", "300");
-        command.args(arguments).stdin(Stdio::null()).output().unwrap()
-    }
-
-    fn cql(&self, statement: &str) -> String {
-        let output = self.script(&["cql", statement]);
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.script(&["down"]);
-    }
-}
-
 /// A command as this user, on a namespace of the node.
-fn atlas(node: &Node, (user, password): (&str, &str), line: &str) -> Ran {
-    let contact = format!("{}.1", node.net);
+fn atlas(node: &OwnNode, (user, password): (&str, &str), line: &str) -> Ran {
+    let contact = node.host();
     let (name, secret) = (user.to_owned(), password.to_owned());
     let stage = Stage::on_server(move |dir, _| {
         let mut login = String::new();
@@ -86,8 +41,9 @@ fn atlas(node: &Node, (user, password): (&str, &str), line: &str) -> Ran {
 
 #[test]
 fn who_one_is_decides_what_one_may_do() {
-    let node = Node::start();
-    let keyspaces = || node.cql("SELECT keyspace_name FROM system_schema.keyspaces");
+    let node = OwnNode::start(&[("ATLAS_CASSANDRA_LOGINS", "yes")]);
+    let cql = |statement| node.must(&["cql", statement]);
+    let keyspaces = || cql("SELECT keyspace_name FROM system_schema.keyspaces");
     let nobody = ("", "");
     for who in [nobody, ("cassandra", SECRET), ("nobody_of_that_name", SECRET)] {
         for line in ["table create t", "kv get t r c", "-vvv status"] {
@@ -96,7 +52,7 @@ fn who_one_is_decides_what_one_may_do() {
         let in_json = atlas(&node, who, "status -o json");
         assert_eq!((in_json.code, &in_json.document()["error"]["code"]), (Some(11), &"PERMISSION".into()));
     }
-    node.cql("CREATE ROLE guest WITH PASSWORD = 'guest' AND LOGIN = true");
+    cql("CREATE ROLE guest WITH PASSWORD = 'guest' AND LOGIN = true");
     let guest = ("guest", "guest");
     atlas(&node, guest, "table create t").fails(11).says("grant the user what it needs");
     assert!(!keyspaces().contains("atlas_bank"), "it was made");
@@ -108,12 +64,12 @@ fn who_one_is_decides_what_one_may_do() {
         atlas(&node, guest, line).fails(11).says("grant the user what it needs");
     }
     assert_eq!(atlas(&node, ADMINISTRATOR, "kv get t r c").ok(), "v");
-    node.cql("GRANT ALL PERMISSIONS ON KEYSPACE atlas_bank TO guest");
+    cql("GRANT ALL PERMISSIONS ON KEYSPACE atlas_bank TO guest");
     until_it_may(&node, guest);
 }
 
 /// What was granted is seen when the node looks next: it remembers for a while who may do what.
-fn until_it_may(node: &Node, guest: (&str, &str)) {
+fn until_it_may(node: &OwnNode, guest: (&str, &str)) {
     for _ in 0..60 {
         let ran = atlas(node, guest, "kv get t r c");
         if ran.code == Some(0) {

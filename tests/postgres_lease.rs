@@ -140,7 +140,7 @@ fn a_process_that_slept_over_its_lease_commits_nothing_and_is_told() {
             // Whatever comes later is told the same, and begins nothing.
             other.must_say("LOST_LEADERSHIP");
             other.must_say("noticed");
-            assert!(other.child.wait().expect("it can be waited for").success());
+            assert!(bounded::end_of(&mut other.child, "the other process").success());
             assert_eq!(entry(&atlas, start_ts).await, None, "nothing was applied");
             assert_eq!(everything(&atlas.begin().await.expect("it begins"), &t).await, ["x/v=new"]);
             write(&atlas, &t, &[("x", "newer")]).await;
@@ -168,7 +168,7 @@ fn a_process_that_slept_at_its_entry_commits_nothing_once_all_is_settled() {
         let next = other.says();
         assert!(matches!(next.as_deref(), Some("LOST_LEADERSHIP" | "UNAVAILABLE")), "{next:?}");
         other.must_say("noticed");
-        assert!(other.child.wait().expect("it can be waited for").success());
+        assert!(bounded::end_of(&mut other.child, "the other process").success());
         let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
         assert_eq!(everything(&atlas.begin().await.expect("it begins"), &t).await, ["x/v=old"]);
         atlas.close().await.expect("the store closes");
@@ -190,7 +190,7 @@ fn a_process_that_slept_before_its_data_puts_none() {
         other.must_say("LOST_LEADERSHIP");
         other.must_say("LOST_LEADERSHIP");
         other.must_say("noticed");
-        assert!(other.child.wait().expect("it can be waited for").success());
+        assert!(bounded::end_of(&mut other.child, "the other process").success());
         assert_eq!(entry(&atlas, start_ts).await, None);
         let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
         let bounds = [atlas::kvs_api::CellBound::new(cell("x"), Timestamp::MAX)];
@@ -207,7 +207,7 @@ fn a_process_that_was_killed_is_followed_and_nothing_of_its_last_batch_is_there(
         let mut other = start(&place, POSTGRES_PIPELINE, "die", u64::MAX);
         other.must_say("open");
         let start_ts = other.reach_the_commit();
-        assert_eq!(other.child.wait().expect("it can be waited for").signal(), Some(9));
+        assert_eq!(bounded::end_of(&mut other.child, "the other process").signal(), Some(9));
         let left = record(&place).await;
         assert!(left.holder.is_some(), "it gave nothing up");
         let atlas = open(&place).await.expect("its owner is dead");
@@ -232,7 +232,7 @@ fn a_process_that_lives_is_left_in_peace_and_followed_when_it_has_closed() {
         assert!(refused.to_string().contains(&format!("process {pid} ")), "{refused}");
         other.tell("go on");
         other.must_say("closed");
-        assert!(other.child.wait().expect("it can be waited for").success());
+        assert!(bounded::end_of(&mut other.child, "the other process").success());
         let left = record(&place).await;
         assert_eq!((left.holder, left.contact), (None, None), "nobody need wait");
         let atlas = open(&place).await.expect("it was given up");

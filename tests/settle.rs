@@ -191,7 +191,30 @@ async fn after_an_orderly_end_there_is_nothing_to_look_at() {
     }
 }
 
-/// The mark speaks of former owners, too: who has not looked at what they left does not move it.
+/// Nobody settles anything and it is over before it would have looked around: closing in order is enough.
+#[tokio::test]
+async fn an_owner_that_lived_for_a_moment_leaves_nothing_to_look_at() {
+    for kind in KINDS {
+        let world = World::steps(kind).await;
+        let first = world.open(WHOLE).await;
+        let Asleep { start_ts, gate, task } =
+            first.falls_asleep("x", "stale", |gate| first.next_entry(Fault::Hold(gate))).await;
+        first.fall_silent();
+        let second = world.open(WHOLE).await;
+        let written = second.write("y", "1").await.expect("it commits");
+        second.manager.close().await.expect("it closes");
+        assert_eq!(world.entry(start_ts).await, Some(Entry::RolledBack), "{kind:?}");
+        assert!(world.mark().await > Some(written), "{kind:?}");
+        let third = world.open(WHOLE).await;
+        third.settle().await;
+        assert_eq!(third.walks(), 0, "{kind:?}");
+        gate.open();
+        assert_rolled_back(joined(task).await);
+        assert_eq!(third.read("x").await, None, "{kind:?}");
+    }
+}
+
+/// The mark speaks of former owners, too: who could not look at what they left does not move it.
 #[tokio::test]
 async fn an_owner_that_decided_nothing_moves_no_mark() {
     for kind in KINDS {
@@ -202,6 +225,7 @@ async fn an_owner_that_decided_nothing_moves_no_mark() {
         first.fall_silent();
         let second = world.open(WHOLE).await;
         second.write("y", "1").await.expect("it commits");
+        second.writes_no_entries();
         second.manager.close().await.expect("it closes");
         assert_eq!(world.mark().await, None, "{kind:?}");
         let third = world.open(WHOLE).await;
@@ -212,9 +236,20 @@ async fn an_owner_that_decided_nothing_moves_no_mark() {
     }
 }
 
-/// More writers than are decided together, and a store that refuses in the middle of it.
+/// More writers than are decided together, and a store that refuses near the end of it: what was looked at before is not
+/// looked at again.
 #[tokio::test]
 async fn a_walk_that_was_interrupted_goes_on_where_it_was() {
+    let without_interruption = pages_of_a_walk(None).await;
+    assert!(without_interruption > 16, "they are not enough: {without_interruption}");
+    let interrupted = pages_of_a_walk(Some(4000)).await;
+    // The page in the middle of which it was interrupted.
+    assert!(interrupted <= without_interruption + 2, "{interrupted} pages instead of {without_interruption}");
+}
+
+/// How often the queue is looked at until the transactions that a former owner left are decided. After so many of them
+/// the store refuses once.
+async fn pages_of_a_walk(refusing_after: Option<usize>) -> usize {
     let world = World::steps(Kind::Unfenced).await;
     let first = world.open(WHOLE).await;
     first.writes_no_entries();
@@ -225,17 +260,17 @@ async fn a_walk_that_was_interrupted_goes_on_where_it_was() {
     first.fall_silent();
     let second = world.open(WHOLE).await;
     let up_to = second.manager.oracle().fresh().await.expect("a number is issued");
-    second.faulty.on(Op::PutUnlessExists).on_table(&transactions_table()).after(2000).then(Fault::Refuse);
-    second.manager.settle(up_to).await.expect_err("the store refuses");
-    assert_eq!(world.mark().await, None, "not all is decided");
-    let before = second.faulty.calls(Op::PutUnlessExists, &transactions_table());
+    if let Some(refusing_after) = refusing_after {
+        second.faulty.on(Op::PutUnlessExists).on_table(&transactions_table()).after(refusing_after).then(Fault::Refuse);
+        second.manager.settle(up_to).await.expect_err("the store refuses");
+        assert_eq!(world.mark().await, None, "not all is decided");
+    }
     second.manager.settle(up_to).await.expect("everything is settled");
     for start_ts in &left {
         assert_eq!(world.entry(*start_ts).await, Some(Entry::RolledBack));
     }
-    let after = second.faulty.calls(Op::PutUnlessExists, &transactions_table());
-    assert!(after - before <= left.len() - before + 16, "{before} and {after} for {}", left.len());
     assert!(world.mark().await > left.last().copied());
+    second.walks()
 }
 
 /// Step 3 of a former owner meets a version of its successor's.
@@ -284,7 +319,10 @@ async fn the_mark_does_not_pass_a_transaction_that_may_commit() {
             Some(task)
         };
         first.write("b", "1").await.map(drop).unwrap_or_default();
-        first.manager.tidy().await.expect("the store answers");
+        // It can't be decided either, and holds nothing back but the mark.
+        let tidied = first.manager.tidy().await;
+        assert_eq!(tidied.is_err(), unknown, "{kind:?}: {tidied:?}");
+        assert_eq!(world.entry(start_ts).await, None, "{kind:?}: whoever runs is left alone");
         let mark = world.mark().await.expect("it was moved");
         assert!(mark <= start_ts, "{kind:?}: {mark} passes {start_ts}");
         first.fall_silent();
@@ -303,7 +341,32 @@ async fn the_mark_does_not_pass_a_transaction_that_may_commit() {
     }
 }
 
-/// Nor one that has no commit timestamp yet: it may draw one as long as its owner lives.
+/// Nobody is left who could conclude it: the owner does, now and then, and the mark goes on.
+#[tokio::test]
+async fn the_mark_passes_what_ended_without_an_answer_once_it_is_decided() {
+    for kind in KINDS {
+        let world = World::steps(kind).await;
+        let owner = world.open(WHOLE).await;
+        let gate = Gate::new();
+        owner.next_entry(Fault::LostAppliedLater(gate.clone()));
+        owner.faulty.on(Op::PutUnlessExists).on_table(&transactions_table()).times(4).then(Fault::LostNotApplied);
+        let tx = owner.writer("x", "?").await;
+        let start_ts = tx.start_ts();
+        let outcome = joined(committing(tx)).await;
+        assert!(matches!(outcome, Err(Error::UnknownOutcome { .. })), "{outcome:?}");
+        assert_eq!(world.entry(start_ts).await, None, "{kind:?}");
+        owner.manager.tidy().await.expect("the store answers");
+        assert_eq!(world.entry(start_ts).await, Some(Entry::RolledBack), "{kind:?}");
+        assert!(world.mark().await > Some(start_ts), "{kind:?}");
+        gate.arrived().await;
+        gate.open();
+        gate.arrived().await; // It has arrived, and found that.
+        assert_eq!(world.entry(start_ts).await, Some(Entry::RolledBack), "{kind:?}");
+        assert_eq!(owner.read("x").await, None, "{kind:?}");
+    }
+}
+
+/// Nor does it pass one that has no commit timestamp yet: it may draw one as long as its owner lives.
 #[tokio::test]
 async fn the_mark_does_not_pass_an_open_transaction() {
     for kind in KINDS {

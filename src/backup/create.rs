@@ -574,7 +574,10 @@ impl Attempt {
             Method::Nodes(commands) => {
                 let directory = self.make_files_directory().await?;
                 let filled = nodes::filled_tables(kvs).await?;
-                commands.snapshot_into(&self.jobs, &format!("atlas-{}", plan.id), &directory).await?;
+                // Of this attempt alone: what another one left on a node, or another store has there under the same name
+                // of a backup, is not taken for it. Who looks at the node recognises the backup all the same.
+                let lock_id = self.lock.as_ref().expect("it was acquired").record().lock_id;
+                commands.snapshot_into(&self.jobs, &format!("atlas-{}-{lock_id}", plan.id), &directory).await?;
                 Taken::Nodes(commands, filled)
             }
             // It registers as a reader, so that nothing it needs would go away even without the lock.

@@ -8,7 +8,7 @@
 //!
 //! | command | environment besides `NODE` and `KEYSPACE` | must |
 //! | --- | --- | --- |
-//! | `snapshotCommand` | `TAG`, a name for the snapshot; `TARGET`, an empty directory | flush, take a snapshot of the keyspace and put its files into `TARGET` |
+//! | `snapshotCommand` | `TAG`, a name for the snapshot that no other has; `TARGET`, an empty directory | flush, take a snapshot of the keyspace and put its files into `TARGET` |
 //! | `restoreCommand` | `SOURCE`, the directory with the files of one node; `TABLES`, a file | load them into the node, whose tables exist and are empty |
 //! | `repairCommand` | | repair the whole keyspace in full, as one node of all |
 //!

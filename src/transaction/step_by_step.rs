@@ -35,6 +35,8 @@ const SETTLE_ATTEMPTS: u32 = 5;
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a backup waits for commits below its timestamp before it rolls them back.
 pub(super) const SETTLE_WITHIN: Duration = Duration::from_secs(60);
+/// How long an owner that closes looks at what former owners left.
+const LOOK_BACK_WITHIN: Duration = Duration::from_secs(2);
 
 /// What commits step by step share.
 #[derive(Debug)]
@@ -210,8 +212,18 @@ impl StepByStep {
 
     /// Rolls back whoever has drawn a commit timestamp below `up_to` and may still commit.
     async fn roll_back_drawn(&self, up_to: Timestamp) -> Result<()> {
+        self.roll_back_those(|_| true, up_to).await
+    }
+
+    /// Rolls back those whose transactions ended without knowing how: nobody else is going to, unless a reader meets
+    /// their data or a backup is taken, and as long as they stand in the register the mark does not pass them.
+    async fn roll_back_ended(&self) -> Result<()> {
+        self.roll_back_those(|drawn| !drawn.runs, Timestamp::MAX).await
+    }
+
+    async fn roll_back_those(&self, which: impl Fn(&Drawn) -> bool, up_to: Timestamp) -> Result<()> {
         let late = self.register.lock().below(up_to);
-        for (commit_ts, drawn) in late {
+        for (commit_ts, drawn) in late.into_iter().filter(|(_, drawn)| which(drawn)) {
             self.roll_back(drawn.start_ts).await?;
             self.conclude(commit_ts);
         }
@@ -232,10 +244,13 @@ impl StepByStep {
         self.predecessors.raise_mark(undecided.map_or(open, |start_ts| open.min(start_ts))).await
     }
 
-    /// Decides what former owners left, and moves the mark.
+    /// Decides what former owners left, and what ended here without an answer, and moves the mark.
     pub(crate) async fn tidy(&self, tracker: &SnapshotTracker) -> Result<()> {
         self.predecessors.decide().await?;
-        self.note_decided(tracker).await
+        let decided = self.roll_back_ended().await;
+        // What can't be decided yet holds the mark back where it is; what lies below it need not wait for that.
+        self.note_decided(tracker).await?;
+        decided
     }
 
     /// Waits for the commits under way, for as long as `patience` says, and sees to it that none commits later: the
@@ -251,6 +266,12 @@ impl StepByStep {
         }
         let decided = async {
             self.roll_back_drawn(Timestamp::MAX).await?;
+            // An owner that lived shortly has not looked at what those before it left, and after an orderly end there is
+            // nothing. What a crash left may take long, and whoever closes is not kept waiting for it.
+            match tokio::time::timeout(LOOK_BACK_WITHIN, self.predecessors.decide()).await {
+                Ok(decided) => decided?,
+                Err(_) => tracing::debug!("the next owner goes on deciding what former ones left"),
+            }
             self.note_decided(tracker).await
         };
         // The next owner decides what is left, as it would after a crash.

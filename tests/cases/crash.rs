@@ -164,7 +164,7 @@ fn run_child(lane: Lane, site: &Site, round: usize, step: Option<&'static str>, 
         }
         child.kill().expect("the child can be killed");
     }
-    let status = child.wait().expect("the child can be waited for");
+    let status = bounded::end_of(&mut child, &said);
     assert_eq!(status.signal(), Some(9), "{said}: the child ended otherwise: {status}");
 }
 

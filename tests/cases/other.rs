@@ -2,12 +2,14 @@
 //!
 //! Between two steps of a commit it stops itself (SIGSTOP), or dies (SIGKILL).
 
+use crate::common::bounded::STUCK_AFTER;
 use crate::common::faulty::PATIENCE;
 use atlas::Timestamp;
 use atlas::transaction::CommitStep;
 use rustix::process::{Pid, Signal, getpid, kill_process};
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// What tells the child what to do, in lines of its own choice.
@@ -58,7 +60,7 @@ pub(crate) fn stop_before(step: CommitStep, signal: Signal) {
 /// The child, which is given a test `child` to run.
 pub(crate) struct Other {
     pub(crate) child: Child,
-    lines: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Other {
@@ -70,17 +72,25 @@ impl Other {
             .stdout(Stdio::piped())
             .spawn()
             .expect("the child starts");
-        let lines = BufReader::new(child.stdout.take().expect("it is piped"));
+        let out = BufReader::new(child.stdout.take().expect("it is piped"));
+        let (heard, lines) = channel();
+        // A thread of its own, so that a child that says nothing is not waited for without end.
+        std::thread::spawn(move || {
+            for line in out.lines() {
+                let _ = heard.send(line.expect("the child can be heard"));
+            }
+        });
         Other { child, lines }
     }
 
     /// What the child says next, or nothing when it has ended.
     pub(crate) fn says(&mut self) -> Option<String> {
         loop {
-            let mut line = String::new();
-            if self.lines.read_line(&mut line).expect("the child can be heard") == 0 {
-                return None;
-            }
+            let line = match self.lines.recv_timeout(STUCK_AFTER) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => panic!("the child has got stuck"),
+            };
             // The harness says things too, and on the same line.
             if let Some((_, said)) = line.split_once("child: ") {
                 return Some(said.trim().to_owned());

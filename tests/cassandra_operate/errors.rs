@@ -1,8 +1,10 @@
 //! What goes wrong between the program and its cluster: the exit code says what kind it is, the message what to do.
 
+use crate::common::cql_wire::CqlWire;
 use crate::common::{Place, StoreKind, cassandra};
 use crate::config;
 use crate::stage::{Ran, Stage};
+use std::io::{Read, Write};
 use std::net::TcpListener;
 
 /// A command on a store whose settings are changed so.
@@ -55,7 +57,7 @@ fn another_server_on_the_port_is_told_from_a_cluster() {
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let _ = std::io::Write::write_all(&mut stream.unwrap(), b"HTTP/1.1 400 Bad Request\r\n\r\n");
+            let _ = stream.unwrap().write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         }
     });
     atlas(&format!("contactPoints=127.0.0.1:{port}"), "status").fails(6).says(&port.to_string());
@@ -67,6 +69,53 @@ fn a_node_that_hangs_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     atlas(&format!("contactPoints=127.0.0.1:{port}"), "status").fails(6).says(&port.to_string());
+}
+
+/// A real node, on a wire that makes it look old.
+#[test]
+fn a_server_that_is_too_old_is_a_wrong_configuration() {
+    let version = cassandra::cql("SELECT release_version FROM system.local").remove(0).remove(0);
+    let old = format!("3{}", &version[1..]);
+    let host = cassandra::settings().contact_points.split([',', ':']).next().unwrap().to_owned();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let wire = runtime.block_on(CqlWire::that_says(&host, &version, &old));
+    for line in LINES {
+        let ran = atlas(&format!("contactPoints={}", wire.contact_point()), line);
+        ran.fails(8).says(&format!("Cassandra {old}")).says("4.0 or later");
+    }
+    // It is the version alone that is wrong with it.
+    let wire = runtime.block_on(CqlWire::before(&host));
+    atlas(&format!("contactPoints={}", wire.contact_point()), "status").fails(4);
+}
+
+/// It takes the connection, says all the time that it is there, and goes no further. The driver would wait for ever.
+#[test]
+fn a_node_that_never_lets_anybody_in_is_given_up() {
+    // Of messages, in the cluster's language.
+    const OPTIONS: u8 = 0x05;
+    const SUPPORTED: u8 = 0x06;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut header = [0; 9];
+                while stream.read_exact(&mut header).is_ok() {
+                    let len = u32::from_be_bytes([header[5], header[6], header[7], header[8]]);
+                    std::io::copy(&mut (&mut stream).take(len.into()), &mut std::io::sink()).unwrap();
+                    if header[4] == OPTIONS {
+                        // On the same stream, with no options at all.
+                        let answer = [0x84, 0, header[2], header[3], SUPPORTED, 0, 0, 0, 2, 0, 0];
+                        let _ = stream.write_all(&answer);
+                    }
+                }
+            });
+        }
+    });
+    atlas(&format!("contactPoints=127.0.0.1:{port} requestTimeout=1s"), "status")
+        .fails(6)
+        .says(&format!("127.0.0.1:{port}: no answer within"));
 }
 
 #[test]

@@ -1,9 +1,14 @@
 //! A Cassandra cluster for tests, found by the variables that `scripts/with-cassandra` sets.
 
+use super::bounded::{self, STUCK_AFTER};
+use super::small_disk::SmallDisk;
 use atlas::config::CassandraKvs;
 use atlas::kvs_api::KeyValueService;
 use atlas_kvs_cassandra::{CassandraConfig, CassandraStore};
-use std::process::{Command, Stdio};
+use rand::Rng;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
 
 /// How the cluster is reached, as the adapter has it.
 ///
@@ -37,8 +42,7 @@ pub fn cql(statement: &str) -> Vec<Vec<String>> {
     let points = connection("").contact_points;
     let host = points[0].split(':').next().expect("there is a first part");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra.d/cql.py");
-    let output = Command::new("python3").args(["-E", "-s", script, "--host", host, statement]).output();
-    let output = output.expect("python3 can be run");
+    let output = bounded::output(Command::new("python3").args(["-E", "-s", script, "--host", host, statement]));
     assert!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("it is text");
     // Behind the line of names.
@@ -50,10 +54,11 @@ pub fn drop_namespace(namespace: &str) {
     let config = connection(namespace);
     let dropped = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
+        let dropping = async {
             let Ok(store) = CassandraStore::connect(config).await else { return };
             store.destroy().await.expect("the keyspace can be dropped");
-        });
+        };
+        runtime.block_on(async { tokio::time::timeout(STUCK_AFTER, dropping).await.expect("it got stuck") });
     });
     if dropped.join().is_err() && !std::thread::panicking() {
         panic!("the namespace {namespace} could not be removed");
@@ -81,8 +86,96 @@ impl Breakable {
         // As long as it takes: what is tested is not how fast a node starts beside all that runs here.
         run.env("ATLAS_CASSANDRA_SECONDS", "300");
         run.args([command, &node.to_string()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let status = tokio::task::spawn_blocking(move || run.status()).await.expect("no panic");
-        let status = status.expect("the script can be run");
+        let status = tokio::task::spawn_blocking(move || bounded::status(&mut run)).await.expect("no panic");
         assert!(status.success(), "scripts/cassandra {command} {node}: {status}");
+    }
+}
+
+/// A node of the test's own, beside the one that other tests share: with other settings, or to be broken. It is ended and
+/// removed when dropped.
+pub struct OwnNode {
+    run: TempDir,
+    net: String,
+    variables: Vec<(&'static str, &'static str)>,
+    disk: Option<SmallDisk>,
+}
+
+impl OwnNode {
+    /// With these variables for `scripts/cassandra`. Ends the program where the lane has no server.
+    pub fn start(variables: &[(&'static str, &'static str)]) -> OwnNode {
+        OwnNode::start_on(variables, None).expect("it wants no disk")
+    }
+
+    /// With a directory of the node on a small disk: `data`, or `commitlog`. Nothing where nothing may be mounted, unless
+    /// the lane is required. What it acknowledges is in its log: otherwise the last tenth of a second may be lost when
+    /// its process dies.
+    pub fn start_on_small_disk(part: &'static str) -> Option<OwnNode> {
+        OwnNode::start_on(&[("ATLAS_CASSANDRA_COMMITLOG", "batch")], Some(part))
+    }
+
+    fn start_on(variables: &[(&'static str, &'static str)], part: Option<&str>) -> Option<OwnNode> {
+        connection("");
+        for _ in 0..3 {
+            // Whoever has the address already is told by the script, and another one is taken.
+            let (second, third) = (rand::rng().random_range(210..250), rand::rng().random_range(0..250));
+            let run = tempfile::tempdir().expect("a directory can be made");
+            let net = format!("127.{second}.{third}");
+            let mut node = OwnNode { run, net, variables: variables.to_vec(), disk: None };
+            if let Some(part) = part {
+                let place = node.directory().join(part);
+                std::fs::create_dir_all(&place).expect("a directory can be made");
+                // Cassandra takes no data for a disk with less than 50 MiB.
+                node.disk = Some(SmallDisk::mount_at(&place, 128, "cassandra")?);
+            }
+            let up = node.script(&["up", "1"]);
+            if up.status.success() {
+                return Some(node);
+            }
+            eprintln!("{}", String::from_utf8_lossy(&up.stderr));
+        }
+        panic!("the node does not start");
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.run.path().join("cluster/n1")
+    }
+
+    /// Where it serves.
+    pub fn host(&self) -> String {
+        format!("{}.1", self.net)
+    }
+
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("it was started on one")
+    }
+
+    /// `scripts/cassandra` with these arguments, for this node.
+    pub fn script(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra"));
+        command.env("ATLAS_CASSANDRA_RUN", self.run.path().join("cluster")).env("ATLAS_CASSANDRA_NET", &self.net);
+        command.env("ATLAS_CASSANDRA_SECONDS", "300");
+        // A machine of Java that dies says why in a file, which is not for the directory it happens to be in. A node that
+        // must find again what it wrote takes no short cuts; another one takes those of the shared node.
+        let short_cuts = std::env::var("ATLAS_CASSANDRA_OPTS").ok().filter(|_| self.disk.is_none()).unwrap_or_default();
+        let error_file = format!("-XX:ErrorFile={}/java-%p.log", self.run.path().display());
+        command.env("ATLAS_CASSANDRA_OPTS", format!("{short_cuts} {error_file}"));
+        command.envs(self.variables.iter().copied());
+        bounded::output(command.args(arguments).stdin(Stdio::null()))
+    }
+
+    /// The same, and it must succeed.
+    pub fn must(&self, arguments: &[&str]) -> String {
+        let output = self.script(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).expect("it is text")
+    }
+}
+
+impl Drop for OwnNode {
+    fn drop(&mut self) {
+        // What is mounted can't be removed.
+        let _ = self.script(&["kill", "1"]);
+        self.disk = None;
+        let _ = self.script(&["down"]);
     }
 }

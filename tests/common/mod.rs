@@ -8,10 +8,12 @@
 )]
 
 pub mod bank;
+pub mod bounded;
 pub mod cassandra;
 pub mod chaos;
 pub mod clerks;
 pub mod clock;
+pub mod cql_wire;
 pub mod cutter;
 pub mod faulty;
 mod place;

@@ -1,5 +1,6 @@
 //! A PostgreSQL server for tests, found by the PG* variables: what `scripts/with-postgres` sets.
 
+use super::bounded::{self, STUCK_AFTER};
 use atlas::config::{PostgresKvs, Secret};
 use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
 use std::path::{Path, PathBuf};
@@ -76,7 +77,7 @@ pub fn drop_namespace(namespace: &str) {
     let config = connection(namespace);
     let dropped = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
+        let dropping = async {
             let Ok(store) = PostgresStore::connect(config).await else { return };
             let schema = store.schema().to_owned();
             let client = client().await;
@@ -88,7 +89,8 @@ pub fn drop_namespace(namespace: &str) {
                 }
             }
             panic!("the schema {schema} could not be removed");
-        });
+        };
+        runtime.block_on(async { tokio::time::timeout(STUCK_AFTER, dropping).await.expect("it got stuck") });
     });
     if dropped.join().is_err() && !std::thread::panicking() {
         panic!("the namespace {namespace} could not be removed");
@@ -119,8 +121,8 @@ impl Breakable {
         if version.is_empty() || std::env::var_os("PG_CLUSTER_CONF_ROOT").is_none() {
             super::without_server("postgres", "this test kills its server, so it wants that of scripts/with-postgres");
         }
-        let output = Command::new("pg_conftool").args(["-s", &version, "regress", "show", "data_directory"]).output();
-        let output = output.expect("pg_conftool can be run");
+        let mut command = Command::new("pg_conftool");
+        let output = bounded::output(command.args(["-s", &version, "regress", "show", "data_directory"]));
         assert!(output.status.success(), "{output:?}");
         Breakable { version, data: String::from_utf8_lossy(&output.stdout).trim().into() }
     }
@@ -180,10 +182,7 @@ impl Breakable {
         command.args([&*self.version, "regress"]).args(arguments);
         // What it says is in the server's log, which is shown when the lane fails.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        tokio::task::spawn_blocking(move || command.status())
-            .await
-            .expect("no panic")
-            .expect("pg_ctlcluster can be run");
+        tokio::task::spawn_blocking(move || bounded::status(&mut command)).await.expect("no panic");
     }
 }
 

@@ -7,15 +7,27 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// A file system of its own, as small as it is told to be, unmounted when dropped.
-pub struct SmallDisk(TempDir);
+pub struct SmallDisk {
+    path: PathBuf,
+    // Goes last: it is mounted there.
+    _dir: Option<TempDir>,
+}
 
 impl SmallDisk {
     /// Nothing where nothing may be mounted, unless this lane is required.
     pub fn mount(lane: &str) -> Option<SmallDisk> {
         let dir = tempfile::tempdir().expect("a directory can be made");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(dir.path()).output();
+        let mut disk = SmallDisk::mount_at(dir.path(), 64, lane)?;
+        disk._dir = Some(dir);
+        Some(disk)
+    }
+
+    /// As [`mount`](Self::mount), on a directory, with so many MiB. The directory stays when it is unmounted.
+    pub fn mount_at(path: &Path, mib: u32, lane: &str) -> Option<SmallDisk> {
+        let size = format!("size={mib}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(path).output();
         if mounted.as_ref().is_ok_and(|output| output.status.success()) {
-            return Some(SmallDisk(dir));
+            return Some(SmallDisk { path: path.to_owned(), _dir: None });
         }
         let required = std::env::var("ATLAS_REQUIRE_LANES").unwrap_or_default();
         assert!(!required.split(',').any(|required| required.trim() == lane), "the disk can't be mounted: {mounted:?}");
@@ -24,7 +36,7 @@ impl SmallDisk {
     }
 
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.path
     }
 
     fn ballast(&self) -> PathBuf {
@@ -46,6 +58,6 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }

@@ -66,7 +66,7 @@ fn what_holds_is_shown_with_its_origin() {
     stage.atlas("config init made/atlas.yml").fails(9).says("left as it is");
     let defaults = crate::stage::Ran::new(
         "config show",
-        stage.program(crate::stage::ATLAS).args(["config", "show"]).output().unwrap(),
+        crate::stage::output(stage.program(crate::stage::ATLAS).args(["config", "show"])),
     );
     assert_eq!(
         stage.atlas_with("made/atlas.yml", "config show").ok(),

@@ -1,10 +1,17 @@
 //! A directory with a configuration in it, programs that run there, and what they said.
 
+#[allow(dead_code, unreachable_pub, reason = "other tests use the rest, and from further away")]
+#[path = "../common/bounded.rs"]
+mod bounded;
+
+pub(crate) use bounded::output;
+
+use bounded::{end_of, line_of, output_of};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -23,30 +30,6 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(LOOK_EVERY);
     }
     panic!("waited in vain until {what}");
-}
-
-/// No program of a test takes longer, however slow the machine is; one that does has got stuck.
-const STUCK_AFTER: Duration = Duration::from_secs(300);
-
-/// Runs a program to its end. One that got stuck is killed, and the test fails.
-pub(crate) fn output(command: &mut Command) -> Output {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    end_of(child).unwrap_or_else(|| panic!("it got stuck: {command:?}"))
-}
-
-/// What a program leaves; nothing if it got stuck and was killed.
-fn end_of(child: Child) -> Option<Output> {
-    let pid = child.id();
-    let (end, ended) = std::sync::mpsc::channel();
-    let waiting = std::thread::spawn(move || end.send(child.wait_with_output()));
-    match ended.recv_timeout(STUCK_AFTER) {
-        Ok(output) => Some(output.unwrap()),
-        Err(_) => {
-            signal(pid, rustix::process::Signal::KILL);
-            drop(waiting.join());
-            None
-        }
-    }
 }
 
 pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
@@ -247,12 +230,14 @@ impl Ran {
 pub(crate) struct Running {
     line: String,
     child: Option<Child>,
+    /// What it printed, once a line of it was read.
+    printed: Option<BufReader<ChildStdout>>,
 }
 
 impl Running {
     pub(crate) fn start(line: &str, command: &mut Command) -> Running {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Running { line: line.to_owned(), child: Some(child) }
+        Running { line: line.to_owned(), child: Some(child), printed: None }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -260,16 +245,12 @@ impl Running {
     }
 
     #[allow(dead_code, reason = "other tests use it")]
-    /// The next line it prints. What it prints later is in its end.
+    /// The first line it prints. What it prints later is in its end.
     pub(crate) fn line(&mut self) -> String {
-        // A byte at a time: what is behind the line stays for the end.
-        let out = self.child.as_mut().unwrap().stdout.as_mut().unwrap();
-        let mut line = Vec::new();
-        let mut byte = [0];
-        while line.last() != Some(&b'\n') && out.read(&mut byte).unwrap() == 1 {
-            line.push(byte[0]);
-        }
-        String::from_utf8(line).unwrap()
+        let out = self.child.as_mut().unwrap().stdout.take().unwrap();
+        let (line, rest) = line_of(out).unwrap_or_else(|| panic!("it says nothing: {}", self.line));
+        self.printed = Some(rest);
+        line
     }
 
     pub(crate) fn interrupt(&self) {
@@ -288,7 +269,16 @@ impl Running {
 
     /// Its end.
     pub(crate) fn end(mut self) -> Ran {
-        let output = end_of(self.child.take().unwrap()).unwrap_or_else(|| panic!("it got stuck: {}", self.line));
+        let rest = self.printed.take().map(|mut printed| {
+            std::thread::spawn(move || {
+                let mut rest = Vec::new();
+                printed.read_to_end(&mut rest).map(|_| rest)
+            })
+        });
+        let mut output = output_of(self.child.take().unwrap(), &self.line);
+        if let Some(rest) = rest {
+            output.stdout = rest.join().unwrap().unwrap();
+        }
         Ran::new(&self.line, output)
     }
 }
@@ -318,8 +308,7 @@ impl Server {
     pub(crate) fn start_and_say(command: &mut Command) -> (Server, String) {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut server = Server { child };
-        let mut line = String::new();
-        BufReader::new(server.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (line, _) = line_of(server.child.stdout.take().unwrap()).unwrap_or_else(|| panic!("it says nothing"));
         let mut stderr = server.child.stderr.take().unwrap();
         if line.is_empty() {
             let mut said = String::new();
@@ -339,7 +328,7 @@ impl Server {
     /// Asks it to end, and sees that it does.
     pub(crate) fn stop(mut self) {
         signal(self.pid(), rustix::process::Signal::TERM);
-        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        assert_eq!(end_of(&mut self.child, "a server that was asked to end").code(), Some(0));
     }
 
     pub(crate) fn kill(mut self) {
@@ -349,7 +338,7 @@ impl Server {
 
     /// It killed itself, at a fail point.
     pub(crate) fn was_killed(mut self) {
-        let status = self.child.wait().unwrap();
+        let status = end_of(&mut self.child, "a server on its way to a fail point");
         assert_eq!(status.signal(), Some(9), "it did not get to the fail point");
     }
 }

@@ -11,7 +11,7 @@ mod common;
 mod stage;
 
 use atlas::backup::RestoreStep;
-use common::postgres;
+use common::{bounded, postgres};
 use stage::{Server, Stage};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -95,15 +95,16 @@ impl Drop for Scene {
     fn drop(&mut self) {
         for database in [&self.from, &self.into] {
             let sql = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
-            let dropped = Command::new("psql").args(["--quiet", "--dbname=postgres", "--command", &sql]).status();
-            assert!(std::thread::panicking() || dropped.is_ok_and(|status| status.success()), "{sql}");
+            let dropped =
+                bounded::output(Command::new("psql").args(["--quiet", "--dbname=postgres", "--command", &sql]));
+            assert!(std::thread::panicking() || dropped.status.success(), "{sql}: {dropped:?}");
         }
     }
 }
 
 fn psql(database: &str, sql: &str) {
     let arguments = ["--quiet", "--set=ON_ERROR_STOP=1", &format!("--dbname={database}"), &format!("--command={sql}")];
-    assert!(Command::new("psql").args(arguments).status().unwrap().success(), "{sql}");
+    assert!(bounded::status(Command::new("psql").args(arguments)).success(), "{sql}");
 }
 
 /// The program that Debian keeps out of the path, of the version that the tests' server has or else of the latest.

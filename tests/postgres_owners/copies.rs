@@ -1,6 +1,6 @@
 //! A copy of a store holds the address of the original's owner, who must not be taken for its own.
 
-use crate::common::postgres;
+use crate::common::{bounded, postgres};
 use crate::scene::Scene;
 use std::process::{Command, Stdio};
 
@@ -19,13 +19,13 @@ impl Copy {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let load = Command::new("psql")
-            .args(["--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", &copy.0])
-            .stdin(dump.stdout.take().unwrap())
-            .stdout(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(dump.wait().unwrap().success() && load.success());
+        let load = bounded::status(
+            Command::new("psql")
+                .args(["--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", &copy.0])
+                .stdin(dump.stdout.take().unwrap())
+                .stdout(Stdio::null()),
+        );
+        assert!(bounded::end_of(&mut dump, "pg_dump").success() && load.success());
         copy
     }
 }
@@ -33,8 +33,8 @@ impl Copy {
 impl Drop for Copy {
     fn drop(&mut self) {
         let sql = format!("DROP DATABASE IF EXISTS \"{}\" WITH (FORCE)", self.0);
-        let dropped = Command::new("psql").args(["--quiet", "--command", &sql]).status();
-        assert!(std::thread::panicking() || dropped.is_ok_and(|status| status.success()), "{sql}");
+        let dropped = bounded::output(Command::new("psql").args(["--quiet", "--command", &sql]));
+        assert!(std::thread::panicking() || dropped.status.success(), "{sql}: {dropped:?}");
     }
 }
 

@@ -55,8 +55,10 @@ impl Drop for Nodes {
 /// Calls scripts/cassandra, which finds the cluster by the same variables as we.
 fn run(arguments: &[&str]) -> bool {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/cassandra");
-    let output = std::process::Command::new(script).args(arguments).output().expect("the script can be run");
-    output.status.success()
+    // No node takes longer; one that does must not hold up all tests.
+    let mut command = std::process::Command::new("timeout");
+    command.args(["--kill-after=10", "400"]).arg(script).args(arguments);
+    command.output().expect("the script can be run").status.success()
 }
 
 async fn nodes(action: &'static str, node: usize) {

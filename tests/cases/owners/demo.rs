@@ -1,22 +1,39 @@
 //! The demo on a server: in a namespace of its own, which is gone when it ends.
 
+use crate::common::StoreKind;
 use crate::scene::{Scene, free_port};
+use crate::stage::{Ran, output};
 use crate::{LANE, demos};
+
+/// With the configuration that is shipped, which finds the server by the environment as an operator's would.
+fn shipped(scene: &Scene, line: &str) -> Ran {
+    let (file, variables) = match LANE.store {
+        StoreKind::Postgres => ("postgres.yml", "PG"),
+        StoreKind::Cassandra => ("cassandra.yml", "ATLAS_CASSANDRA_"),
+        StoreKind::Memory | StoreKind::Rocksdb => panic!("{LANE:?} is on no server"),
+    };
+    let file = format!("{}/config/{file}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = scene.stage.command_with(&file, line);
+    let given: Vec<_> = std::env::vars().filter(|(name, _)| name.starts_with(variables)).collect();
+    assert!(!given.is_empty(), "without {variables}… it would be a server of somebody else");
+    Ran::new(line, output(command.envs(given)))
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_proves_a_backup_and_leaves_nothing_unless_it_is_told_to() {
     let scene = Scene::with_table();
     let before = demos().await;
-    // It loads the machine, and its owner must not lose its lease to that.
-    let line = "--set leader.lease=10s demo --seconds 2 --tasks 8 --dir demo -o json";
-    let demo = |more: &str| scene.atlas(&format!("{line}{more}"));
-    let document = demo("").document();
+    let line = "demo --seconds 2 --tasks 8 --dir demo -o json";
+    let ran = shipped(&scene, line);
+    ran.ok();
+    let document = ran.document();
     assert_eq!(document["data"]["cells_compared"], 3376 * 6 + 5366 * 3, "{document}");
     assert!(document["data"]["commits_during_backup"].as_u64() > Some(0), "{document}");
     assert_eq!(demos().await, before);
     assert!(!scene.stage.has("demo"));
 
-    let document = demo(" --keep").document();
+    // It loads the machine, and its owner must not lose its lease to that.
+    let document = scene.atlas(&format!("--set leader.lease=10s {line} --keep")).document();
     let kept = document["data"]["kept"].as_str().unwrap();
     let left: Vec<_> = demos().await.into_iter().filter(|name| !before.contains(name)).collect();
     let [namespace] = &left[..] else { panic!("the restored store alone is left: {left:?}") };

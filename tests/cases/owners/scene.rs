@@ -8,6 +8,7 @@ use futures::TryStreamExt;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How long an owner may be silent, in these tests.
 pub(crate) const LEASE: &str = "1s";
@@ -117,6 +118,7 @@ pub(crate) fn free_port() -> u16 {
 /// The whole answer, if there is one.
 pub(crate) fn get(address: &str, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();

@@ -43,5 +43,5 @@ pub(crate) use manager::other_namespace;
 pub use manager::{OpenOptions, TransactionManager};
 pub use predecessors::DecidedMark;
 pub use run::{Outcome, Retriable, RunOptions};
-pub use step::CommitStep;
+pub use step::{CommitStep, StepWatcher, watch_steps};
 pub(crate) use value::{check_version, committed_version, version_len};

@@ -43,8 +43,9 @@ use bytes::{Bytes, BytesMut};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// How many requests wait in the queue; more wait before it.
 const QUEUE: usize = 8192;
@@ -450,6 +451,8 @@ impl Leader {
             let _ = reply.send(verdict);
             return;
         }
+        let start_ts = member.start_ts;
+        reach(CommitStep::CheckWriteConflicts, start_ts).await;
         // After the conflict check and in the order of the queue: the order of commit timestamps is the order in
         // which members were checked against each other.
         let commit_ts = match self.oracle.fresh().await {
@@ -459,13 +462,13 @@ impl Leader {
                 return;
             }
         };
-        reach(CommitStep::TakeCommitTs);
+        reach(CommitStep::TakeCommitTs, start_ts).await;
         // Before the batch is applied: the members behind must see this one. If the batch fails, conflicts with it
         // are too many, never too few.
         self.window.insert(commit_ts, &member.keys);
-        reach(CommitStep::RecheckReads);
+        reach(CommitStep::RecheckReads, start_ts).await;
         self.reserved.remove(member.work_id);
-        reach(CommitStep::CheckLocks);
+        reach(CommitStep::CheckLocks, start_ts).await;
         group.commits.push(Accepted { member, commit_ts, reply });
     }
 
@@ -494,7 +497,6 @@ impl Leader {
                 .or_else(|| self.reserved.is_for_another(key.hash, member.work_id).then_some(None))
                 .map(|at| (key, at))
         });
-        reach(CommitStep::CheckWriteConflicts);
         conflict.map(|(key, committed_at)| Verdict::Conflict {
             table: key.table.clone(),
             cell: key.cell.clone(),
@@ -537,9 +539,11 @@ impl Leader {
         if group.commits.is_empty() && group.roll_backs.is_empty() {
             return Ok(());
         }
-        let mut batch = build_batch(&mut group).guarded(self.fence.as_ref().map(|fence| fence.guard()));
+        let mut batch = build_batch(&mut group).await.guarded(self.fence.as_ref().map(|fence| fence.guard()));
         loop {
-            reach(CommitStep::RecordCommit);
+            if let Some(first) = group.commits.first() {
+                reach(CommitStep::RecordCommit, first.member.start_ts).await;
+            }
             if let Some(last) = group.commits.last()
                 && !Rule::ApplyBeforePublish.is_kept()
             {
@@ -547,7 +551,7 @@ impl Leader {
             }
             match self.kvs.apply(batch.clone(), self.durability).await {
                 Ok(()) => {
-                    self.acknowledge(group);
+                    self.acknowledge(group).await;
                     return Ok(());
                 }
                 Err(error) if error.is_indeterminate() => return self.settle_unknown(group, error, queue).await,
@@ -571,8 +575,11 @@ impl Leader {
         }
     }
 
-    fn acknowledge(&mut self, group: Group) {
-        reach(CommitStep::Recorded);
+    async fn acknowledge(&mut self, group: Group) {
+        let first = group.commits.first().map(|accepted| accepted.member.start_ts);
+        if let Some(first) = first {
+            reach(CommitStep::Recorded, first).await;
+        }
         for accepted in &group.commits {
             self.entries.remember(accepted.member.start_ts, Fate::Committed(accepted.commit_ts));
         }
@@ -580,7 +587,9 @@ impl Leader {
             // After the sync, before the answers, in the order of commits.
             self.tracker.publish(last.commit_ts);
         }
-        reach(CommitStep::Published);
+        if let Some(first) = first {
+            reach(CommitStep::Published, first).await;
+        }
         for accepted in group.commits {
             let _ = accepted.reply.send(Verdict::Committed(accepted.commit_ts));
         }
@@ -735,17 +744,17 @@ fn entry_op(start_ts: Timestamp, entry: Entry) -> BatchOp {
 }
 
 /// Takes the data out of the members and puts it into a batch, commit timestamps filled in.
-fn build_batch(group: &mut Group) -> AtomicBatch {
+async fn build_batch(group: &mut Group) -> AtomicBatch {
     let mut batch = AtomicBatch::default();
     let queue_table = sweep_queue_table();
     for accepted in &mut group.commits {
         let (start_ts, commit_ts) = (accepted.member.start_ts, accepted.commit_ts);
         if let Payload::Batch { data, queue, .. } = &mut accepted.member.payload {
-            reach(CommitStep::EnqueueForSweep);
+            reach(CommitStep::EnqueueForSweep, start_ts).await;
             for (cell, value) in queue.drain(..) {
                 batch.ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
             }
-            reach(CommitStep::PutData);
+            reach(CommitStep::PutData, start_ts).await;
             for (table, cell, unstamped) in data.drain(..) {
                 let value = value::stamp(unstamped, commit_ts);
                 batch.ops.push(BatchOp::Put { table, cell, ts: start_ts, value });

@@ -309,9 +309,9 @@ impl CommitJob {
         };
         let start_ts = transaction.start_ts;
         let locks = self.lock(steps, &handlers).await?;
-        reach(CommitStep::Lock);
+        reach(CommitStep::Lock, start_ts).await;
         self.check_write_conflicts(steps, &handlers).await?;
-        reach(CommitStep::CheckWriteConflicts);
+        reach(CommitStep::CheckWriteConflicts, start_ts).await;
         let too_early = match Rule::DataBeforeCommitTs.is_kept() {
             true => None,
             false => Some(steps.draw_commit_ts(start_ts).await?),
@@ -330,7 +330,7 @@ impl CommitJob {
             None => steps.draw_commit_ts(start_ts).await?,
             Some(commit_ts) => commit_ts,
         };
-        reach(CommitStep::TakeCommitTs);
+        reach(CommitStep::TakeCommitTs, start_ts).await;
         // Decided by a definite outcome only: a commit whose task ends in the middle of step 10, with its runtime or by a
         // panic, may still commit, and whoever settles rolls it back.
         let mut registered = Registered { steps, commit_ts, decided: false };
@@ -351,14 +351,15 @@ impl CommitJob {
 
     /// Steps 7 to 10, with a commit timestamp that others may be waiting for.
     async fn check_and_record(&self, steps: &StepByStep, commit_ts: Timestamp, locks: &HeldLocks) -> Result<Timestamp> {
+        let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
+        let (start_ts, read_ts) = (*start_ts, *read_ts);
         if !self.reads.is_empty() && Rule::RecheckReads.is_kept() {
-            let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
             let undecided = Undecided::WaitForEarlier(steps);
-            let recheck = Recheck { start_ts: *start_ts, read_ts: *read_ts, before: commit_ts, undecided };
+            let recheck = Recheck { start_ts, read_ts, before: commit_ts, undecided };
             core.recheck(&self.reads, recheck).await?;
         }
-        reach(CommitStep::RecheckReads);
-        self.check_conditions()?;
+        reach(CommitStep::RecheckReads, start_ts).await;
+        self.check_conditions().await?;
         self.check_required_locks()?;
         // Last check: only the commit entry follows. Locks are those of this process: they keep nobody away who
         // commits through a successor, so the lease counts as one of them.
@@ -368,15 +369,14 @@ impl CommitJob {
         steps.oracle.check_held()?;
         // By the old promises of a table we may have taken other locks than those who begin after its change. Ours are
         // the last who can do so: our data are there, and whoever begins now meets them.
-        let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
-        if let Some(table) = core.schema.changed_since(&self.reads.tables, *read_ts) {
-            return Err(Error::TableChanged { table: table.clone(), start_ts: *start_ts });
+        if let Some(table) = core.schema.changed_since(&self.reads.tables, read_ts) {
+            return Err(Error::TableChanged { table: table.clone(), start_ts });
         }
-        reach(CommitStep::CheckLocks);
-        reach(CommitStep::RecordCommit);
-        let recorded = steps.record(self.transaction.start_ts, commit_ts, locks).await?;
-        reach(CommitStep::Recorded);
-        reach(CommitStep::Published);
+        reach(CommitStep::CheckLocks, start_ts).await;
+        reach(CommitStep::RecordCommit, start_ts).await;
+        let recorded = steps.record(start_ts, commit_ts, locks).await?;
+        reach(CommitStep::Recorded, start_ts).await;
+        reach(CommitStep::Published, start_ts).await;
         Ok(recorded)
     }
 

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -57,6 +58,24 @@ pub enum Fault {
     HoldAnswer(Gate),
 }
 
+impl Fault {
+    /// Whether a store could do this to a call.
+    pub fn can_happen_to(&self, op: Op, ownership: &Ownership) -> bool {
+        let reads = matches!(op, Op::Get | Op::GetAtomic | Op::Scan | Op::Reopen);
+        match self {
+            Fault::Refuse | Fault::Delay(_) | Fault::Hold(_) | Fault::HoldAnswer(_) => true,
+            // What only reads can't have been applied.
+            Fault::LostApplied | Fault::LostNotApplied => !reads,
+            // Whoever owns a store alone has no server in which a batch could wait.
+            Fault::LostAppliedLater(_) | Fault::LostAppliedAfter(_) => {
+                !reads && (op != Op::Apply || matches!(ownership, Ownership::Shared))
+            }
+            // A batch is applied wholly or not at all.
+            Fault::LostPartly(_) => op == Op::Put,
+        }
+    }
+}
+
 /// Where calls wait until the test lets them pass.
 #[derive(Clone, Debug)]
 pub struct Gate {
@@ -96,6 +115,14 @@ struct Rule {
     fault: Fault,
 }
 
+/// A fault for the very next call that it can happen to.
+#[derive(Debug)]
+struct Armed {
+    fault: Fault,
+    /// Raised when it happens.
+    happened: Arc<AtomicU64>,
+}
+
 /// What was called, and on which tables.
 type Call = (Op, Vec<TableRef>);
 
@@ -106,6 +133,7 @@ pub struct Faulty {
     rules: Arc<Mutex<Vec<Rule>>>,
     calls: Arc<Mutex<Vec<Call>>>,
     chaos: Arc<Mutex<Option<Chaos>>>,
+    armed: Arc<Mutex<Option<Armed>>>,
     /// The name of the database, if the store behaves like one that several processes share.
     database: Option<Arc<Mutex<String>>>,
     /// The store behaves like one without atomic batches.
@@ -157,6 +185,7 @@ impl Faulty {
             rules: Arc::default(),
             calls: Arc::default(),
             chaos: Arc::default(),
+            armed: Arc::default(),
             database: None,
             no_batches: false,
         }
@@ -182,8 +211,14 @@ impl Faulty {
         *self.chaos.lock() = Some(chaos);
     }
 
+    /// The next call that `fault` can happen to goes wrong in this way. `happened` is raised then.
+    pub fn arm(&self, fault: Fault, happened: Arc<AtomicU64>) {
+        *self.armed.lock() = Some(Armed { fault, happened });
+    }
+
     /// Every call is carried out from now on.
     pub fn heal(&self) {
+        *self.armed.lock() = None;
         *self.chaos.lock() = None;
         self.rules.lock().clear();
     }
@@ -194,6 +229,11 @@ impl Faulty {
     }
 
     fn fault(&self, op: Op, tables: Vec<TableRef>, cells: &[&Cell]) -> Option<Fault> {
+        let armed = self.armed.lock().take_if(|armed| armed.fault.can_happen_to(op, &self.ownership()));
+        if let Some(Armed { fault, happened }) = armed {
+            happened.fetch_add(1, Ordering::Relaxed);
+            return Some(fault);
+        }
         if let Some(chaos) = &*self.chaos.lock() {
             // Not noted: a run with chaos makes too many calls.
             return chaos.draw(op, &self.ownership());

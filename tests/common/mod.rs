@@ -14,10 +14,12 @@ pub mod clerks;
 pub mod clock;
 pub mod cutter;
 pub mod faulty;
+pub mod leaving;
 mod place;
 pub mod postgres;
 pub mod processes;
 pub mod small_disk;
+pub mod trouble;
 
 pub use place::{Place, Site};
 

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::task::AbortHandle;
@@ -119,6 +119,8 @@ struct Inner {
     hasher: RandomState,
     locks: Box<[Mutex<HashMap<LockDescriptor, Lock>>]>,
     requests: Box<[Mutex<Requests>]>,
+    // The number of the next request.
+    numbers: AtomicU64,
     waiting: AtomicUsize,
     reaper: OnceLock<AbortHandle>,
 }
@@ -157,6 +159,7 @@ impl LockService {
             hasher: RandomState::new(),
             locks: (0..SHARDS).map(|_| Mutex::default()).collect(),
             requests: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            numbers: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             reaper: OnceLock::new(),
         });

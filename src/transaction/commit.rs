@@ -57,8 +57,8 @@ impl CommitJob {
             handlers.insert(table.clone(), transaction.spec(table).await?.conflict_handler);
             transaction.core.check_constraints(table, writes)?;
         }
-        reach(CommitStep::CheckConstraints);
         let start_ts = transaction.start_ts;
+        reach(CommitStep::CheckConstraints, start_ts).await;
         match &transaction.core.path {
             CommitPath::Pipeline(pipeline) if self.buffer.size() <= transaction.core.config.pipeline_size_max.len() => {
                 self.through_pipeline(pipeline, &handlers).await
@@ -78,9 +78,9 @@ impl CommitJob {
     }
 
     async fn through_pipeline(self, pipeline: &Pipeline, handlers: &Handlers) -> Result<Timestamp> {
-        reach(CommitStep::Lock);
+        reach(CommitStep::Lock, self.transaction.start_ts).await;
         self.check_required_locks()?;
-        self.check_conditions()?;
+        self.check_conditions().await?;
         let keys = self.conflict_keys(handlers).await?;
         let mut checked_from = self.transaction.read_ts;
         for _ in 0..RECHECKS_MAX {
@@ -105,9 +105,9 @@ impl CommitJob {
         let CommitPath::Pipeline(pipeline) = &transaction.core.path else {
             unreachable!("only the pipeline puts ahead");
         };
-        reach(CommitStep::Lock);
+        reach(CommitStep::Lock, transaction.start_ts).await;
         self.check_required_locks()?;
-        self.check_conditions()?;
+        self.check_conditions().await?;
         let keys = self.conflict_keys(handlers).await?;
         // Before the data too: what has lost already need not be written.
         let mut checked_from = self.check_large(pipeline, &keys, transaction.read_ts).await?;
@@ -149,7 +149,7 @@ impl CommitJob {
     /// them once a successor has begun.
     pub(super) async fn put_queue_and_data(&self, fence: Option<&BatchFence>) -> Result<()> {
         let start_ts = self.transaction.start_ts;
-        reach(CommitStep::EnqueueForSweep);
+        reach(CommitStep::EnqueueForSweep, start_ts).await;
         let in_order = Rule::EnqueueBeforeData.is_kept() && Rule::EnqueueBeforeCommitTs.is_kept();
         let queue = sweep_queue::entries(start_ts, &self.buffer);
         let mut bytes: usize = queue.iter().map(|(_, entry)| entry.len()).sum();
@@ -169,13 +169,13 @@ impl CommitJob {
                 bytes += cell.row.len() + cell.column.len() + version.len();
                 piece.last_mut().expect("a table was just pushed").1.push((cell.clone(), version));
                 if bytes >= PUT_AHEAD_BYTES {
-                    reach(CommitStep::PutData);
+                    reach(CommitStep::PutData, start_ts).await;
                     self.put(std::mem::replace(&mut piece, vec![(table.clone(), Vec::new())]), fence).await?;
                     bytes = 0;
                 }
             }
         }
-        reach(CommitStep::PutData);
+        reach(CommitStep::PutData, start_ts).await;
         self.put(piece, fence).await?;
         if Rule::EnqueueBeforeData.is_kept() { Ok(()) } else { self.put_queue(fence).await }
     }
@@ -329,12 +329,12 @@ impl CommitJob {
         self.locks.iter().try_for_each(|locks| locks.check())
     }
 
-    pub(super) fn check_conditions(&self) -> Result<()> {
+    pub(super) async fn check_conditions(&self) -> Result<()> {
         self.transaction.check_time()?;
         for condition in &self.conditions {
             condition.check(self.transaction.start_ts)?;
         }
-        reach(CommitStep::PreCommitConditions);
+        reach(CommitStep::PreCommitConditions, self.transaction.start_ts).await;
         Ok(())
     }
 

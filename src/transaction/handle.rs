@@ -17,7 +17,8 @@ use futures::stream::{BoxStream, TryStreamExt};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Longest row or column of a cell, in bytes.
 pub const NAME_LEN_MAX: usize = 1500;

@@ -44,6 +44,6 @@ pub(crate) use manager::other_namespace;
 pub use manager::{OpenOptions, TransactionManager};
 pub use predecessors::DecidedMark;
 pub use run::{Outcome, Retriable, RunOptions};
-pub use step::CommitStep;
+pub use step::{CommitStep, StepWatcher, watch_steps};
 pub use swept::{SweptTable, sweep_table};
 pub(crate) use value::{check_version, committed_version, damaged, header, version_len};

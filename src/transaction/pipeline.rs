@@ -44,8 +44,9 @@ use bytes::{Bytes, BytesMut};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// How many requests wait in the queue; more wait before it.
 const QUEUE: usize = 8192;
@@ -453,6 +454,8 @@ impl Leader {
             let _ = reply.send(verdict);
             return;
         }
+        let start_ts = member.start_ts;
+        reach(CommitStep::CheckWriteConflicts, start_ts).await;
         // After the conflict check and in the order of the queue: the order of commit timestamps is the order in
         // which members were checked against each other.
         let commit_ts = match self.oracle.fresh().await {
@@ -462,15 +465,15 @@ impl Leader {
                 return;
             }
         };
-        reach(CommitStep::TakeCommitTs);
+        reach(CommitStep::TakeCommitTs, start_ts).await;
         // Before the batch is applied: the members behind must see this one. If the batch fails, conflicts with it
         // are too many, never too few.
         if Rule::SeeMembersAhead.is_kept() {
             self.window.insert(commit_ts, &member.keys);
         }
-        reach(CommitStep::RecheckReads);
+        reach(CommitStep::RecheckReads, start_ts).await;
         self.reserved.remove(member.work_id);
-        reach(CommitStep::CheckLocks);
+        reach(CommitStep::CheckLocks, start_ts).await;
         group.commits.push(Accepted { member, commit_ts, reply });
     }
 
@@ -501,7 +504,6 @@ impl Leader {
                 .or_else(|| self.reserved.is_for_another(key.hash, member.work_id).then_some(None))
                 .map(|at| (key, at))
         });
-        reach(CommitStep::CheckWriteConflicts);
         conflict.map(|(key, committed_at)| Verdict::Conflict {
             table: key.table.clone(),
             cell: key.cell.clone(),
@@ -545,10 +547,12 @@ impl Leader {
             return Ok(());
         }
         let fence = self.fence.as_ref().filter(|_| Rule::GuardBatches.is_kept());
-        let mut batch = build_batch(&mut group).guarded(fence.map(|fence| fence.guard()));
+        let mut batch = build_batch(&mut group).await.guarded(fence.map(|fence| fence.guard()));
         let durability = if Rule::SyncBeforePublish.is_kept() { self.durability } else { Durability::Relaxed };
         loop {
-            reach(CommitStep::RecordCommit);
+            if let Some(first) = group.commits.first() {
+                reach(CommitStep::RecordCommit, first.member.start_ts).await;
+            }
             if let Some(last) = group.commits.last()
                 && !Rule::ApplyBeforePublish.is_kept()
             {
@@ -557,7 +561,7 @@ impl Leader {
             match self.kvs.apply(batch.clone(), durability).await {
                 Ok(()) => {
                     let last = group.commits.last().map(|accepted| accepted.commit_ts);
-                    self.acknowledge(group);
+                    self.acknowledge(group).await;
                     if let (Some(last), false) = (last, Rule::PublishBeforeAnswer.is_kept()) {
                         tokio::time::sleep(REOPEN_PAUSE).await;
                         self.tracker.publish(last);
@@ -585,8 +589,11 @@ impl Leader {
         }
     }
 
-    fn acknowledge(&mut self, group: Group) {
-        reach(CommitStep::Recorded);
+    async fn acknowledge(&mut self, group: Group) {
+        let first = group.commits.first().map(|accepted| accepted.member.start_ts);
+        if let Some(first) = first {
+            reach(CommitStep::Recorded, first).await;
+        }
         for accepted in &group.commits {
             self.entries.remember(accepted.member.start_ts, Fate::Committed(accepted.commit_ts));
             if !Rule::SeeMembersAhead.is_kept() {
@@ -597,7 +604,9 @@ impl Leader {
             // After the sync, before the answers, in the order of commits.
             self.tracker.publish(last.commit_ts);
         }
-        reach(CommitStep::Published);
+        if let Some(first) = first {
+            reach(CommitStep::Published, first).await;
+        }
         for accepted in group.commits {
             let _ = accepted.reply.send(Verdict::Committed(accepted.commit_ts));
         }
@@ -760,17 +769,17 @@ fn entry_op(start_ts: Timestamp, entry: Entry) -> BatchOp {
 }
 
 /// Takes the data out of the members and puts it into a batch, commit timestamps filled in.
-fn build_batch(group: &mut Group) -> AtomicBatch {
+async fn build_batch(group: &mut Group) -> AtomicBatch {
     let mut batch = AtomicBatch::default();
     let queue_table = sweep_queue_table();
     for accepted in &mut group.commits {
         let (start_ts, commit_ts) = (accepted.member.start_ts, accepted.commit_ts);
         if let Payload::Batch { data, queue, .. } = &mut accepted.member.payload {
-            reach(CommitStep::EnqueueForSweep);
+            reach(CommitStep::EnqueueForSweep, start_ts).await;
             for (cell, value) in queue.drain(..) {
                 batch.ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
             }
-            reach(CommitStep::PutData);
+            reach(CommitStep::PutData, start_ts).await;
             for (table, cell, unstamped) in data.drain(..) {
                 let value = value::stamp(unstamped, commit_ts);
                 batch.ops.push(BatchOp::Put { table, cell, ts: start_ts, value });

@@ -2,7 +2,8 @@
 
 use super::window::ConflictKey;
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// A reservation lasts twice as long as the attempt that lost, within these bounds, if its owner does not come back.
 const RESERVED_FOR_MIN: Duration = Duration::from_secs(5);

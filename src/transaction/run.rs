@@ -8,7 +8,8 @@ use crate::{Error, Result};
 use atlas_kvs::Timestamp;
 use rand::Rng;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Pause before the second attempt; doubled for each one after it.
 const PAUSE_MIN: Duration = Duration::from_millis(1);

@@ -1,6 +1,10 @@
 //! The steps of a commit, in one place: logs, metrics, fail points and crash tests use these names.
 
+use atlas_kvs::Timestamp;
+use futures::future::BoxFuture;
+use parking_lot::RwLock;
 use std::fmt;
+use std::sync::Arc;
 
 /// The steps of a commit, in the order in which they are taken. The order is the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,9 +78,28 @@ impl fmt::Display for CommitStep {
     }
 }
 
-/// The commit stands before this step. A build with fail points may end the process or wait here.
-pub(crate) fn reach(step: CommitStep) {
+/// What a test does when the commit of the transaction with this start timestamp has reached a step. The commit goes on
+/// when the future that is answered has ended.
+pub type StepWatcher = Arc<dyn Fn(CommitStep, Timestamp) -> Option<BoxFuture<'static, ()>> + Send + Sync>;
+
+static WATCHER: RwLock<Option<StepWatcher>> = RwLock::new(None);
+
+/// From now on `watcher` is asked at every step of every commit in this process, which may stand still there without
+/// holding up a thread. For tests: in builds without fail points nobody is asked.
+pub fn watch_steps(watcher: StepWatcher) {
+    *WATCHER.write() = Some(watcher);
+}
+
+/// The commit stands before this step; in the pipeline it may be the first of a group that stands there. A build with
+/// fail points may end the process or wait here.
+pub(crate) async fn reach(step: CommitStep, start_ts: Timestamp) {
     // Named before the macro, which is empty in other builds.
     let _name = step.fail_point();
     fail::fail_point!(_name);
+    if fail::has_failpoints() {
+        let watcher = WATCHER.read().clone();
+        if let Some(stands) = watcher.and_then(|watcher| watcher(step, start_ts)) {
+            stands.await;
+        }
+    }
 }

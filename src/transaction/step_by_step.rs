@@ -340,11 +340,11 @@ impl CommitJob {
             self.check_write_conflicts(steps, &handlers).await?;
         }
         let locks = self.lock(steps, &handlers).await?;
-        reach(CommitStep::Lock);
+        reach(CommitStep::Lock, start_ts).await;
         if Rule::LockBeforeCheck.is_kept() {
             self.check_write_conflicts(steps, &handlers).await?;
         }
-        reach(CommitStep::CheckWriteConflicts);
+        reach(CommitStep::CheckWriteConflicts, start_ts).await;
         let too_early = match Rule::DataBeforeCommitTs.is_kept() && Rule::DataBeforeEntry.is_kept() {
             true => None,
             false => Some(steps.draw_commit_ts(start_ts).await?),
@@ -376,7 +376,7 @@ impl CommitJob {
             None => steps.draw_commit_ts(start_ts).await?,
             Some(commit_ts) => commit_ts,
         };
-        reach(CommitStep::TakeCommitTs);
+        reach(CommitStep::TakeCommitTs, start_ts).await;
         // Decided by a definite outcome only: a commit whose task ends in the middle of step 10, with its runtime or by a
         // panic, may still commit, and whoever settles rolls it back.
         let mut registered = Registered { steps, commit_ts, decided: false };
@@ -397,11 +397,13 @@ impl CommitJob {
 
     /// Steps 7 to 10, with a commit timestamp that others may be waiting for.
     async fn check_and_record(&self, steps: &StepByStep, commit_ts: Timestamp, locks: &HeldLocks) -> Result<Timestamp> {
+        let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
+        let (start_ts, read_ts) = (*start_ts, *read_ts);
         if Rule::RecheckReads.is_kept() && Rule::RecheckAfterData.is_kept() && Rule::RecheckAfterCommitTs.is_kept() {
             self.recheck(steps, commit_ts).await?;
         }
-        reach(CommitStep::RecheckReads);
-        self.check_conditions()?;
+        reach(CommitStep::RecheckReads, start_ts).await;
+        self.check_conditions().await?;
         self.check_required_locks()?;
         // Last check: only the commit entry follows. Locks are those of this process: they keep nobody away who
         // commits through a successor, so the lease counts as one of them.
@@ -415,21 +417,20 @@ impl CommitJob {
         }
         // By the old promises of a table we may have taken other locks than those who begin after its change. Ours are
         // the last who can do so: our data are there, and whoever begins now meets them.
-        let Inner { start_ts, read_ts, core, .. } = self.transaction.as_ref();
-        if let Some(table) = core.schema.changed_since(&self.reads.tables, *read_ts) {
-            return Err(Error::TableChanged { table: table.clone(), start_ts: *start_ts });
+        if let Some(table) = core.schema.changed_since(&self.reads.tables, read_ts) {
+            return Err(Error::TableChanged { table: table.clone(), start_ts });
         }
-        reach(CommitStep::CheckLocks);
-        reach(CommitStep::RecordCommit);
+        reach(CommitStep::CheckLocks, start_ts).await;
+        reach(CommitStep::RecordCommit, start_ts).await;
         if !Rule::UnlockAfterEntry.is_kept() {
             steps.locks.unlock(locks.tokens());
         }
-        let recorded = match steps.record(self.transaction.start_ts, commit_ts, locks).await {
+        let recorded = match steps.record(start_ts, commit_ts, locks).await {
             Err(_) if !Rule::AnswerByTheEntry.is_kept() => commit_ts,
             recorded => recorded?,
         };
-        reach(CommitStep::Recorded);
-        reach(CommitStep::Published);
+        reach(CommitStep::Recorded, start_ts).await;
+        reach(CommitStep::Published, start_ts).await;
         Ok(recorded)
     }
 

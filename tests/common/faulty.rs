@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -62,6 +62,24 @@ pub enum Fault {
     HoldAnswer(Gate),
 }
 
+impl Fault {
+    /// Whether a store could do this to a call.
+    pub fn can_happen_to(&self, op: Op, ownership: &Ownership) -> bool {
+        let reads = matches!(op, Op::Get | Op::GetAtomic | Op::Scan | Op::Reopen);
+        match self {
+            Fault::Refuse | Fault::Delay(_) | Fault::Hold(_) | Fault::HoldAnswer(_) => true,
+            // What only reads can't have been applied.
+            Fault::LostApplied | Fault::LostNotApplied => !reads,
+            // Whoever owns a store alone has no server in which a batch could wait.
+            Fault::LostAppliedLater(_) | Fault::LostAppliedAfter(_) => {
+                !reads && (op != Op::Apply || matches!(ownership, Ownership::Shared))
+            }
+            // A batch is applied wholly or not at all.
+            Fault::LostPartly(_) => op == Op::Put,
+        }
+    }
+}
+
 /// Where calls wait until the test lets them pass.
 #[derive(Clone, Debug)]
 pub struct Gate {
@@ -101,6 +119,14 @@ struct Rule {
     fault: Fault,
 }
 
+/// A fault for the very next call that it can happen to.
+#[derive(Debug)]
+struct Armed {
+    fault: Fault,
+    /// Raised when it happens.
+    happened: Arc<AtomicU64>,
+}
+
 /// What was called, and on which tables.
 type Call = (Op, Vec<TableRef>);
 
@@ -112,6 +138,7 @@ pub struct Faulty {
     calls: Arc<Mutex<Vec<Call>>>,
     relaxed: Arc<AtomicUsize>,
     chaos: Arc<Mutex<Option<Chaos>>>,
+    armed: Arc<Mutex<Option<Armed>>>,
     /// The name of the database, if the store behaves like one that several processes share.
     database: Option<Arc<Mutex<String>>>,
     /// The store behaves like one without atomic batches.
@@ -164,6 +191,7 @@ impl Faulty {
             calls: Arc::default(),
             relaxed: Arc::default(),
             chaos: Arc::default(),
+            armed: Arc::default(),
             database: None,
             no_batches: false,
         }
@@ -189,8 +217,14 @@ impl Faulty {
         *self.chaos.lock() = Some(chaos);
     }
 
+    /// The next call that `fault` can happen to goes wrong in this way. `happened` is raised then.
+    pub fn arm(&self, fault: Fault, happened: Arc<AtomicU64>) {
+        *self.armed.lock() = Some(Armed { fault, happened });
+    }
+
     /// Every call is carried out from now on.
     pub fn heal(&self) {
+        *self.armed.lock() = None;
         *self.chaos.lock() = None;
         self.rules.lock().clear();
     }
@@ -206,6 +240,11 @@ impl Faulty {
     }
 
     fn fault(&self, op: Op, tables: Vec<TableRef>, cells: &[&Cell]) -> Option<Fault> {
+        let armed = self.armed.lock().take_if(|armed| armed.fault.can_happen_to(op, &self.ownership()));
+        if let Some(Armed { fault, happened }) = armed {
+            happened.fetch_add(1, Ordering::Relaxed);
+            return Some(fault);
+        }
         if let Some(chaos) = &*self.chaos.lock() {
             // Not noted: a run with chaos makes too many calls.
             return chaos.draw(op, &self.ownership());

@@ -16,10 +16,12 @@ pub mod clock;
 pub mod cql_wire;
 pub mod cutter;
 pub mod faulty;
+pub mod leaving;
 mod place;
 pub mod postgres;
 pub mod processes;
 pub mod small_disk;
+pub mod trouble;
 
 pub use place::{Place, Site};
 

@@ -3,6 +3,7 @@
 use super::request::{Caller, Mode, Phase, Request, Requests, State, sort};
 use super::{Entered, Inner, Lock, LockRequest, LockToken, SHARDS, Step};
 use crate::lock::LockDescriptor;
+use crate::planted::Mistake;
 use crate::{Error, Result};
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::hash_map::Entry;
@@ -135,7 +136,10 @@ impl Inner {
     pub(super) fn end(&self, request: &Arc<Request>, mut state: MutexGuard<'_, State>, steps: &mut Vec<Step>) {
         let (on, granted): (Range<usize>, bool) = match state.phase {
             // The lock behind those taken is waited for, or was handed over this moment.
-            Phase::Acquiring { taken } => (0..(taken + 1).min(request.descriptors.len()), false),
+            Phase::Acquiring { taken } => {
+                let behind = usize::from(!Mistake::KeepWhatWasHandedOver.is_made());
+                (0..(taken + behind).min(request.descriptors.len()), false)
+            }
             // Granted, but told to nobody: as if it had never been.
             Phase::Held { .. } => (0..request.descriptors.len(), state.delivered || state.callers > 0),
             Phase::Ended { .. } => return,
@@ -161,7 +165,7 @@ impl Inner {
     pub(super) fn end_if_expired(&self, request: &Arc<Request>, steps: &mut Vec<Step>) {
         let now = self.clock.now();
         let state = request.state.lock();
-        if matches!(state.phase, Phase::Held { lease_until, .. } if lease_until <= now) {
+        if state.has_expired(now) {
             self.end(request, state, steps);
         }
     }
@@ -180,11 +184,20 @@ impl Inner {
         self.run(steps);
     }
 
+    /// Ends the leases that ran out, in the order in which their requests came: who gets a lock next is not left to the
+    /// order of ids, which are random.
     pub(super) fn reap(&self) {
+        let now = self.clock.now();
+        let mut expired: Vec<Arc<Request>> = Vec::new();
         for shard in &self.requests {
+            // Collected first: the state of a request is never locked inside of a shard.
             let open: Vec<Arc<Request>> = shard.lock().open.values().cloned().collect();
+            expired.extend(open.into_iter().filter(|request| request.has_expired(now)));
+        }
+        expired.sort_unstable_by_key(|request| request.number);
+        for request in expired {
             let mut steps = Vec::new();
-            open.iter().for_each(|request| self.end_if_expired(request, &mut steps));
+            self.end_if_expired(&request, &mut steps);
             self.run(steps);
         }
     }

@@ -2,6 +2,7 @@
 
 use super::{Inner, LockRequest, LockToken};
 use crate::lock::LockDescriptor;
+use crate::planted::Mistake;
 use crate::{Error, Result};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -21,6 +22,8 @@ pub(super) struct Requests {
 
 pub(super) struct Request {
     pub(super) id: Uuid,
+    /// In which order requests came: unlike their ids the same whenever the same happens.
+    pub(super) number: u64,
     pub(super) mode: Mode,
     // Invariant: ascending, no duplicates.
     pub(super) descriptors: Box<[LockDescriptor]>,
@@ -57,6 +60,12 @@ pub(super) enum Phase {
     Ended { granted: bool },
 }
 
+impl State {
+    pub(super) fn has_expired(&self, now: Duration) -> bool {
+        matches!(self.phase, Phase::Held { lease_until, .. } if lease_until <= now)
+    }
+}
+
 impl Requests {
     /// Remembers an id, and forgets the oldest in return.
     pub(super) fn remember(&mut self, id: Uuid, generation: usize) {
@@ -71,6 +80,7 @@ impl Request {
     pub(super) fn new(request: LockRequest, mode: Mode, inner: &Inner) -> Request {
         Request {
             id: request.request_id,
+            number: inner.numbers.fetch_add(1, Ordering::Relaxed),
             mode,
             descriptors: request.descriptors.into(),
             tenure: request.tenure.unwrap_or(inner.options.tenure),
@@ -80,17 +90,25 @@ impl Request {
         }
     }
 
+    pub(super) fn has_expired(&self, now: Duration) -> bool {
+        self.state.lock().has_expired(now)
+    }
+
     pub(super) fn is_decided(&self) -> bool {
         !matches!(self.state.lock().phase, Phase::Acquiring { .. })
     }
 
     /// Ends when the request is granted or ended.
     pub(super) async fn decided(&self) {
+        let too_early = Mistake::LookBeforeListening.is_made();
         loop {
+            if too_early && self.is_decided() {
+                return;
+            }
             let mut decided = std::pin::pin!(self.decided.notified());
             // Listen first, look then: what is decided in between is heard.
             decided.as_mut().enable();
-            if self.is_decided() {
+            if !too_early && self.is_decided() {
                 return;
             }
             decided.await;

@@ -772,7 +772,7 @@ impl Operations for Atlas {
             tables: self.tables_with_cells().await?,
             backup_lock: self.backup_lock_status().await?,
             last_backup: backup::create::last_backup(self.kvs().clone()).load().await?.map(|(info, _)| info),
-            uptime_ms: u64::try_from(self.store.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
@@ -811,6 +811,11 @@ impl Operations for Atlas {
 impl Atlas {
     /// True for a lock that a backup renews, if that backup can't be running: this process owns the store and renews
     /// no such lock.
+    /// For how long this process has owned the store.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.store.opened_at.elapsed()
+    }
+
     pub(crate) fn is_abandoned(&self, lock: &BackupLockRecord) -> bool {
         lock.renewal.is_some() && self.data_dir().is_some() && !self.store.backup_lock.is_renewed_here(lock)
     }

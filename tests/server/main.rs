@@ -726,7 +726,7 @@ async fn a_backup_ends_when_its_client_drops_it_or_is_gone() {
 async fn a_sweep_tells_its_steps_and_then_its_report() {
     let running = Running::start().await;
     let remote = running.client().await;
-    let steps = Arc::new(Mutex::new(Vec::new()));
+    let steps = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let seen = steps.clone();
     let request = SweepRequest {
         table: Some(table()),
@@ -1009,14 +1009,26 @@ async fn serve_answers_over_tcp_and_tells_its_health_over_http() {
     let status: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(status["store"], "fake");
     assert!(status.get("location").is_none(), "everybody may ask, so no paths are told: {body}");
+    fake.sweep_pause("a secret").await.unwrap();
     let (head, body) = http_get(http, "/metrics").await;
     assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(!body.contains("secret"), "what people wrote for each other is not told: {body}");
     for line in [
         "# TYPE atlas_open_transactions gauge",
         "atlas_info{namespace=\"n\",store=\"fake\",version=\"1.2.3\"} 1",
         "atlas_backup_lock_held 0",
         "atlas_server_transactions 0",
         "atlas_table_bytes{table=\"t\"} 456",
+        "# TYPE atlas_sweep_deleted_versions counter",
+        "atlas_sweep_lag_timestamps{shard=\"2\"} 64",
+        "atlas_sweep_lag_seconds{shard=\"2\"} 0",
+        "atlas_sweep_paused 1",
+        "atlas_sweep_stands_still 1",
+        "atlas_sweep_deleted_versions 2",
+        "atlas_sweep_deleted_bytes 3",
+        "atlas_sweep_sentinels 4",
+        "atlas_sweep_removed_entries 8",
+        "atlas_sweep_failures 9",
     ] {
         assert!(body.lines().any(|found| found == line), "{line} is not in\n{body}");
     }

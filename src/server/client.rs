@@ -314,26 +314,6 @@ fn was_not_sent(status: &Status) -> bool {
 
 #[async_trait]
 impl Operations for RemoteAtlas {
-    async fn sweep(&self, _: crate::ops::SweepRequest, _: ProgressSink) -> Result<crate::ops::SweepReport> {
-        panic!("interim")
-    }
-
-    async fn sweep_status(&self) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn sweep_pause(&self, _: &str) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn sweep_resume(&self) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn hard_delete(&self, _: &TableRef, _: &[Cell], _: Duration) -> Result<crate::ops::HardDeleted> {
-        panic!("interim")
-    }
-
     fn connection(&self) -> Connection {
         Connection::Remote { address: self.target.to_string(), pid: Some(self.pid) }
     }

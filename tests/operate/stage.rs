@@ -349,6 +349,7 @@ impl Server {
 
     /// It killed itself, at a fail point.
     pub(crate) fn was_killed(mut self) {
+        until("it gets to the fail point", || self.child.try_wait().unwrap().is_some());
         let status = self.child.wait().unwrap();
         assert_eq!(status.signal(), Some(9), "it did not get to the fail point");
     }

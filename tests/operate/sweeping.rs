@@ -1,7 +1,7 @@
 //! Old versions go away: by themselves while a store is served, and by hand; what holds that up, and what is told then.
 
 use crate::commands::{Way, is_number};
-use crate::stage::{Ran, Running, Server, Stage, until};
+use crate::stage::{Ran, Running, Server, Stage};
 use serde_json::Value;
 
 /// A stage on which nothing is swept by itself before it is asked for: commands that take long must not do it.

@@ -1,12 +1,12 @@
 //! The store as an application holds it.
 
-use crate::backup::{self, BackupLock, BackupSource, NodeCommands};
+use crate::backup::{self, BackupLock, BackupSource, NodeCommands, PhysicalDeletionGate};
 use crate::clock::{BootClock, Clock};
 use crate::config::AtlasConfig;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::{
     BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, HardDeleted, Operations,
-    ProgressSink, ScanOptions, StoreOwner, StoreStatus, SweepReport, SweepRequest, SweepStatus, TableInfo,
+    ProgressSink, Punch, ScanOptions, StoreOwner, StoreStatus, SweepReport, SweepRequest, SweepStatus, TableInfo,
     TransactionOps,
 };
 use crate::registry::{self, OpenedStore};
@@ -223,11 +223,11 @@ impl Atlas {
         };
         let manager = TransactionManager::open(opened.kvs.clone(), options).await?;
         punch::create_table(opened.kvs.as_ref()).await?;
-        let puncher = AbortOnDropHandle::new(tokio::spawn(punch_regularly(manager.clone())));
         // Nobody leaves challenges where nobody looks for an owner.
         let is_shared = matches!(opened.kvs.ownership(), Ownership::Shared);
         let cleaner = is_shared.then(|| AbortOnDropHandle::new(tokio::spawn(clean_challenges(manager.clone()))));
         let backup_lock = BackupLock::new(opened.kvs.clone());
+        let puncher = AbortOnDropHandle::new(tokio::spawn(punch_regularly(manager.clone(), backup_lock.gate())));
         let sweeper = Sweeper::new(manager.clone(), backup_lock.gate(), config.sweep.clone());
         let sweeping = config.sweep.enabled.then(|| AbortOnDropHandle::new(tokio::spawn(sweeper.clone().run())));
         let opened_at = Instant::now();
@@ -568,14 +568,22 @@ async fn clean_challenges(manager: TransactionManager) {
     }
 }
 
-async fn punch_regularly(manager: TransactionManager) {
-    loop {
-        let punched = async { punch::punch(manager.kvs().as_ref(), manager.oracle().fresh().await?).await };
+async fn punch_regularly(manager: TransactionManager, gate: PhysicalDeletionGate) {
+    for points in 1u32.. {
+        let punched = async { punch::punch(manager.kvs(), manager.oracle().fresh().await?).await };
         if let Err(error) = punched.await {
             if manager.is_closed() {
                 return;
             }
             tracing::warn!(%error, "the wall-clock time of timestamps could not be recorded");
+        }
+        if points % punch::THIN_EVERY == 0 {
+            match thin_punches(&manager, &gate).await {
+                // Another day.
+                Ok(()) | Err(Error::BackupLockHeld { .. }) => {}
+                Err(_) if manager.is_closed() => return,
+                Err(error) => tracing::warn!(%error, "old points of the punch table could not be removed"),
+            }
         }
         tokio::time::sleep(punch::INTERVAL).await;
         // Not right after opening, for the sake of short commands.
@@ -585,6 +593,16 @@ async fn punch_regularly(manager: TransactionManager) {
             tracing::warn!(%error, "what former owners of the store left could not be decided");
         }
     }
+}
+
+/// Removes some of the points that are too many; like all that is removed, not under the backup lock.
+async fn thin_punches(manager: &TransactionManager, gate: &PhysicalDeletionGate) -> Result<()> {
+    let kvs = manager.kvs().clone();
+    let superfluous = punch::superfluous(&kvs).await?;
+    if superfluous.is_empty() {
+        return Ok(());
+    }
+    gate.run(async move { punch::remove(kvs.as_ref(), &superfluous).await }).await
 }
 
 #[async_trait]
@@ -617,6 +635,10 @@ impl Operations for Atlas {
 
     async fn wall_clock_millis(&self, ts: Timestamp) -> Result<Option<i64>> {
         punch::wall_clock_millis(self.kvs(), ts).await
+    }
+
+    async fn punched(&self, millis: i64) -> Result<Option<Punch>> {
+        punch::at_or_before(self.kvs(), millis).await
     }
 
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
@@ -750,7 +772,7 @@ impl Operations for Atlas {
             tables: self.tables_with_cells().await?,
             backup_lock: self.backup_lock_status().await?,
             last_backup: backup::create::last_backup(self.kvs().clone()).load().await?.map(|(info, _)| info),
-            uptime_ms: u64::try_from(self.store.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX),
+            uptime_ms: u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
@@ -789,6 +811,11 @@ impl Operations for Atlas {
 impl Atlas {
     /// True for a lock that a backup renews, if that backup can't be running: this process owns the store and renews
     /// no such lock.
+    /// For how long this process has owned the store.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.store.opened_at.elapsed()
+    }
+
     pub(crate) fn is_abandoned(&self, lock: &BackupLockRecord) -> bool {
         lock.renewal.is_some() && self.data_dir().is_some() && !self.store.backup_lock.is_renewed_here(lock)
     }

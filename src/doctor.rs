@@ -13,14 +13,17 @@ use crate::transaction::{check_version, sweep_queue};
 use crate::{Error, Result, backup};
 use atlas_kvs::{AtomicScan, Availability, RowRange, Scan, TableKind, TableRef, Timestamp, VersionScan};
 use futures::StreamExt;
+use std::time::Duration;
 
-/// A backup lock that belongs to nobody's process and is held for longer is worth a look.
-const LOCK_HELD_LONG_SECS: i64 = 24 * 3600;
 const BACKUP_OLD_SECS: i64 = 7 * 24 * 3600;
+/// Sweep that is behind for longer is worth a look.
+const SWEEP_FAR_BEHIND_MS: u64 = 3600 * 1000;
+/// Before that, it can't have done much: commands open a store for a moment.
+const SWEEP_BEGINS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Names of the checks, the quick ones first.
-pub(crate) const CHECKS: [&str; 9] =
-    ["store", "database", "lease", "address", "timestamps", "restore", "backup-lock", "backup", "data"];
+pub(crate) const CHECKS: [&str; 10] =
+    ["store", "database", "lease", "address", "timestamps", "restore", "backup-lock", "backup", "sweep", "data"];
 /// The deep check, done only when it or `all` is asked for.
 const DEEP: &str = "data";
 
@@ -42,6 +45,7 @@ pub(crate) async fn examine(atlas: &Atlas, checks: &[String]) -> Result<Vec<Doct
             "restore" => restore(atlas).await,
             "backup-lock" => backup_lock(atlas).await,
             "backup" => last_backup(atlas).await,
+            "sweep" => sweep(atlas).await,
             _ => data(atlas).await,
         };
         findings.extend(found.unwrap_or_else(|error| {
@@ -175,9 +179,14 @@ async fn backup_lock(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
     let Some(record) = atlas.backup_lock_status().await? else { return fine("backup-lock", "free") };
     let age = seconds_since(&record.since);
     let held = format!("held by {} since {}: {}", record.holder, record.since, record.reason);
-    if record.renewal.is_none() && age.is_some_and(|age| age > LOCK_HELD_LONG_SECS) {
-        let hint = Some("if no backup needs it any more: `atlas backup-lock --release`".to_owned());
-        return Ok(vec![finding("backup-lock", FindingLevel::Warn, held, hint)]);
+    let long = i64::try_from(atlas.config().backup.lock_held_long.as_secs()).unwrap_or(i64::MAX);
+    if age.is_some_and(|age| age > long) {
+        let message = format!("{held}; nothing is swept meanwhile");
+        let hint = match record.renewal {
+            None => "if no backup needs it any more: `atlas backup-lock --release`",
+            Some(_) => "a running backup renews it: look whether it makes progress",
+        };
+        return Ok(vec![finding("backup-lock", FindingLevel::Warn, message, Some(hint.to_owned()))]);
     }
     if atlas.is_abandoned(&record) {
         let message = format!("{held}; that backup runs no more, so nothing is removed until the lock is released");
@@ -197,6 +206,45 @@ async fn last_backup(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
         }
         Some((info, _)) => fine("backup", format!("the last backup, {}, is from {}", info.id, info.started)),
     }
+}
+
+/// Whether old versions go away.
+async fn sweep(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    const CHECK: &str = "sweep";
+    let status = atlas.sweep_status().await?;
+    let behind = status.shards.iter().map(|shard| shard.behind).max().unwrap_or(0);
+    let behind_ms = status.shards.iter().filter_map(|shard| shard.behind_ms).max().unwrap_or(0);
+    let lag = format!("{behind} timestamps and {} s behind", behind_ms / 1000);
+    let is_far_behind = behind_ms > SWEEP_FAR_BEHIND_MS;
+    let warn = |message: String, hint: &str| finding(CHECK, FindingLevel::Warn, message, Some(hint.to_owned()));
+    let mut findings = Vec::new();
+    if let Some(pause) = &status.paused {
+        let message = format!("paused by {} since {}: {}; {lag}", pause.holder, pause.since, pause.reason);
+        findings.push(warn(message, "`atlas sweep resume`"));
+    } else if !status.enabled {
+        let message = format!("the configuration says `sweep.enabled: false`, so nothing is swept by itself; {lag}");
+        findings.push(warn(message, "set `sweep.enabled: true`"));
+    } else if status.backup_lock.is_some() {
+        findings.extend(fine(CHECK, format!("it waits for the backup lock; {lag}"))?);
+    } else if let Some(why) = &status.stands_still {
+        let message = format!("it fails and is tried again: {why}; {lag}");
+        findings.push(warn(message, "look whether the store answers; the log of the owner tells each attempt"));
+    } else if is_far_behind && atlas.uptime() < SWEEP_BEGINS_WITHIN {
+        findings.extend(fine(CHECK, format!("{lag}: nobody has owned the store for long enough to sweep it"))?);
+    } else if is_far_behind {
+        let (message, hint) = match &status.held_by {
+            Some(holder) => (format!("{lag}; held back by {holder}"), "end what reads for so long"),
+            None => (lag, "more is written than is swept: a shorter `sweep.pause` lets it do more"),
+        };
+        findings.push(warn(message, hint));
+    } else {
+        findings.extend(fine(CHECK, lag)?);
+    }
+    if status.transactions_floor.is_none() {
+        let message = "commits go step by step here, so every entry of `_transactions` is kept";
+        findings.extend(fine(CHECK, message)?);
+    }
+    Ok(findings)
 }
 
 fn seconds_since(time: &str) -> Option<i64> {

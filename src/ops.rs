@@ -36,6 +36,9 @@ pub trait Operations: Send + Sync {
     /// Wall-clock time, in milliseconds since 1970, at about which `ts` was issued; `None` if it is not known.
     async fn wall_clock_millis(&self, ts: Timestamp) -> Result<Option<i64>>;
 
+    /// The greatest timestamp known to have been issued at or before a wall-clock time, in milliseconds since 1970.
+    async fn punched(&self, millis: i64) -> Result<Option<Punch>>;
+
     /// Takes the backup lock for nobody's process: it stays until it is released.
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord>;
 
@@ -355,6 +358,15 @@ pub enum FindingLevel {
     Warn,
     /// Broken.
     Fail,
+}
+
+/// A timestamp, and what the clock showed when it was issued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Punch {
+    /// The timestamp.
+    pub timestamp: Timestamp,
+    /// The clock, in milliseconds since 1970.
+    pub millis: i64,
 }
 
 /// What to sweep by hand.

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 /// The modules of the crate from the bottom to the top. A module uses those of lower layers, and none of its own.
 ///
 /// The server speaks for whatever implements `ops::Operations`, so it lies below the store that serves itself by it.
-const LAYERS: [&[&str]; 7] = [
-    &["error", "clock", "rule"],
+const LAYERS: [&[&str]; 8] = [
+    &["error", "clock", "rule", "planted"],
     &["config", "schema"],
     &["ops", "timestamp", "lock"],
     &["transaction"],
     &["typed", "backup", "punch", "server"],
+    &["sweep"],
     &["registry", "doctor", "atlas"],
     &["demo", "workload", "cli"],
 ];

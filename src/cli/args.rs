@@ -1,11 +1,14 @@
 //! The command line as clap sees it. Nothing is decided here; each family of commands checks what spans arguments.
 
 use super::timestamp_file;
+use crate::config::duration_text;
 use crate::schema::{ConflictHandler, SweepStrategy};
 use crate::workload::Kind;
 use atlas_kvs::{TableRef, Timestamp};
+use bytes::Bytes;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Transactions with live, consistent backup and proven restore over key-value stores that have none.
 #[derive(Parser, Debug)]
@@ -112,6 +115,10 @@ pub(crate) enum Command {
     /// Take, list, check and restore backups
     #[command(subcommand)]
     Backup(BackupCommand),
+    /// Remove old versions now; look at, pause and resume what is done by itself
+    Sweep(SweepArgs),
+    /// Find the timestamp that was issued at a wall-clock time
+    ReadPunchTable(ReadPunchTableArgs),
     /// Own the store and serve it to other processes
     Serve(ServeArgs),
     /// Show the owner, tables, timestamps, lock and last backup of a store
@@ -218,7 +225,8 @@ A timestamp in the past changes nothing, and that is said.")]
   atlas backup-lock --status
   atlas backup-lock --release
 
-While it is held, nothing is physically removed: drop and truncate answer with exit code 5.")]
+While it is held, nothing is physically removed: sweep waits, and drop, truncate, `sweep --all` and
+`kv delete --hard` answer with exit code 5.")]
 pub(crate) struct BackupLockArgs {
     /// Take the lock; it stays until it is released
     #[arg(long)]
@@ -366,13 +374,23 @@ pub(crate) enum KvCommand {
     /// Delete a cell; exit code 4 if there is none
     #[command(after_help = "Examples:
   atlas kv delete accounts alice balance
-  atlas kv delete accounts --hex 616c696365 00ff")]
+  atlas kv delete accounts --hex 616c696365 00ff
+  atlas kv delete accounts alice balance --hard --yes
+
+With --hard, no version of the cell is left in the store when the command ends; backups keep theirs.
+Exit code 5 while the backup lock is held, 6 if a reader still needs what was there.")]
     Delete {
         #[command(flatten)]
         cell: CellArgs,
         /// Row and column are hexadecimal
         #[arg(long)]
         hex: bool,
+        /// Remove every version for good, whether there is a value or not
+        #[arg(long)]
+        hard: bool,
+        /// How long to wait for readers that may need what was there [default: 30s]
+        #[arg(long, value_name = "DURATION", requires = "hard", value_parser = duration_text::parse)]
+        wait: Option<Duration>,
     },
     /// Read the cells of a range of rows, in order
     #[command(after_help = "Examples:
@@ -524,6 +542,81 @@ The configuration named by --into is read alone: neither ATLAS__… variables no
         #[arg(long)]
         resume: bool,
     },
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  atlas sweep --all
+  atlas sweep --table accounts --dry-run
+  atlas sweep --table accounts --row 616c696365 --sleep 50
+  atlas sweep status
+
+While a process owns the store, it removes old versions by itself. This is for what was imported,
+restored or left by a crash. Say one of --all, --namespace and --table. When it was interrupted, the
+same command goes on where it was. Exit code 5 while the backup lock is held.")]
+pub(crate) struct SweepArgs {
+    /// Sweep every table; --namespace NAME does so if the store is of that namespace
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Sweep one table
+    #[arg(short, long, value_name = "TABLE", value_parser = parse_table)]
+    pub(crate) table: Option<TableRef>,
+    /// First row, in hexadecimal [default: where an earlier run was interrupted, or the first]
+    #[arg(short, long, value_name = "HEX", value_parser = parse_hex, requires = "table")]
+    pub(crate) row: Option<Bytes>,
+    /// Count what would be removed, and remove nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Milliseconds to rest between batches
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub(crate) sleep: u64,
+    /// Most versions to read for a batch
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) read_limit: u32,
+    /// About how many versions to remove in one call to the store
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) delete_batch_hint: u32,
+    /// About how many cells to look at in a batch
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) candidate_batch_hint: u32,
+    #[command(subcommand)]
+    pub(crate) command: Option<SweepCommand>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum SweepCommand {
+    /// Show how far behind sweep is, and why it stands still if it does
+    #[command(after_help = "Examples:\n  atlas sweep status\n  atlas sweep status -o json")]
+    Status,
+    /// Let nothing be swept by itself until it is resumed, over restarts too
+    #[command(after_help = "Examples:\n  atlas sweep pause\n  atlas sweep pause --reason 'the disks are busy'")]
+    Pause {
+        /// Why [default: user, host and process]
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
+    /// Let sweep go on
+    #[command(after_help = "Examples:\n  atlas sweep resume")]
+    Resume,
+}
+
+#[derive(Args, Debug)]
+#[command(group = ArgGroup::new("when").args(["epoch_ms", "date_time"]))]
+#[command(after_help = "Examples:
+  atlas read-punch-table
+  atlas read-punch-table --date-time 2026-05-06T07:08:09Z
+  atlas read-punch-table --date-time -2h
+  atlas read-punch-table --epoch-ms 1778051289000
+
+Prints the greatest timestamp that is known to have been issued at or before that time, which is
+recorded once a minute; exit code 4 if none is. `atlas timestamp fetch --date-time` is the inverse.")]
+pub(crate) struct ReadPunchTableArgs {
+    /// The time, in milliseconds since 1970 [default: now]
+    #[arg(short, long, visible_alias = "epoch", value_name = "N", allow_negative_numbers = true)]
+    pub(crate) epoch_ms: Option<i64>,
+    /// The time, as 2026-05-06T07:08:09Z, or as -2h for two hours ago
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) date_time: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -713,6 +806,13 @@ impl Command {
                 BackupCommand::Verify { .. } => "backup verify",
                 BackupCommand::Restore { .. } => "backup restore",
             },
+            Command::Sweep(args) => match args.command {
+                None => "sweep",
+                Some(SweepCommand::Status) => "sweep status",
+                Some(SweepCommand::Pause { .. }) => "sweep pause",
+                Some(SweepCommand::Resume) => "sweep resume",
+            },
+            Command::ReadPunchTable(_) => "read-punch-table",
             Command::Serve(_) => "serve",
             Command::Status => "status",
             Command::Doctor(_) => "doctor",
@@ -736,6 +836,10 @@ impl Command {
 
 fn parse_table(name: &str) -> Result<TableRef, String> {
     TableRef::new(name).map_err(|error| error.to_string())
+}
+
+fn parse_hex(text: &str) -> Result<Bytes, String> {
+    hex::decode(text).map(Bytes::from).map_err(|error| format!("this is not hexadecimal: {error}"))
 }
 
 fn parse_workload(name: &str) -> Result<Kind, String> {
@@ -810,7 +914,16 @@ mod tests {
         for line in [
             "atlas",
             "atlas nothing",
-            "atlas sweep",
+            "atlas sweep everything",
+            "atlas sweep --all --row 00",
+            "atlas sweep --table t --row 0",
+            "atlas sweep --table bad/name",
+            "atlas sweep --all --read-limit 0",
+            "atlas sweep --all --sleep -1",
+            "atlas kv delete t r c --wait 5s",
+            "atlas kv delete t r c --hard --wait 5",
+            "atlas read-punch-table --epoch-ms 5 --date-time -2h",
+            "atlas read-punch-table --epoch-ms noon",
             "atlas backup-lock",
             "atlas backup-lock --acquire --release",
             "atlas backup-lock --status --reason x",
@@ -835,6 +948,25 @@ mod tests {
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_command_lines_of_sweep_parse() {
+        for (line, words) in [
+            ("atlas sweep -a", "sweep"),
+            ("atlas sweep -n demo", "sweep"),
+            ("atlas -n demo sweep --dry-run", "sweep"),
+            ("atlas sweep -t accounts -r 00ff --sleep 5 --read-limit 9 --delete-batch-hint 8", "sweep"),
+            ("atlas sweep --all --candidate-batch-hint 7", "sweep"),
+            ("atlas -n demo sweep status", "sweep status"),
+            ("atlas sweep pause --reason busy", "sweep pause"),
+            ("atlas sweep resume", "sweep resume"),
+            ("atlas read-punch-table --epoch 5", "read-punch-table"),
+            ("atlas read-punch-table -e -5", "read-punch-table"),
+            ("atlas read-punch-table -d -2h", "read-punch-table"),
+        ] {
+            assert_eq!(parse(line).expect(line).command.words(), words);
         }
     }
 

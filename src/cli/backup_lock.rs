@@ -15,7 +15,7 @@ const SAY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) async fn run(args: BackupLockArgs, context: &Context) -> Result<Reply> {
     if args.acquire {
         let operations = connect(context, Access::Create).await?;
-        let reason = args.reason.unwrap_or_else(default_reason);
+        let reason = args.reason.unwrap_or_else(|| format!("taken {}", by_hand()));
         let record = operations.backup_lock_acquire(&reason).await?;
         let table = format!("The backup lock is held; `atlas backup-lock --release` releases it\n{}", show(&record));
         return Ok(Reply::new(json!({"held": true, "lock": record}), record.lock_id.to_string(), table));
@@ -50,13 +50,13 @@ pub(crate) async fn run(args: BackupLockArgs, context: &Context) -> Result<Reply
 }
 
 /// Who asks, so that whoever finds the lock knows whom to ask.
-fn default_reason() -> String {
+pub(crate) fn by_hand() -> String {
     let user = std::env::var("USER")
         .or_else(|_| std::env::var("LOGNAME"))
         .unwrap_or_else(|_| format!("user {}", rustix::process::getuid().as_raw()));
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy();
-    format!("taken by hand by {user} on {host}, process {}", std::process::id())
+    format!("by hand by {user} on {host}, process {}", std::process::id())
 }
 
 pub(crate) fn show(record: &BackupLockRecord) -> String {

@@ -1,22 +1,29 @@
 //! `atlas kv`: cells, one transaction each.
 
-use super::Context;
 use super::args::{CellArgs, Format, KvCommand, ScanArgs};
 use super::connect::{Access, connect};
-use super::output::{Output, Reply, visible};
+use super::output::{Output, Reply, count, visible};
 use super::retry::in_transaction;
+use super::{Context, table};
 use crate::ops::{BeginOptions, ScanOptions};
 use crate::{Error, Result};
 use atlas_kvs::{Cell, RowRange, TableRef, Timestamp};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Map, json};
+use std::time::Duration;
+
+/// How long a hard delete waits for readers, unless it is told.
+const WAIT_FOR_READERS: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(command: KvCommand, context: &Context, output: &mut Output) -> Result<Reply> {
     match command {
         KvCommand::Put { cell, value, hex } => put(cell, &value, Text { is_hex: hex }, context).await,
         KvCommand::Get { cell, hex, at } => get(cell, Text { is_hex: hex }, at, context, output.format()).await,
-        KvCommand::Delete { cell, hex } => delete(cell, Text { is_hex: hex }, context).await,
+        KvCommand::Delete { cell, hex, hard: true, wait } => {
+            hard_delete(cell, Text { is_hex: hex }, wait.unwrap_or(WAIT_FOR_READERS), context).await
+        }
+        KvCommand::Delete { cell, hex, .. } => delete(cell, Text { is_hex: hex }, context).await,
         KvCommand::Scan(args) => scan(args, context, output).await,
     }
 }
@@ -82,6 +89,26 @@ async fn delete(cell: CellArgs, text: Text, context: &Context) -> Result<Reply> 
     };
     let ((), commit_ts) = in_transaction(&*operations, remove).await?;
     Ok(committed(&table, commit_ts))
+}
+
+/// Unlike [`delete`] also of a cell without a value, which may have old versions.
+async fn hard_delete(cell: CellArgs, text: Text, wait: Duration, context: &Context) -> Result<Reply> {
+    let (table, cell) = text.parse_cell(cell)?;
+    let what = format!("kv delete --hard removes every version of cell {cell} of table '{table}' for good");
+    table::check_that_somebody_confirms(&what, context)?;
+    let operations = connect(context, Access::Existing).await?;
+    operations.describe_table(&table, false).await?;
+    if !context.globals.yes {
+        table::confirm(&what, &table).await?;
+    }
+    let done = operations.hard_delete(&table, std::slice::from_ref(&cell), wait).await?;
+    let people = format!(
+        "Deleted at {}, and {} versions were removed: none is left in the store. Backups keep theirs",
+        done.commit_ts,
+        count(done.versions)
+    );
+    let data = json!({"table": table, "commit_ts": done.commit_ts, "versions": done.versions});
+    Ok(Reply::new(data, done.commit_ts.to_string(), people).noted())
 }
 
 fn committed(table: &TableRef, commit_ts: Option<Timestamp>) -> Reply {

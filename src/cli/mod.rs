@@ -19,6 +19,7 @@ mod retry;
 mod serve;
 mod shell;
 mod status;
+mod sweep;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -417,6 +418,8 @@ async fn dispatch(command: Command, context: &Context, output: &mut Output) -> O
         Command::Kv(command) => Ok(kv::run(command, context, output).await?),
         Command::Import(args) => import::run(args, context).await,
         Command::Backup(command) => Ok(backup::run(command, context).await?),
+        Command::Sweep(args) => Ok(sweep::run(args, context).await?),
+        Command::ReadPunchTable(args) => Ok(timestamp::read_punch_table(&args, context).await?),
         Command::Serve(args) => Ok(serve::run(&args, context, output).await?),
         Command::Status => Ok(status::run(context).await?),
         Command::Doctor(args) => Ok(doctor::run(args, context).await?),

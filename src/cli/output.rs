@@ -355,6 +355,16 @@ pub(crate) fn millis(millis: u64) -> String {
     if millis < 10_000 { format!("{millis} ms") } else { format!("{:.1} s", millis as f64 / 1000.0) }
 }
 
+/// How long ago something was, as people read it: the larger it is, the less exactly.
+pub(crate) fn age(age_ms: u64) -> String {
+    match age_ms / 1000 {
+        0..120 => millis(age_ms),
+        seconds @ 120..7_200 => format!("{} min", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h", seconds / 3_600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -454,6 +464,13 @@ mod tests {
         assert_eq!(lines[0], "ROW     COLUMN  VALUE");
         assert_eq!(lines[1], "row0    c       v");
         assert_eq!(lines[PAGE_ROWS + 1], "row200  c       v");
+    }
+
+    #[test]
+    fn an_age_is_told_in_one_number() {
+        let told = |seconds: u64| age(seconds * 1000);
+        assert_eq!([age(7), told(119), told(120), told(7_199)], ["7 ms", "119.0 s", "2 min", "119 min"]);
+        assert_eq!([told(7_200), told(172_799), told(172_800)], ["2 h", "47 h", "2 days"]);
     }
 
     #[test]

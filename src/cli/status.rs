@@ -3,16 +3,17 @@
 use super::Context;
 use super::connect::{Access, connect};
 use super::output::{Reply, count, millis, pairs, size};
-use super::{backup_lock, table};
+use super::{backup_lock, sweep, table};
 use crate::Result;
-use crate::ops::{Connection, StoreOwner, StoreStatus};
+use crate::ops::{Connection, StoreOwner, StoreStatus, SweepStatus};
 use serde_json::json;
 
 pub(crate) async fn run(context: &Context) -> Result<Reply> {
     let operations = connect(context, Access::Existing).await?;
     let connection = operations.connection();
     let status = operations.status().await?;
-    let rows = rows(&status, &connection);
+    let swept = operations.sweep_status().await?;
+    let rows = rows(&status, &swept, &connection);
     let plain = rows.iter().map(|(name, value)| format!("{name}\t{value}")).collect::<Vec<_>>();
     let tables = status.tables.iter().map(|info| {
         let cells = info.cells.map_or_else(|| "-".to_owned(), |cells| cells.to_string());
@@ -28,10 +29,16 @@ pub(crate) async fn run(context: &Context) -> Result<Reply> {
     }
     let mut data = json!(status);
     data["connection"] = json!(connection);
+    data["sweep"] = json!({
+        "behind": swept.shards.iter().map(|shard| shard.behind).max(),
+        "behind_ms": swept.shards.iter().filter_map(|shard| shard.behind_ms).max(),
+        "stands_still": swept.stands_still,
+        "held_by": swept.held_by,
+    });
     Ok(Reply::new(data, plain, text))
 }
 
-fn rows(status: &StoreStatus, connection: &Connection) -> Vec<(&'static str, String)> {
+fn rows(status: &StoreStatus, swept: &SweepStatus, connection: &Connection) -> Vec<(&'static str, String)> {
     let owner = match connection {
         Connection::Local => "nobody; opened for this command".to_owned(),
         Connection::Remote { address, .. } => {
@@ -69,6 +76,7 @@ fn rows(status: &StoreStatus, connection: &Connection) -> Vec<(&'static str, Str
         ("timestamp bound", status.timestamp_bound.to_string()),
         ("immutable timestamp", status.immutable_ts.to_string()),
         ("open transactions", count(status.open_transactions)),
+        ("sweep", sweep::lag(swept)),
         ("backup lock", lock),
         ("last backup", last_backup),
         ("version", status.version.clone()),

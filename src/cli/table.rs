@@ -103,10 +103,7 @@ async fn remove(name: &TableRef, removal: Removal, context: &Context) -> Result<
         Removal::Drop => format!("drop removes table '{name}' and all its data"),
         Removal::Truncate => format!("truncate removes all data of table '{name}'"),
     };
-    if !context.globals.yes && !context.is_interactive {
-        let what = format!("{what}, and nobody is here to confirm it");
-        return Err(Error::refused(what, "if that is what you want, say --yes"));
-    }
+    check_that_somebody_confirms(&what, context)?;
     let operations = connect(context, Access::Existing).await?;
     // Also tells a missing table from one that is gone.
     let info = operations.describe_table(name, false).await?;
@@ -126,8 +123,17 @@ async fn remove(name: &TableRef, removal: Removal, context: &Context) -> Result<
     Ok(Reply::new(data, name.name(), table))
 }
 
+/// What can't be undone is not done unless somebody has said so, or can be asked.
+pub(crate) fn check_that_somebody_confirms(what: &str, context: &Context) -> Result<()> {
+    if context.globals.yes || context.is_interactive {
+        return Ok(());
+    }
+    let what = format!("{what}, and nobody is here to confirm it");
+    Err(Error::refused(what, "if that is what you want, say --yes"))
+}
+
 /// Asks for the name on the terminal. On a thread of its own, so that Ctrl-C is heard meanwhile.
-async fn confirm(what: &str, name: &TableRef) -> Result<()> {
+pub(crate) async fn confirm(what: &str, name: &TableRef) -> Result<()> {
     let mut stderr = std::io::stderr();
     let asked = write!(stderr, "{what}.\nType the name of the table to go on: ").and_then(|()| stderr.flush());
     asked.map_err(|error| Error::io("asking on standard error", error))?;

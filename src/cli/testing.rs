@@ -28,6 +28,7 @@ struct Tables {
     cells: BTreeMap<TableRef, (TableSpec, BTreeMap<Cell, Versions>)>,
     clock: u64,
     lock: Option<BackupLockRecord>,
+    sweep_paused: Option<SweepPause>,
 }
 
 impl Tables {
@@ -52,6 +53,43 @@ impl Tables {
             sentinels: count.then_some(0),
             exact: count,
         })
+    }
+}
+
+impl Tables {
+    fn check_lock(&self) -> Result<()> {
+        match self.lock.clone() {
+            Some(BackupLockRecord { holder, since, reason, .. }) => {
+                Err(Error::BackupLockHeld { holder, since, reason })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn sweep_status(&self) -> SweepStatus {
+        let pause = self.sweep_paused.clone();
+        let tables = self.cells.iter().map(|(table, (spec, _))| SweepTable {
+            table: table.clone(),
+            strategy: spec.sweep_strategy.to_string(),
+            swept: Some(Timestamp::FIRST),
+            behind_ms: Some(90_000),
+            interrupted_at: None,
+        });
+        let swept_below = Timestamp::FIRST;
+        let shards = (0..2).map(|shard| SweepShard { shard, swept_below, behind: 7, behind_ms: None });
+        SweepStatus {
+            enabled: true,
+            stands_still: pause.as_ref().map(|pause| format!("paused by {}", pause.holder)),
+            paused: pause,
+            backup_lock: self.lock.clone(),
+            sweep_ts: Some(Timestamp::FIRST),
+            held_by: None,
+            last_timestamp: Timestamp::saturating(self.clock.max(1)),
+            shards: shards.collect(),
+            tables: tables.collect(),
+            transactions_floor: None,
+            totals: SweepTotals::default(),
+        }
     }
 }
 
@@ -256,26 +294,6 @@ fn do_harm(tables: &mut Tables, damage: Option<Damage>) {
 
 #[async_trait]
 impl Operations for FakeStore {
-    async fn sweep(&self, _: crate::ops::SweepRequest, _: ProgressSink) -> Result<crate::ops::SweepReport> {
-        panic!("interim")
-    }
-
-    async fn sweep_status(&self) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn sweep_pause(&self, _: &str) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn sweep_resume(&self) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn hard_delete(&self, _: &TableRef, _: &[Cell], _: Duration) -> Result<crate::ops::HardDeleted> {
-        panic!("interim")
-    }
-
     fn connection(&self) -> Connection {
         Connection::Local
     }
@@ -302,6 +320,11 @@ impl Operations for FakeStore {
 
     async fn wall_clock_millis(&self, _ts: Timestamp) -> Result<Option<i64>> {
         Ok(Some(0))
+    }
+
+    async fn punched(&self, millis: i64) -> Result<Option<Punch>> {
+        let timestamp = Timestamp::saturating(self.tables.lock().clock);
+        Ok((millis >= 60_000).then_some(Punch { timestamp, millis: millis - millis % 60_000 }))
     }
 
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
@@ -414,6 +437,74 @@ impl Operations for FakeStore {
             uptime_ms: 5,
             version: "0".to_owned(),
         })
+    }
+
+    async fn sweep(&self, request: SweepRequest, progress: ProgressSink) -> Result<SweepReport> {
+        let mut tables = self.tables.lock();
+        tables.check_lock()?;
+        if let Some(table) = &request.table {
+            tables.table(table)?;
+        }
+        let sweep_ts = Timestamp::saturating(tables.clock);
+        let mut report = SweepReport { sweep_ts, dry_run: request.dry_run, tables: Vec::new() };
+        for (table, (spec, cells)) in &mut tables.cells {
+            if request.table.as_ref().is_some_and(|wanted| wanted != table) {
+                continue;
+            }
+            let mut swept = SweptTableReport {
+                table: table.name().to_owned(),
+                strategy: spec.sweep_strategy.to_string(),
+                ..SweptTableReport::default()
+            };
+            for versions in cells.values_mut() {
+                swept.cells += 1;
+                swept.versions += versions.len() as u64;
+                let newest = versions.keys().next_back().copied().unwrap_or(Timestamp::FIRST);
+                for value in versions.range(..newest).map(|(_, value)| value) {
+                    swept.deleted += 1;
+                    swept.bytes += value.as_ref().map_or(0, |value| value.len() as u64);
+                }
+                if !request.dry_run {
+                    versions.retain(|ts, _| *ts >= newest);
+                }
+            }
+            progress(Progress {
+                step: format!("sweep {table}"),
+                done: swept.cells,
+                total: None,
+                unit: "cells".to_owned(),
+            });
+            report.tables.push(swept);
+        }
+        Ok(report)
+    }
+
+    async fn sweep_status(&self) -> Result<SweepStatus> {
+        let tables = self.tables.lock();
+        Ok(tables.sweep_status())
+    }
+
+    async fn sweep_pause(&self, reason: &str) -> Result<SweepStatus> {
+        let mut tables = self.tables.lock();
+        let (holder, since) = ("somebody".to_owned(), "2020-01-01T00:00:00Z".to_owned());
+        tables.sweep_paused = Some(SweepPause { holder, reason: reason.to_owned(), since });
+        Ok(tables.sweep_status())
+    }
+
+    async fn sweep_resume(&self) -> Result<SweepStatus> {
+        let mut tables = self.tables.lock();
+        tables.sweep_paused = None;
+        Ok(tables.sweep_status())
+    }
+
+    async fn hard_delete(&self, table: &TableRef, cells: &[Cell], _patience: Duration) -> Result<HardDeleted> {
+        let mut tables = self.tables.lock();
+        tables.check_lock()?;
+        tables.table(table)?;
+        let commit_ts = tables.tick();
+        let (_, found) = tables.cells.get_mut(table).expect("it was found");
+        let versions = cells.iter().filter_map(|cell| found.remove(cell)).map(|gone| gone.len() as u64 + 1).sum();
+        Ok(HardDeleted { commit_ts, versions })
     }
 
     async fn doctor(&self, checks: &[String]) -> Result<Vec<DoctorFinding>> {

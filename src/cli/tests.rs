@@ -277,3 +277,86 @@ async fn the_shell_gets_completions_pages_and_version() {
     assert_eq!(stand.run(&format!("man --dir {}", stand.path("man"))).await.code, 0);
     assert!(std::fs::exists(stand.path("man/atlas-timestamp-fetch.1")).expect("it can be looked for"));
 }
+
+#[tokio::test]
+async fn old_versions_are_counted_and_swept() {
+    let stand = Stand::new();
+    for table in ["t", "u"] {
+        stand.run(&format!("table create {table}")).await;
+        for value in ["one", "two", "three"] {
+            assert_eq!(stand.run(&format!("kv put {table} r c {value}")).await.code, 0);
+        }
+    }
+    let lines = "table\tt\tcells=1\tversions=3\tdeleted=2\tbytes=6\ntotal\tcells=1\tversions=3\tdeleted=2\tbytes=6\n";
+    check(&stand, "sweep --table t --dry-run", 0, lines).await;
+    check(&stand, "sweep --table t", 0, lines).await;
+    let people = stand.run("sweep --all -o table").await;
+    assert!(
+        people.stdout.starts_with("2 cells with 4 versions were examined; 2 versions of 6 B were deleted\n"),
+        "{people:?}"
+    );
+    let rest = json(&stand.run("sweep --namespace default -o json").await);
+    assert_eq!((&rest["command"], &rest["data"]["total"]["deleted"]), (&Value::from("sweep"), &Value::from(0)));
+    for line in ["sweep", "sweep --all --table t", "sweep --all -n default", "sweep --table t -n default"] {
+        check(&stand, line, exit::USAGE, "").await;
+    }
+    check(&stand, "sweep --table nothing", exit::NOT_FOUND, "").await;
+    stand.run("backup-lock --acquire").await;
+    check(&stand, "sweep --all", exit::CONFLICT, "").await;
+}
+
+#[tokio::test]
+async fn sweep_is_looked_at_paused_and_resumed() {
+    let stand = Stand::new();
+    stand.run("table create t").await;
+    let status = stand.run("sweep status").await.stdout;
+    let line = "shard\t1\tswept_below=1\tbehind=7\tbehind_ms=-";
+    assert!(status.lines().any(|found| found == line), "{status}");
+    let line = "table\tt\tstrategy=Conservative\tswept=1\tbehind_ms=90000\tinterrupted_at=-";
+    assert!(status.lines().any(|found| found == line), "{status}");
+    assert!(status.lines().any(|found| found == "sweep\t7 timestamps behind"), "{status}");
+    check(&stand, "sweep pause", 0, "paused\n").await;
+    let paused = json(&stand.run("sweep status -o json").await);
+    let reason = paused["data"]["paused"]["reason"].as_str().unwrap_or_default();
+    assert!(reason.starts_with("paused by hand by "), "{paused}");
+    let people = stand.run("sweep status -o table").await.stdout;
+    assert!(people.contains("7 timestamps behind; stands still: paused by somebody"), "{people}");
+    assert!(stand.run("status").await.stdout.contains("stands still: paused by somebody"));
+    check(&stand, "sweep resume", 0, "resumed\n").await;
+    assert_eq!(json(&stand.run("sweep status -o json").await)["data"]["paused"], Value::Null);
+    check(&stand, "sweep resume -o table", 0, "Sweep goes on\n").await;
+    stand.run("backup-lock --acquire").await;
+    let held = json(&stand.run("sweep status -o json").await);
+    assert!(held["data"]["backup_lock_age_ms"].as_u64() > Some(1_000_000_000), "since 2020: {held}");
+}
+
+#[tokio::test]
+async fn a_hard_delete_is_confirmed_and_refused_under_the_backup_lock() {
+    let stand = Stand::new();
+    stand.run("table create t").await;
+    stand.run("kv put t r c 1").await;
+    check(&stand, "kv delete t r c --hard", exit::REFUSED, "").await;
+    check(&stand, "kv delete nothing r c --hard --yes", exit::NOT_FOUND, "").await;
+    check(&stand, "kv get t r c", 0, "1\n").await;
+    stand.run("backup-lock --acquire").await;
+    check(&stand, "kv delete t r c --hard --yes", exit::CONFLICT, "").await;
+    stand.run("backup-lock --release").await;
+    let done = json(&stand.run("kv delete t r c --hard --yes --wait 5s -o json").await);
+    assert_eq!((&done["command"], &done["data"]["versions"]), (&Value::from("kv delete"), &Value::from(2)));
+    check(&stand, "kv get t r c", exit::NOT_FOUND, "").await;
+}
+
+#[tokio::test]
+async fn a_wall_clock_time_has_a_timestamp() {
+    let stand = Stand::new();
+    check(&stand, "read-punch-table --epoch-ms 59999", exit::NOT_FOUND, "").await;
+    stand.run("timestamp fetch").await;
+    check(&stand, "read-punch-table --epoch-ms 60000", 0, "1\n").await;
+    check(&stand, "read-punch-table --date-time 2026-05-06T07:08:09Z", 0, "1\n").await;
+    check(&stand, "read-punch-table --date-time -2h", 0, "1\n").await;
+    check(&stand, "read-punch-table", 0, "1\n").await;
+    check(&stand, "read-punch-table --date-time noon", exit::USAGE, "").await;
+    check(&stand, "read-punch-table --epoch-ms 9223372036854775807", exit::USAGE, "").await;
+    let wanted = "The timestamp at 1970-01-01T00:02:00.5Z is: 1\nIt was issued at about 1970-01-01T00:02:00Z\n";
+    check(&stand, "read-punch-table --epoch-ms 120500 -o table", 0, wanted).await;
+}

@@ -1,10 +1,11 @@
 //! `atlas timestamp`: the four commands by which a backup is taken and restored by hand.
 
 use super::Context;
-use super::args::{TimestampArgs, TimestampCommand};
+use super::args::{ReadPunchTableArgs, TimestampArgs, TimestampCommand};
 use super::connect::{self, Access, connect};
 use super::output::{Reply, count};
 use super::timestamp_file::{self, Target};
+use crate::config::duration_text;
 use crate::{Error, Result};
 use atlas_kvs::Timestamp;
 use serde_json::json;
@@ -72,6 +73,40 @@ async fn fetch(file: Option<&Path>, immutable: bool, date_time: bool, context: &
     Ok(Reply::new(data, plain, table))
 }
 
+/// `atlas read-punch-table`: from the wall clock to a timestamp.
+pub(crate) async fn read_punch_table(args: &ReadPunchTableArgs, context: &Context) -> Result<Reply> {
+    let now = jiff::Timestamp::now().as_millisecond();
+    let millis = match (&args.date_time, args.epoch_ms) {
+        (Some(text), _) => parse_time(text, now)?,
+        (None, given) => given.unwrap_or(now),
+    };
+    let asked = jiff::Timestamp::from_millisecond(millis)
+        .map_err(|_| Error::Usage(format!("{millis} is no time: it is too far from 1970")))?;
+    let found = connect(context, Access::Existing).await?.punched(millis).await?;
+    let found = found.ok_or_else(|| Error::NotFound { what: format!("timestamp from {asked} or before") })?;
+    let (ts, time) = (found.timestamp, rfc3339(found.millis)?);
+    let table = format!("The timestamp at {asked} is: {ts}\nIt was issued at about {time}");
+    let data = json!({
+        "timestamp": ts,
+        "timestamp_str": ts.to_string(),
+        "wall_clock": time,
+        "wall_clock_ms": found.millis,
+        "asked_ms": millis,
+    });
+    Ok(Reply::new(data, ts.to_string(), table))
+}
+
+/// Milliseconds since 1970 at a time as people write it.
+fn parse_time(text: &str, now_ms: i64) -> Result<i64> {
+    let ago = text.strip_prefix('-').and_then(|ago| duration_text::parse(ago).ok());
+    if let Some(ago) = ago {
+        return Ok(now_ms.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)));
+    }
+    let time = text.parse::<jiff::Timestamp>();
+    time.map(jiff::Timestamp::as_millisecond)
+        .map_err(|_| Error::Usage(format!("'{text}' is no time: write 2026-05-06T07:08:09Z, or -2h for two hours ago")))
+}
+
 fn rfc3339(millis: i64) -> Result<String> {
     jiff::Timestamp::from_millisecond(millis)
         .map(|time| time.to_string())
@@ -132,4 +167,21 @@ fn only_stopped(command: &str, error: Error) -> Error {
         format!("timestamp {command} works on a stopped store only, and {error}"),
         "stop that process first, and start it again when the restore is complete",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        let now = 10_000_000;
+        assert_eq!(parse_time("1970-01-01T00:00:01.5Z", now).expect("a time"), 1_500);
+        assert_eq!(parse_time("1970-01-01T01:00:00+01:00", now).expect("a time"), 0);
+        assert_eq!(parse_time("-2h", now).expect("a time"), now - 7_200_000);
+        assert_eq!(parse_time("-500ms", now).expect("a time"), now - 500);
+        for text in ["", "-", "2h", "-2", "noon", "1970-01-01", "-2d"] {
+            assert_eq!(parse_time(text, now).expect_err(text).exit_code(), crate::exit::USAGE, "{text}");
+        }
+    }
 }

@@ -12,8 +12,8 @@ use super::token::{self, Credentials, Token};
 use super::wire::{self, Malformed};
 use super::{MESSAGE_LEN_MAX, PAGE_LEN, PING_INTERVAL, PROTOCOL};
 use crate::ops::{
-    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, Operations, ProgressSink,
-    ScanOptions, StoreStatus, TableInfo, TransactionOps,
+    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, HardDeleted, Operations,
+    ProgressSink, Punch, ScanOptions, StoreStatus, SweepReport, SweepRequest, SweepStatus, TableInfo, TransactionOps,
 };
 use crate::schema::{TableChange, TableSpec};
 use crate::{Cell, Error, Result, TableRef, Timestamp};
@@ -99,6 +99,7 @@ impl RemoteAtlas {
         tables_client: tables_client::TablesClient,
         transactions_client: transactions_client::TransactionsClient,
         backup_client: backup_client::BackupClient,
+        sweep_client: sweep_client::SweepClient,
         admin_client: admin_client::AdminClient,
     }
 
@@ -313,26 +314,6 @@ fn was_not_sent(status: &Status) -> bool {
 
 #[async_trait]
 impl Operations for RemoteAtlas {
-    async fn sweep(&self, _: crate::ops::SweepRequest, _: ProgressSink) -> Result<crate::ops::SweepReport> {
-        panic!("interim")
-    }
-
-    async fn sweep_status(&self) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn sweep_pause(&self, _: &str) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn sweep_resume(&self) -> Result<crate::ops::SweepStatus> {
-        panic!("interim")
-    }
-
-    async fn hard_delete(&self, _: &TableRef, _: &[Cell], _: Duration) -> Result<crate::ops::HardDeleted> {
-        panic!("interim")
-    }
-
     fn connection(&self) -> Connection {
         Connection::Remote { address: self.target.to_string(), pid: Some(self.pid) }
     }
@@ -368,6 +349,12 @@ impl Operations for RemoteAtlas {
     async fn wall_clock_millis(&self, ts: Timestamp) -> Result<Option<i64>> {
         let answer = self.timestamps_client().wall_clock(pb::WallClockRequest { timestamp: ts.get() }).await;
         Ok(self.answer("Timestamps.WallClock", Effect::Question, answer)?.millis)
+    }
+
+    async fn punched(&self, millis: i64) -> Result<Option<Punch>> {
+        let answer = self.timestamps_client().punched(pb::PunchedRequest { millis }).await;
+        let punch = self.answer("Timestamps.Punched", Effect::Question, answer)?.punch;
+        punch.map(TryInto::try_into).transpose().map_err(Malformed::in_answer)
     }
 
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
@@ -472,6 +459,56 @@ impl Operations for RemoteAtlas {
         wire::required(status, "status").and_then(TryInto::try_into).map_err(Malformed::in_answer)
     }
 
+    async fn sweep(&self, request: SweepRequest, progress: ProgressSink) -> Result<SweepReport> {
+        const CALL: &str = "Sweep.Run";
+        // What was removed is removed, and the same request goes on behind it: a lost answer is no loss.
+        let answer = self.sweep_client().run(pb::SweepRequest::from(request)).await;
+        // Dropping the stream resets the call, which ends the sweep over there.
+        let mut events = self.answer(CALL, Effect::Question, answer)?;
+        loop {
+            let event = events.message().await.map_err(|status| self.error(CALL, Effect::Question, &status))?;
+            match event.map(|event| event.event) {
+                Some(Some(pb::sweep_response::Event::Progress(step))) => progress(step.into()),
+                Some(Some(pb::sweep_response::Event::Result(report))) => {
+                    return report.try_into().map_err(Malformed::in_answer);
+                }
+                // A kind of event that this version does not know.
+                Some(None) => {}
+                None => {
+                    return Err(Error::Unavailable {
+                        what: self.target.to_string(),
+                        reason: "the sweep ended without a result".to_owned(),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn sweep_status(&self) -> Result<SweepStatus> {
+        let answer = self.sweep_client().status(pb::SweepStatusRequest {}).await;
+        sweep_status(self.answer("Sweep.Status", Effect::Question, answer)?.status)
+    }
+
+    async fn sweep_pause(&self, reason: &str) -> Result<SweepStatus> {
+        let answer = self.sweep_client().pause(pb::SweepPauseRequest { reason: reason.to_owned() }).await;
+        sweep_status(self.answer("Sweep.Pause", Effect::Change, answer)?.status)
+    }
+
+    async fn sweep_resume(&self) -> Result<SweepStatus> {
+        let answer = self.sweep_client().resume(pb::SweepResumeRequest {}).await;
+        sweep_status(self.answer("Sweep.Resume", Effect::Change, answer)?.status)
+    }
+
+    async fn hard_delete(&self, table: &TableRef, cells: &[Cell], patience: Duration) -> Result<HardDeleted> {
+        let request = pb::HardDeleteRequest {
+            table: table.name().to_owned(),
+            cells: cells.iter().cloned().map(Into::into).collect(),
+            patience_ms: wire::millis(patience),
+        };
+        let answer = self.sweep_client().hard_delete(request).await;
+        self.answer("Sweep.HardDelete", Effect::Change, answer)?.try_into().map_err(Malformed::in_answer)
+    }
+
     async fn doctor(&self, checks: &[String]) -> Result<Vec<DoctorFinding>> {
         let answer = self.admin_client().doctor(pb::DoctorRequest { checks: checks.to_vec() }).await;
         let findings = self.answer("Admin.Doctor", Effect::Question, answer)?.findings;
@@ -482,6 +519,10 @@ impl Operations for RemoteAtlas {
     async fn close(&self) -> Result<()> {
         Ok(())
     }
+}
+
+fn sweep_status(status: Option<pb::SweepStatus>) -> Result<SweepStatus> {
+    wire::required(status, "status").and_then(TryInto::try_into).map_err(Malformed::in_answer)
 }
 
 #[async_trait]

@@ -4,7 +4,7 @@
 //! that people wrote for each other.
 
 use super::services::Api;
-use crate::ops::{BackupLockRecord, StoreStatus};
+use crate::ops::{BackupLockRecord, StoreStatus, SweepStatus};
 use crate::{Error, Result};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -79,8 +79,13 @@ fn json_of_lock(lock: &BackupLockRecord) -> serde_json::Value {
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
-    match in_time(api.operations.status()).await {
-        Ok(status) => metrics_text(&status, api.transactions.open_count()).into_response(),
+    let both = async { Ok((api.operations.status().await?, api.operations.sweep_status().await?)) };
+    match in_time(both).await {
+        Ok((status, swept)) => {
+            let mut text = metrics_text(&status, api.transactions.open_count());
+            text.sweep(&swept);
+            text.into_response()
+        }
         Err(error) => unavailable(&error),
     }
 }
@@ -147,6 +152,35 @@ impl MetricsText {
     fn leading(&mut self, leads: bool) {
         self.family("atlas_leading", "gauge", "1 if this process owns the store, 0 while it stands by.");
         self.sample("atlas_leading", &[], u8::from(leads));
+    }
+
+    /// How sweep is. Reasons are what people wrote for each other, so there are none here.
+    fn sweep(&mut self, status: &SweepStatus) {
+        self.family("atlas_sweep_lag_timestamps", "gauge", "Timestamps that a shard of sweep is behind.");
+        for shard in &status.shards {
+            self.sample("atlas_sweep_lag_timestamps", &[("shard", &shard.shard.to_string())], shard.behind);
+        }
+        self.family("atlas_sweep_lag_seconds", "gauge", "The same in wall-clock time, where it is known.");
+        for shard in &status.shards {
+            if let Some(behind_ms) = shard.behind_ms {
+                self.sample("atlas_sweep_lag_seconds", &[("shard", &shard.shard.to_string())], behind_ms / 1000);
+            }
+        }
+        let totals = &status.totals;
+        let plain = [
+            ("atlas_sweep_paused", "gauge", "1 while somebody has paused sweep.", status.paused.is_some().into()),
+            ("atlas_sweep_stands_still", "gauge", "1 while nothing is swept.", status.stands_still.is_some().into()),
+            ("atlas_sweep_cells", "counter", "Cells that sweep has looked at.", totals.cells),
+            ("atlas_sweep_deleted_versions", "counter", "Versions that sweep has removed.", totals.deleted),
+            ("atlas_sweep_deleted_bytes", "counter", "Bytes of the contents of those.", totals.bytes),
+            ("atlas_sweep_sentinels", "counter", "Sentinels that sweep has written.", totals.sentinels),
+            ("atlas_sweep_removed_entries", "counter", "Entries of _transactions removed.", totals.transactions),
+            ("atlas_sweep_failures", "counter", "Batches that failed and are tried again.", totals.failures),
+        ];
+        for (name, kind, help, value) in plain {
+            self.family(name, kind, help);
+            self.sample(name, &[], value);
+        }
     }
 
     fn into_response(self) -> Response {

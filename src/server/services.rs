@@ -7,14 +7,15 @@ use super::token::Token;
 use super::transactions::{OpenTransaction, Transactions};
 use super::wire;
 use super::{LOCKS_MAX, MESSAGE_LEN_MAX, PAGE_LEN, PROTOCOL};
-use crate::ops::{BackupRequest, BeginOptions, Operations, Progress, ProgressSink};
+use crate::ops::{BackupRequest, BeginOptions, Operations, Progress, ProgressSink, SweepRequest};
 use crate::{Cell, Error, TableRef};
 use async_trait::async_trait;
 use atlas_kvs::KeyValueService;
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use pb::create_backup_response::Event;
+use pb::{create_backup_response::Event, sweep_response::Event as SweepEvent};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -210,6 +211,7 @@ impl Api {
             tables_server::TablesServer,
             transactions_server::TransactionsServer,
             backup_server::BackupServer,
+            sweep_server::SweepServer,
             identity_server::IdentityServer,
             admin_server::AdminServer,
         )
@@ -283,6 +285,11 @@ impl pb::timestamps_server::Timestamps for Api {
     async fn wall_clock(&self, request: Request<pb::WallClockRequest>) -> Answer<pb::WallClockResponse> {
         let timestamp = wire::timestamp(request.get_ref().timestamp).map_err(wire::Malformed::in_request)?;
         answer(pb::WallClockResponse { millis: self.operations.wall_clock_millis(timestamp).await.map_err(refused)? })
+    }
+
+    async fn punched(&self, request: Request<pb::PunchedRequest>) -> Answer<pb::PunchedResponse> {
+        let punch = self.operations.punched(request.get_ref().millis).await.map_err(refused)?;
+        answer(pb::PunchedResponse { punch: punch.map(Into::into) })
     }
 }
 
@@ -548,38 +555,95 @@ impl pb::backup_server::Backup for Api {
         if self.transactions.is_draining() {
             return Err(refused(shutting_down()));
         }
-        answer(self.until_stopped(backup_events(self.operations.clone(), request)))
+        let operations = self.operations.clone();
+        let work = |progress| -> Work<_> { Box::pin(async move { operations.backup_create(request, progress).await }) };
+        let message = |event| pb::CreateBackupResponse { event: Some(event) };
+        answer(self.until_stopped(events_of(
+            "taking a backup",
+            work,
+            move |step| message(Event::Progress(step.into())),
+            move |info| message(Event::Result(info.into())),
+        )))
     }
 }
 
-/// The backup runs in its own task, because it renews its lock and must not stand still when its client is slow to
-/// read. When the stream is dropped, which is what happens when the client ends the call or is gone, so is the task.
-fn backup_events(operations: Arc<dyn Operations>, request: BackupRequest) -> Pages<pb::CreateBackupResponse> {
+type Work<T> = BoxFuture<'static, crate::Result<T>>;
+
+/// What takes long runs in its own task, because it must not stand still when its client is slow to read: a backup
+/// renews its lock. When the stream is dropped, which is what happens when the client ends the call or is gone, so is
+/// the task.
+fn events_of<T: Send + 'static, M: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce(ProgressSink) -> Work<T>,
+    step: impl Fn(Progress) -> M + Send + Sync + 'static,
+    result: impl FnOnce(T) -> M + Send + 'static,
+) -> Pages<M> {
     const EVENTS_BUFFERED: usize = 64;
     let (events, mut received) = mpsc::channel(EVENTS_BUFFERED);
     let progress: ProgressSink = Arc::new(move |progress: Progress| {
         // A step more or less makes no difference to who watches, so a full channel loses it.
-        let _ = events.try_send(pb::CreateBackupResponse { event: Some(Event::Progress(progress.into())) });
+        let _ = events.try_send(step(progress));
     });
-    let mut backup =
-        AbortOnDropHandle::new(tokio::spawn(async move { operations.backup_create(request, progress).await }));
+    let mut work = AbortOnDropHandle::new(tokio::spawn(work(progress)));
     Box::pin(async_stream::try_stream! {
-        let result = loop {
+        let done = loop {
             let event = tokio::select! {
                 biased;
                 Some(event) = received.recv() => event,
-                result = &mut backup => break result,
+                done = &mut work => break done,
             };
             yield event;
         };
         while let Ok(event) = received.try_recv() {
             yield event;
         }
-        let info = result
-            .unwrap_or_else(|error| Err(Error::io("taking a backup", std::io::Error::other(error))))
+        let done = done
+            .unwrap_or_else(|error| Err(Error::io(doing, std::io::Error::other(error))))
             .map_err(refused)?;
-        yield pb::CreateBackupResponse { event: Some(Event::Result(info.into())) };
+        yield result(done);
     })
+}
+
+#[async_trait]
+impl pb::sweep_server::Sweep for Api {
+    type RunStream = Pages<pb::SweepResponse>;
+
+    async fn run(&self, request: Request<pb::SweepRequest>) -> Answer<Self::RunStream> {
+        let request = SweepRequest::try_from(request.into_inner()).map_err(wire::Malformed::in_request)?;
+        let operations = self.operations.clone();
+        let work = |progress| -> Work<_> { Box::pin(async move { operations.sweep(request, progress).await }) };
+        let message = |event| pb::SweepResponse { event: Some(event) };
+        answer(self.until_stopped(events_of(
+            "sweeping",
+            work,
+            move |step| message(SweepEvent::Progress(step.into())),
+            move |report| message(SweepEvent::Result(report.into())),
+        )))
+    }
+
+    async fn status(&self, _: Request<pb::SweepStatusRequest>) -> Answer<pb::SweepStatusResponse> {
+        let status = self.operations.sweep_status().await.map_err(refused)?;
+        answer(pb::SweepStatusResponse { status: Some(status.into()) })
+    }
+
+    async fn pause(&self, request: Request<pb::SweepPauseRequest>) -> Answer<pb::SweepPauseResponse> {
+        let status = self.operations.sweep_pause(&request.get_ref().reason).await.map_err(refused)?;
+        answer(pb::SweepPauseResponse { status: Some(status.into()) })
+    }
+
+    async fn resume(&self, _: Request<pb::SweepResumeRequest>) -> Answer<pb::SweepResumeResponse> {
+        let status = self.operations.sweep_resume().await.map_err(refused)?;
+        answer(pb::SweepResumeResponse { status: Some(status.into()) })
+    }
+
+    async fn hard_delete(&self, request: Request<pb::HardDeleteRequest>) -> Answer<pb::HardDeleteResponse> {
+        let request = request.into_inner();
+        let table = table_of(&request.table)?;
+        let cells: Vec<Cell> = request.cells.into_iter().map(Cell::from).collect();
+        let patience = Duration::from_millis(request.patience_ms);
+        let done = self.operations.hard_delete(&table, &cells, patience).await.map_err(refused)?;
+        answer(done.into())
+    }
 }
 
 #[async_trait]

@@ -3,6 +3,8 @@
 //! Our own types become messages without fail. Messages come from others, and one that makes no sense is
 //! [`Malformed`]: the server answers it with a usage error, the client with "the answer makes no sense".
 
+mod sweep;
+
 use super::proto as pb;
 use crate::ops::{
     BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, DoctorFinding, FindingLevel, Progress, ScanOptions,

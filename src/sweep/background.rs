@@ -26,6 +26,10 @@ impl Shared {
                 return Err(Error::Usage(format!("{name} must be 1 at least")));
             }
         }
+        if !request.dry_run {
+            // Told before the first batch, also where there is nothing to remove.
+            drop(self.gate.permit().await?);
+        }
         let tables = self.tables_to_walk(request).await?;
         let sweep_ts = self.grant().await?;
         let mut report = SweepReport { sweep_ts, dry_run: request.dry_run, tables: Vec::new() };

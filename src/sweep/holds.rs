@@ -37,6 +37,14 @@ impl SweepPin {
     }
 }
 
+impl SweepPin {
+    /// For people.
+    pub(super) fn told(&self) -> String {
+        let left_ms = self.until_ms.saturating_sub(now_ms()).max(0);
+        format!("the pin at {}, for {} s more", self.ts, left_ms / 1000)
+    }
+}
+
 impl SweepPins {
     /// The record in the store.
     pub fn in_store(kvs: Arc<dyn KeyValueService>) -> MetaRecord<SweepPins> {

@@ -1,7 +1,7 @@
 //! Sweep of one store: what its parts share, and the loop that works in the background.
 
 use super::batch::Tally;
-use super::holds::{SweepPins, now_ms};
+use super::holds::SweepPins;
 use super::step::{SweepStep, reach};
 use crate::backup::PhysicalDeletionGate;
 use crate::config::SweepConfig;
@@ -182,11 +182,7 @@ impl Shared {
         let bound = if Rule::SweepBelowReaders.is_kept() { bound } else { Timestamp::MAX };
         let granted = tracker.grant_sweep(pin.as_ref().map_or(bound, |pin| pin.ts.min(bound)));
         let held_by = match (&pin, tracker.oldest_open()) {
-            (Some(pin), _) if pin.ts <= granted => Some(format!(
-                "the pin at {}, for {} s more",
-                pin.ts,
-                pin.until_ms.saturating_sub(now_ms()).max(0) / 1000
-            )),
+            (Some(pin), _) if pin.ts <= granted => Some(pin.told()),
             (_, Some(oldest)) if oldest <= granted => Some(format!("an open transaction, which reads at {oldest}")),
             _ => None,
         };

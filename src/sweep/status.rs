@@ -1,6 +1,6 @@
 //! How sweep is: for people, and for those who watch it.
 
-use super::holds::now_ms;
+use super::holds::{SweepPins, now_ms};
 use super::progress::{ShardProgress, WalkProgress, update};
 use super::state::{Shared, Sweeper};
 use crate::backup::lock::this_holder;
@@ -92,9 +92,17 @@ impl Sweeper {
             });
         }
         let paused = shared.paused().await?;
-        let (sweep_ts, held_by, failed) = {
+        // Pins lie in the store, also before this process has looked for the first time. Transactions come and go: one is
+        // told only if sweep was held back by one when it looked last.
+        let pin = SweepPins::oldest(core.kvs.clone()).await?;
+        let open = core.tracker.oldest_open();
+        let (sweep_ts, failed, held_by) = {
             let view = shared.view.lock();
-            (view.sweep_ts, view.held_by.clone(), view.stands_still.clone())
+            let held_by = match &pin {
+                Some(pin) if open.is_none_or(|open| pin.ts <= open) => Some(pin.told()),
+                _ => open.and(view.held_by.clone()),
+            };
+            (view.sweep_ts, view.stands_still.clone(), held_by)
         };
         let stands_still = if let Some(lock) = &backup_lock {
             Some(format!("the backup lock is held by {} since {}: {}", lock.holder, lock.since, lock.reason))

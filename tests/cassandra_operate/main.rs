@@ -15,6 +15,8 @@ mod schema;
 #[allow(dead_code, reason = "it serves other tests too")]
 #[path = "../operate/stage.rs"]
 mod stage;
+#[path = "../operate/sweeping.rs"]
+mod sweeping;
 #[path = "../operate/timestamp_files.rs"]
 mod timestamp_files;
 

@@ -4,11 +4,11 @@ use crate::stage::{Ran, Stage};
 use serde_json::Value;
 
 /// One of the four ways to run a command.
-struct Way<'a> {
-    stage: &'a Stage,
-    json: bool,
+pub(crate) struct Way<'a> {
+    pub(crate) stage: &'a Stage,
+    pub(crate) json: bool,
     /// In place of `T` in a line: the ways share a store.
-    table: &'a str,
+    pub(crate) table: &'a str,
 }
 
 impl Way<'_> {
@@ -29,7 +29,7 @@ impl Way<'_> {
     }
 
     /// Succeeds. In plain the output is given to `plain`, in JSON the data to `data`.
-    fn ok(&self, line: &str, plain: impl Fn(&str) -> bool, data: impl Fn(&Value) -> bool) {
+    pub(crate) fn ok(&self, line: &str, plain: impl Fn(&str) -> bool, data: impl Fn(&Value) -> bool) {
         let ran = self.run(line);
         let printed = ran.ok();
         if self.json {
@@ -43,7 +43,7 @@ impl Way<'_> {
     }
 
     /// Fails with an exit code and, in JSON, with a code in capitals.
-    fn fails(&self, line: &str, exit_code: i32, code: &str) {
+    pub(crate) fn fails(&self, line: &str, exit_code: i32, code: &str) {
         let ran = self.run(line);
         assert_eq!(ran.code, Some(exit_code), "{ran:#?}");
         if self.json {
@@ -57,7 +57,7 @@ impl Way<'_> {
     }
 }
 
-fn is_number(text: &str) -> bool {
+pub(crate) fn is_number(text: &str) -> bool {
     text.parse::<u64>().is_ok()
 }
 

@@ -1,9 +1,11 @@
 //! `kill -9` in the middle of it all.
 
-use crate::stage::{Ran, Running, Stage, output, until};
+use crate::stage::{Ran, Running, Server, Stage, output, until};
+use crate::sweeping::{Stored, overwrite, stored};
 use atlas::backup::{BackupStep, RestoreStep};
 use atlas::ops::{BeginOptions, Operations};
 use atlas::server::RemoteAtlas;
+use atlas::sweep::SweepStep;
 use atlas::{Cell, TableRef};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -145,6 +147,63 @@ fn ctrl_c_in_a_restore_leaves_what_a_kill_leaves() {
     stage.atlas_with("restored.yml", "kv scan accounts").fails(9).says("--resume");
     stage.atlas("backup restore --resume --into restored.yml").ok();
     assert_eq!(stage.restored_accounts(), before);
+}
+
+// ---- sweep
+
+/// The stage, and nothing is swept by itself but where a test says so.
+fn unswept_stage() -> Stage {
+    let stage = Stage::new();
+    stage.write("atlas.yml", &format!("{}  sweep: {{interval: 1h}}\n", stage.config("data")));
+    stage
+}
+
+fn serve_and_sweep(stage: &Stage, environment: &[(&str, &str)]) -> Server {
+    let mut command = stage.command("--set sweep.interval=100ms serve");
+    Server::start(command.envs(environment.iter().copied()))
+}
+
+fn assert_swept(stage: &Stage, times: usize, step: &str) {
+    assert_eq!(stored(stage, "t"), Stored { cells: 12, versions: 12, sentinels: 12 }, "{step}");
+    let expected: Vec<_> = (0..12).map(|row| format!("row{row:03}\tc\t{times}")).collect();
+    assert_eq!(stage.atlas("kv scan t").ok(), expected.join("\n"), "{step}");
+    assert!(stage.atlas("doctor --check all").ok().lines().all(|line| !line.starts_with("fail")), "{step}");
+}
+
+#[test]
+fn a_sweep_by_hand_that_was_killed_goes_on_where_it_was() {
+    let stage = unswept_stage();
+    // The steps that a batch of a walk takes.
+    for step in [SweepStep::Decided, SweepStep::WrittenDown, SweepStep::SentinelsWritten, SweepStep::Deleted] {
+        overwrite(&stage, "t", 12, 3);
+        let line = "sweep --table t --candidate-batch-hint 4";
+        let at = format!("{}:2", step.fail_point());
+        Ran::new(&at, output(stage.command(line).envs(kill_at(&at)))).was_killed();
+        assert_eq!(stage.atlas("kv get t row011 c").ok(), "3", "{step:?}");
+        let again = stage.atlas(&format!("{line} -o json"));
+        again.says("Table t: a sweep was interrupted at row row003, and goes on there");
+        let report = &again.document()["data"];
+        assert_eq!((&report["tables"][0]["resumed"], &report["total"]["cells"]), (&true.into(), &8.into()), "{step:?}");
+        assert_swept(&stage, 3, step.fail_point());
+    }
+}
+
+#[test]
+fn a_server_killed_at_any_step_of_a_sweep_leaves_it_to_the_next() {
+    let stage = unswept_stage();
+    for step in SweepStep::ALL {
+        overwrite(&stage, "t", 12, 3);
+        // Over the end of a partition of the queue, and far enough for the floor of `_transactions` to be raised.
+        let now: u64 = stage.atlas("timestamp fetch").ok().parse().unwrap();
+        stage.atlas(&format!("timestamp fast-forward --timestamp {}", now + 70_000)).ok();
+        let server = serve_and_sweep(&stage, &kill_at(step.fail_point()));
+        server.was_killed();
+        assert_eq!(stage.atlas("kv get t row011 c").ok(), "3", "{step:?}");
+        let server = serve_and_sweep(&stage, &[]);
+        until("the next one has done it", || stored(&stage, "t").versions == 12);
+        server.stop();
+        assert_swept(&stage, 3, step.fail_point());
+    }
 }
 
 // ---- load

@@ -14,6 +14,7 @@ mod refusals;
 mod serving;
 #[allow(dead_code, reason = "it serves other tests too")]
 mod stage;
+mod sweeping;
 mod timestamp_files;
 
 /// For tests that run on other stores, too.

@@ -3,8 +3,9 @@
 use async_trait::async_trait;
 use atlas::kvs_api::TableKind;
 use atlas::ops::{
-    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, FindingLevel, Operations,
-    Progress, ProgressSink, ScanOptions, StoreStatus, TableInfo, TransactionOps,
+    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, FindingLevel, HardDeleted,
+    Operations, Progress, ProgressSink, Punch, ScanOptions, StoreStatus, SweepPause, SweepReport, SweepRequest,
+    SweepShard, SweepStatus, SweepTable, SweepTotals, SweptTableReport, TableInfo, TransactionOps,
 };
 use atlas::schema::{TableChange, TableSpec};
 use atlas::server::{LockLease, LockOps};
@@ -50,6 +51,10 @@ pub(crate) struct Shared {
     pub(crate) endless_scan_fails_at: AtomicUsize,
     pub(crate) backups_open: AtomicUsize,
     pub(crate) backup_requests: Mutex<Vec<BackupRequest>>,
+    pub(crate) sweeps_open: AtomicUsize,
+    pub(crate) sweep_requests: Mutex<Vec<SweepRequest>>,
+    pub(crate) sweep_paused: Mutex<Option<SweepPause>>,
+    pub(crate) hard_deletes: Mutex<Vec<(TableRef, Vec<Cell>, Duration)>>,
 }
 
 #[derive(Default)]
@@ -138,6 +143,62 @@ pub(crate) fn backup_steps() -> Vec<Progress> {
         .collect()
 }
 
+pub(crate) fn sweep_report() -> SweepReport {
+    let table = |table: &str, resumed| SweptTableReport {
+        table: table.to_owned(),
+        strategy: "Conservative".to_owned(),
+        cells: 1,
+        versions: 2,
+        deleted: 3,
+        bytes: 4,
+        rolled_back: 5,
+        resumed,
+    };
+    SweepReport { sweep_ts: Timestamp::saturating(9), dry_run: true, tables: vec![table("a", true), table("b", false)] }
+}
+
+/// How sweep is; with everything in it if `full`, else with as little as can be.
+pub(crate) fn sweep_status(paused: Option<SweepPause>, full: bool) -> SweepStatus {
+    let ts = |number| full.then_some(Timestamp::saturating(number));
+    let table = |name: &str| SweepTable {
+        table: TableRef::new(name).unwrap(),
+        strategy: "Thorough".to_owned(),
+        swept: ts(3),
+        behind_ms: full.then_some(4),
+        interrupted_at: full.then(|| "row".to_owned()),
+    };
+    SweepStatus {
+        enabled: full,
+        stands_still: paused.as_ref().map(|pause| pause.reason.clone()),
+        paused,
+        backup_lock: None,
+        sweep_ts: ts(5),
+        held_by: full.then(|| "a pin".to_owned()),
+        last_timestamp: Timestamp::saturating(70),
+        shards: (0..3)
+            .map(|shard| SweepShard {
+                shard,
+                swept_below: Timestamp::saturating(6),
+                behind: 64,
+                behind_ms: full.then_some(7),
+            })
+            .collect(),
+        tables: vec![table("a"), table("b")],
+        transactions_floor: ts(8),
+        totals: SweepTotals {
+            cells: 1,
+            deleted: 2,
+            bytes: 3,
+            sentinels: 4,
+            rolled_back: 5,
+            entries: 6,
+            partitions: 7,
+            transactions: 8,
+            failures: 9,
+        },
+    }
+}
+
 /// Counts what is there as long as it is there.
 struct Counted(Arc<Shared>, fn(&Shared) -> &AtomicUsize);
 
@@ -180,6 +241,10 @@ impl Operations for Fake {
 
     async fn wall_clock_millis(&self, ts: Timestamp) -> Result<Option<i64>> {
         Ok((ts < Timestamp::saturating(1000)).then(|| -1000 * ts.get() as i64))
+    }
+
+    async fn punched(&self, millis: i64) -> Result<Option<Punch>> {
+        Ok((millis >= 0).then_some(Punch { timestamp: Timestamp::saturating(7), millis }))
     }
 
     async fn backup_lock_acquire(&self, reason: &str) -> Result<BackupLockRecord> {
@@ -291,6 +356,44 @@ impl Operations for Fake {
             uptime_ms: 5000,
             version: "1.2.3".to_owned(),
         })
+    }
+
+    async fn sweep(&self, request: SweepRequest, progress: ProgressSink) -> Result<SweepReport> {
+        self.check()?;
+        let _open = Counted::new(&self.0, |shared| &shared.sweeps_open);
+        let endless_one = request.table == Some(endless());
+        self.sweep_requests.lock().push(request);
+        for step in backup_steps() {
+            progress(step);
+        }
+        if endless_one {
+            std::future::pending::<()>().await;
+        }
+        Ok(sweep_report())
+    }
+
+    async fn sweep_status(&self) -> Result<SweepStatus> {
+        self.check()?;
+        let paused = self.sweep_paused.lock().clone();
+        let full = paused.is_some();
+        Ok(SweepStatus { backup_lock: self.lock.lock().clone(), ..sweep_status(paused, full) })
+    }
+
+    async fn sweep_pause(&self, reason: &str) -> Result<SweepStatus> {
+        let (holder, since) = ("me".to_owned(), "2024-05-06T07:08:09Z".to_owned());
+        *self.sweep_paused.lock() = Some(SweepPause { holder, reason: reason.to_owned(), since });
+        Operations::sweep_status(self).await
+    }
+
+    async fn sweep_resume(&self) -> Result<SweepStatus> {
+        *self.sweep_paused.lock() = None;
+        Operations::sweep_status(self).await
+    }
+
+    async fn hard_delete(&self, table: &TableRef, cells: &[Cell], patience: Duration) -> Result<HardDeleted> {
+        self.check_lock()?;
+        self.hard_deletes.lock().push((table.clone(), cells.to_vec(), patience));
+        Ok(HardDeleted { commit_ts: self.tick(1), versions: 3 })
     }
 
     async fn doctor(&self, checks: &[String]) -> Result<Vec<DoctorFinding>> {

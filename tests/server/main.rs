@@ -7,7 +7,10 @@ mod fake;
 
 use async_trait::async_trait;
 use atlas::config::ServerConfig;
-use atlas::ops::{BackupRequest, BeginOptions, Connection, Operations, ScanOptions, TransactionOps, no_progress};
+use atlas::ops::{
+    BackupRequest, BeginOptions, Connection, Operations, ScanOptions, SweepRequest, SweepStatus, TransactionOps,
+    no_progress,
+};
 use atlas::schema::{ConflictHandler, SweepStrategy, TableSpec};
 use atlas::server::{self, Limits, LockOps, RemoteAtlas, Server, Services, proto as pb};
 use atlas::{Cell, ColumnSelection, Error, RowRange, TableRef, Timestamp, exit};
@@ -242,6 +245,8 @@ async fn timestamps_backup_lock_tables_status_and_doctor_are_those_of_the_owner(
     assert_eq!(remote.immutable_timestamp().await.unwrap(), fake.immutable_timestamp().await.unwrap());
     assert_eq!(remote.wall_clock_millis(Timestamp::saturating(7)).await.unwrap(), Some(-7000));
     assert_eq!(remote.wall_clock_millis(Timestamp::MAX).await.unwrap(), None);
+    assert_eq!(remote.punched(5).await.unwrap(), fake.punched(5).await.unwrap());
+    assert_eq!(remote.punched(-5).await.unwrap(), None);
 
     assert_eq!(remote.backup_lock_status().await.unwrap(), None);
     let lock = remote.backup_lock_acquire("because").await.unwrap();
@@ -347,6 +352,10 @@ async fn an_error_is_the_same_on_both_sides() {
         fail();
         let request = BackupRequest { repository: "/backups".into(), name: None, reason: None, portable: false };
         expect(remote.backup_create(request, no_progress()).await.unwrap_err());
+        fail();
+        expect(remote.sweep(SweepRequest::default(), no_progress()).await.unwrap_err());
+        fail();
+        expect(remote.sweep_status().await.unwrap_err());
     }
     running.shut_down().await;
 }
@@ -711,6 +720,87 @@ async fn a_backup_ends_when_its_client_drops_it_or_is_gone() {
     running.shut_down().await;
 }
 
+// ---- sweep
+
+#[tokio::test]
+async fn a_sweep_tells_its_steps_and_then_its_report() {
+    let running = Running::start().await;
+    let remote = running.client().await;
+    let steps = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let seen = steps.clone();
+    let request = SweepRequest {
+        table: Some(table()),
+        from_row: Some(Bytes::from_static(b"\xff\x00")),
+        dry_run: true,
+        pause: Duration::from_millis(1_500),
+        read_limit: 1,
+        candidate_batch: 2,
+        delete_batch: 3,
+    };
+    let report = remote.sweep(request.clone(), Arc::new(move |step| seen.lock().push(step))).await.unwrap();
+    assert_eq!(report, fake::sweep_report());
+    assert_eq!(*steps.lock(), fake::backup_steps());
+    remote.sweep(SweepRequest::default(), no_progress()).await.unwrap();
+    assert_eq!(running.fake.sweep_requests.lock().as_slice(), [request, SweepRequest::default()]);
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_sweep_ends_when_its_client_drops_it_or_is_gone() {
+    let running = Running::start().await;
+    let proxy = Proxy::start(&running.data_dir);
+    let remote = proxy.client().await;
+    let request = SweepRequest { table: Some(fake::endless()), ..SweepRequest::default() };
+    let open = || running.fake.sweeps_open.load(Relaxed);
+
+    let (asked, wanted) = (remote.clone(), request.clone());
+    let dropped = tokio::spawn(async move { asked.sweep(wanted, no_progress()).await });
+    until("it runs", || open() == 1).await;
+    dropped.abort();
+    until("it was ended by its client", || open() == 0).await;
+
+    let lost = tokio::spawn(async move { remote.sweep(request, no_progress()).await });
+    until("it runs", || open() == 1).await;
+    proxy.cut();
+    assert_eq!(lost.await.unwrap().unwrap_err().code(), "UNAVAILABLE");
+    until("it was ended by the loss of its client", || open() == 0).await;
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn sweep_is_looked_at_paused_and_resumed() {
+    let running = Running::start().await;
+    let remote = running.client().await;
+    let fake = &running.fake;
+    assert_eq!(remote.sweep_status().await.unwrap(), fake::sweep_status(None, false));
+    let paused = remote.sweep_pause("the disks are busy").await.unwrap();
+    let pause = fake.sweep_paused.lock().clone();
+    assert_eq!(pause.as_ref().map(|pause| pause.reason.as_str()), Some("the disks are busy"));
+    assert_eq!(paused, fake::sweep_status(pause.clone(), true));
+    let lock = remote.backup_lock_acquire("because").await.unwrap();
+    let status = remote.sweep_status().await.unwrap();
+    assert_eq!(status, SweepStatus { backup_lock: Some(lock), ..fake::sweep_status(pause, true) });
+    remote.backup_lock_release().await.unwrap();
+    assert_eq!(remote.sweep_resume().await.unwrap(), fake::sweep_status(None, false));
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_hard_delete_names_its_cells_and_is_refused_under_the_backup_lock() {
+    let running = Running::start().await;
+    let remote = running.client().await;
+    let cells = [Cell::copy_from("a", "x"), Cell::copy_from(b"\xff", b"\x00")];
+    let patience = Duration::from_millis(2_500);
+    let done = remote.hard_delete(&table(), &cells, patience).await.unwrap();
+    assert_eq!(done.versions, 3);
+    assert_eq!(running.fake.hard_deletes.lock().as_slice(), [(table(), cells.to_vec(), patience)]);
+    remote.backup_lock_acquire("because").await.unwrap();
+    let error = remote.hard_delete(&table(), &cells, patience).await.unwrap_err();
+    assert_eq!((error.code(), error.exit_code()), ("LOCK_HELD", exit::CONFLICT));
+    assert_eq!(running.fake.hard_deletes.lock().len(), 1);
+    running.shut_down().await;
+}
+
 // ---- the socket
 
 #[tokio::test]
@@ -919,14 +1009,26 @@ async fn serve_answers_over_tcp_and_tells_its_health_over_http() {
     let status: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!(status["store"], "fake");
     assert!(status.get("location").is_none(), "everybody may ask, so no paths are told: {body}");
+    fake.sweep_pause("a secret").await.unwrap();
     let (head, body) = http_get(http, "/metrics").await;
     assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert!(!body.contains("secret"), "what people wrote for each other is not told: {body}");
     for line in [
         "# TYPE atlas_open_transactions gauge",
         "atlas_info{namespace=\"n\",store=\"fake\",version=\"1.2.3\"} 1",
         "atlas_backup_lock_held 0",
         "atlas_server_transactions 0",
         "atlas_table_bytes{table=\"t\"} 456",
+        "# TYPE atlas_sweep_deleted_versions counter",
+        "atlas_sweep_lag_timestamps{shard=\"2\"} 64",
+        "atlas_sweep_lag_seconds{shard=\"2\"} 0",
+        "atlas_sweep_paused 1",
+        "atlas_sweep_stands_still 1",
+        "atlas_sweep_deleted_versions 2",
+        "atlas_sweep_deleted_bytes 3",
+        "atlas_sweep_sentinels 4",
+        "atlas_sweep_removed_entries 8",
+        "atlas_sweep_failures 9",
     ] {
         assert!(body.lines().any(|found| found == line), "{line} is not in\n{body}");
     }

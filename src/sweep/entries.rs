@@ -18,7 +18,6 @@
 
 pub use crate::transaction::entry::TransactionsFloor;
 
-use super::progress::ShardProgress;
 use super::state::Shared;
 use super::step::{SweepStep, reach};
 use crate::Result;
@@ -44,7 +43,7 @@ impl Shared {
         }
         let mut below = sweep_ts;
         for shard in 0..SHARDS {
-            below = below.min(ShardProgress::load(core.kvs.clone(), shard).await?.below);
+            below = below.min(self.progress_of(shard).await?.below);
         }
         let settled = TransactionsFloor::load(core.kvs.clone()).await?.windows_settled;
         if let Some(window) =

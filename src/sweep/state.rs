@@ -3,6 +3,7 @@
 use super::batch::Tally;
 use super::holds::SweepPins;
 use super::step::{SweepStep, reach};
+use super::targeted::Known;
 use crate::backup::PhysicalDeletionGate;
 use crate::config::SweepConfig;
 use crate::ops::{HardDeleted, ProgressSink, SweepReport, SweepRequest, SweepTotals};
@@ -30,7 +31,7 @@ pub(super) struct Shared {
     pub(super) manager: TransactionManager,
     pub(super) gate: PhysicalDeletionGate,
     pub(super) config: SweepConfig,
-    pub(super) shards: Vec<tokio::sync::Mutex<()>>,
+    pub(super) shards: Vec<tokio::sync::Mutex<Option<Known>>>,
     pub(super) totals: Totals,
     /// The greatest deletion floor that is known to stand in the store.
     pub(super) deletion_floor: AtomicU64,

@@ -1,7 +1,7 @@
 //! How sweep is: for people, and for those who watch it.
 
 use super::holds::{SweepPins, now_ms};
-use super::progress::{ShardProgress, WalkProgress, update};
+use super::progress::{WalkProgress, update};
 use super::state::{Shared, Sweeper};
 use crate::backup::lock::this_holder;
 use crate::ops::{BackupLockRecord, SweepPause, SweepShard, SweepStatus, SweepTable};
@@ -66,7 +66,7 @@ impl Sweeper {
         let last_timestamp = core.oracle.last_issued();
         let mut shards = Vec::new();
         for shard in 0..SHARDS {
-            let swept_below = ShardProgress::load(core.kvs.clone(), shard).await?.below;
+            let swept_below = shared.progress_of(shard).await?.below;
             let behind = last_timestamp.next().get().saturating_sub(swept_below.get());
             let behind_ms = if behind == 0 { Some(0) } else { shared.age_ms(swept_below).await? };
             shards.push(SweepShard { shard, swept_below, behind, behind_ms });

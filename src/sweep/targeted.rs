@@ -22,6 +22,18 @@ use futures::TryStreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the progress of an idle shard may be known to this process alone.
+const STORE_AFTER: Duration = Duration::from_secs(60);
+
+/// What this process knows of a shard, which the store may not know yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) progress: ShardProgress,
+    stored_at: Instant,
+}
 
 /// An entry of the queue.
 struct Entry {
@@ -49,32 +61,51 @@ impl Shared {
 
     async fn work_off_shard(self: &Arc<Self>, shard: u16, sweep_ts: Timestamp) -> Result<bool> {
         // Two at once would do the same work twice.
-        let _alone = self.shards[usize::from(shard)].lock().await;
+        let mut known = self.shards[usize::from(shard)].lock().await;
         let kvs = self.manager.kvs();
-        let mut progress = ShardProgress::load(kvs.clone(), shard).await?;
+        let mut progress = match *known {
+            Some(Known { progress, .. }) => progress,
+            None => ShardProgress::load(kvs.clone(), shard).await?,
+        };
+        let mut stored_at = known.as_ref().map(|known| known.stored_at);
         let mut any = false;
         while progress.below < sweep_ts {
             let batch = self.next_batch(shard, progress, sweep_ts).await?;
-            any |= !batch.entries.is_empty();
+            let has_worked = !batch.entries.is_empty();
+            any |= has_worked;
             let Some(reached) = self.work_off(batch, progress, sweep_ts).await? else { break };
             progress = reached;
-            progress.advance(kvs.clone(), shard).await?;
-            reach(SweepStep::ProgressMoved);
+            // Where there was nothing to do, how far it has come is a write that can wait.
+            if has_worked || stored_at.is_none_or(|at| at.elapsed() >= STORE_AFTER) {
+                progress.advance(kvs.clone(), shard).await?;
+                stored_at = Some(Instant::now());
+                reach(SweepStep::ProgressMoved);
+            }
             progress = self.drop_finished(shard, progress).await?;
-            if any {
+            *known = stored_at.map(|stored_at| Known { progress, stored_at });
+            if has_worked {
                 tokio::time::sleep(self.config.pause).await;
             }
         }
         Ok(any)
     }
 
+    /// How far a shard is, as far as anybody knows.
+    pub(super) async fn progress_of(&self, shard: u16) -> Result<ShardProgress> {
+        // Not waited for: whoever works the shard off may take long.
+        if let Ok(known) = self.shards[usize::from(shard)].try_lock()
+            && let Some(known) = *known
+        {
+            return Ok(known.progress);
+        }
+        ShardProgress::load(self.manager.kvs().clone(), shard).await
+    }
+
     /// The next entries of a shard, about as many as name a batch of cells.
     async fn next_batch(&self, shard: u16, progress: ShardProgress, sweep_ts: Timestamp) -> Result<Batch> {
         let rows = sweep_queue::rows_between(shard, progress.below, sweep_ts);
-        let after = match progress.chunk {
-            0 => None,
-            chunk => Some(sweep_queue::place(progress.below, chunk - 1)),
-        };
+        // Right there, and not from the beginning of the partition: what is worked off costs nothing any more.
+        let after = Some(sweep_queue::before(shard, progress.below, progress.chunk));
         // Entries lie at their writer's start timestamp: those of writers that may still run are not seen.
         let mut found = self.manager.kvs().scan(&sweep_queue_table(), Scan { after, ..Scan::new(rows, sweep_ts) });
         let (mut entries, mut cells) = (Vec::new(), 0);

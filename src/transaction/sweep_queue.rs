@@ -75,9 +75,17 @@ pub(crate) fn partition_of(start_ts: Timestamp) -> u64 {
     start_ts.get() / PARTITION
 }
 
-/// The place of a chunk of a writer.
-pub(crate) fn place(start_ts: Timestamp, chunk: u32) -> Cell {
-    cell(start_ts, chunk)
+/// The place in a shard right before a chunk of a writer, where a scan goes on.
+pub(crate) fn before(shard: u16, start_ts: Timestamp, chunk: u32) -> Cell {
+    let (ts, chunk) = match chunk {
+        0 => (start_ts.previous(), u32::MAX),
+        chunk => (start_ts, chunk - 1),
+    };
+    let mut column = BytesMut::with_capacity(12);
+    column.put_u64(ts.get());
+    column.put_u32(chunk);
+    // In the row of the writer, also where the number before it belongs to the one before.
+    Cell { row: row(shard, start_ts.get() / PARTITION), column: column.freeze() }
 }
 
 /// Which chunk of its writer an entry is.

@@ -67,6 +67,7 @@ fn every_rule_that_is_left_out_is_missed_by_its_test() {
         "rule::look_at_the_lease" => rules::who_sleeps_before_its_sweep_entry_does_not_commit(),
         "rule::enqueue_before_commit_ts" => rules::who_sleeps_before_its_sweep_entry_does_not_commit(),
         "rule::decide_predecessors" => rules::a_sleeper_of_a_former_owner_does_not_commit_once_all_is_settled(),
+        "rule::believe_the_entry" => rules::a_sleeper_of_a_former_owner_does_not_commit_once_all_is_settled(),
         "rule::guard_batches" => rules::a_batch_of_a_former_owner_is_refused(),
         "rule::guard_data" => rules::data_of_a_former_owner_are_refused_whatever_its_clock_says(),
         "rule::numbers_above_the_bound" => rules::a_successor_repeats_no_number(),

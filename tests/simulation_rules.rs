@@ -19,13 +19,13 @@ const RULES: [(&str, u64); 16] = [
     ("rule::believe_the_entry", 3000),
     ("rule::settle_by_writing", 400),
     ("rule::apply_before_publish", 50),
-    ("rule::lock_before_check", 3000),
-    ("rule::recheck_after_data", 3000),
-    ("rule::recheck_decides", 3000),
-    ("rule::count_from_snapshot", 3000),
-    ("rule::snapshot_before_number", 3000),
-    ("rule::publish_before_answer", 3000),
-    ("rule::see_members_ahead", 3000),
+    ("rule::lock_before_check", 200),
+    ("rule::recheck_after_data", 50),
+    ("rule::recheck_decides", 50),
+    ("rule::count_from_snapshot", 50),
+    ("rule::snapshot_before_number", 50),
+    ("rule::publish_before_answer", 50),
+    ("rule::see_members_ahead", 50),
 ];
 
 #[test]

@@ -498,8 +498,9 @@ impl Leader {
     }
 
     fn write_conflict(&self, member: &Member) -> Option<Verdict> {
+        let since = counted_from(member);
         let conflict = member.keys.iter().filter(|key| key.excludes_writers).find_map(|key| {
-            let conflict = self.window.conflict(key, counted_from(member)).map(Some);
+            let conflict = self.window.conflict(key, since).map(Some);
             conflict
                 .or_else(|| self.reserved.is_for_another(key.hash, member.work_id).then_some(None))
                 .map(|at| (key, at))

@@ -109,8 +109,10 @@ impl Cluster {
         if let (Some(user), Some(password)) = (&config.user, &config.password) {
             builder = builder.user(user, password.expose());
         }
-        // The driver bounds the steps of connecting, not what lies between them: something that takes the connection
-        // and speaks another language could keep it waiting without end.
+        // The driver bounds only the first step of connecting. Something that answers its signs of life and nothing else
+        // would keep it waiting for ever; and so does, one time in hundreds, something that hangs up at once: a request
+        // that is put into the channel of a connection while that ends stays there (tokio-rs/tokio#7714), and nobody
+        // tells who waits for its answer.
         let patience = config.connect_patience();
         let session = match timeout(patience, builder.build()).await {
             Ok(session) => session.map_err(|error| not_connected(error, &config.place()))?,

@@ -668,8 +668,18 @@ impl Operations for Atlas {
 
     async fn create_table(&self, table: &TableRef, spec: &TableSpec) -> Result<()> {
         TableSpec::check_name(table)?;
-        self.kvs().create_table(table, TableKind::Versioned, spec.to_metadata()).await?;
-        self.store.manager.forget_table(table);
+        let manager = &self.store.manager;
+        let created = {
+            let (kvs, table, metadata) = (self.kvs().clone(), table.clone(), spec.to_metadata());
+            async move { Ok(kvs.create_table(&table, TableKind::Versioned, metadata).await?) }
+        };
+        if manager.changes_by_creation(table, spec.conflict_handler) {
+            manager.change_table(table, created).await?;
+            manager.begin_above_changes().await;
+        } else {
+            created.await?;
+            manager.forget_table(table);
+        }
         let found = TableSpec::from_description(&self.existing(table).await?)?;
         if found != *spec {
             return Err(Error::AlreadyExists {
@@ -715,10 +725,15 @@ impl Operations for Atlas {
 
     async fn drop_table(&self, table: &TableRef) -> Result<()> {
         TableSpec::check_name(table)?;
-        self.existing(table).await?;
+        let found = self.existing(table).await?;
+        // Nobody can have used a table whose handler can't be read.
+        let handler = TableSpec::from_description(&found).ok().map(|spec| spec.conflict_handler);
         let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
         let dropped = async move {
             raise_deletion_floor(&manager).await?;
+            if let Some(handler) = handler {
+                manager.begin_drop(&table, handler);
+            }
             let dropped = kvs.drop_table(&table).await;
             manager.forget_table(&table);
             Ok(dropped?)

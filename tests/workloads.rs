@@ -7,7 +7,6 @@ mod workloads;
 
 const COMMITS: u64 = 10_000;
 
-// Each commit takes all ten steps, and most tasks wait for locks: half as many say as much.
-workload_lane!(memory_step_by_step, MEMORY_STEPS, crate::COMMITS / 2);
+workload_lane!(memory_step_by_step, MEMORY_STEPS, crate::COMMITS);
 workload_lane!(memory_pipeline, MEMORY_PIPELINE_RANDOM, crate::COMMITS);
 workload_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE, crate::COMMITS);

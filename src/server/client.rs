@@ -741,6 +741,8 @@ impl RemoteTransaction {
     /// An unknown outcome has a variant of its own, wherever it became unknown.
     fn commit_error(&self, detail: pb::ErrorDetail) -> Error {
         let start_ts = self.start_ts;
+        // One that makes no sense tells nothing.
+        let commit_ts = detail.commit_ts.and_then(Timestamp::new);
         let error = wire::error_of_detail(detail);
         if error.code() != "UNKNOWN_OUTCOME" {
             return error;
@@ -748,7 +750,7 @@ impl RemoteTransaction {
         let message = error.to_string();
         let prefix = Error::UnknownOutcome { start_ts, commit_ts: None, reason: String::new() }.to_string();
         let reason = message.strip_prefix(&prefix).unwrap_or(&message).to_owned();
-        Error::UnknownOutcome { start_ts, commit_ts: None, reason }
+        Error::UnknownOutcome { start_ts, commit_ts, reason }
     }
 
     fn unknown_outcome(&self, first: &Status, then: &str) -> Error {

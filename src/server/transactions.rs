@@ -362,6 +362,7 @@ fn closed(state: &str) -> ErrorDetail {
         hint: None,
         retriable: false,
         exit_code: crate::exit::FAILURE.into(),
+        commit_ts: None,
     }
 }
 
@@ -375,5 +376,6 @@ fn unknown() -> ErrorDetail {
         // by the client.
         retriable: true,
         exit_code: crate::exit::FAILURE.into(),
+        commit_ts: None,
     }
 }

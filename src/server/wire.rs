@@ -40,6 +40,10 @@ pub(super) fn detail_of(error: &Error) -> pb::ErrorDetail {
         // Nothing was applied, and whoever connects anew finds the new owner. For us ourselves it is final.
         retriable: error.is_retriable() || matches!(error, Error::LostLeadership { .. }),
         exit_code: error.exit_code().into(),
+        commit_ts: match error {
+            Error::UnknownOutcome { commit_ts, .. } => commit_ts.map(Timestamp::get),
+            _ => None,
+        },
     }
 }
 

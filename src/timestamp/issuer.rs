@@ -3,6 +3,7 @@
 use super::lease::{Lease, renewal_period};
 use super::oracle::BLOCK;
 use super::record::OracleRecord;
+use crate::planted::Mistake;
 use crate::schema::{MetaRecord, Replaced};
 use crate::{Error, Result};
 use atlas_kvs::{KeyValueService, Timestamp};
@@ -62,6 +63,7 @@ pub(super) async fn renew_for_ever(issuer: Arc<Issuer>) {
         let next = lease.clock.sleep(period);
         // A renewal that hangs must not use up the lease: a second one may be answered.
         let renewed = tokio::select! {
+            biased;
             renewed = issuer.renew() => renewed,
             () = lease.clock.sleep(lease.length / 2) => Err(run_out()),
         };
@@ -169,6 +171,9 @@ impl Issuer {
                 what: "the timestamp oracle".to_owned(),
                 reason: "all timestamps are used up; the store can be read but not written".to_owned(),
             });
+        }
+        if Mistake::IssueBeforeTheBound.is_made() {
+            self.numbers.lock().bound = bound;
         }
         while extension.0.bound.get() < bound {
             self.write(extension, Timestamp::saturating(bound)).await?;

@@ -12,6 +12,7 @@
 
 use super::record::Contact;
 use crate::clock::{BootClock, Clock};
+use crate::planted::Mistake;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -72,7 +73,7 @@ impl Lease {
     /// A lease that was asked for at `asked` and granted.
     pub(super) fn new(length: Duration, clock: Arc<dyn Clock>, holder: Uuid, asked: Duration) -> Lease {
         OWN.lock().insert(holder);
-        Lease { length, clock, holder, until: watch::Sender::new(asked + trusted(length)) }
+        Lease { length, clock, holder, until: watch::channel(asked + trusted(length)).0 }
     }
 
     /// Whether an answer may be given at this moment.
@@ -90,7 +91,8 @@ impl Lease {
         // Given up is given up: a renewal that was on its way brings nothing back.
         self.until.send_if_modified(|until| {
             let later = asked + trusted(self.length);
-            let moves = *until > Duration::ZERO && later > *until;
+            let given_up = *until == Duration::ZERO && !Mistake::RenewWhatWasGivenUp.is_made();
+            let moves = !given_up && later > *until;
             if moves {
                 *until = later;
             }
@@ -110,6 +112,7 @@ impl Lease {
         let patience = *until.borrow_and_update() + self.length / 2;
         let left = patience.saturating_sub(self.clock.now());
         tokio::select! {
+            biased;
             _ = until.wait_for(|until| *until == Duration::ZERO || self.clock.now() < *until) => (),
             () = self.clock.sleep(left) => (),
         }
@@ -125,7 +128,7 @@ impl Drop for Lease {
 
 /// How much of a lease its owner counts on: whichever clock runs a little fast, it stops before another one begins.
 fn trusted(lease: Duration) -> Duration {
-    lease * 3 / 4
+    lease * if Mistake::TrustForTooLong.is_made() { 5 } else { 3 } / 4
 }
 
 /// Time from one renewal to the next.

@@ -11,7 +11,7 @@ use super::table::TransactionTable;
 use super::tracker::SnapshotTracker;
 use crate::config::TransactionConfig;
 use crate::rule::Rule;
-use crate::schema::TableSpec;
+use crate::schema::{ConflictHandler, TableSpec};
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
 use atlas_kvs::{KeyValueService, TableKind, TableRef, Timestamp};
@@ -75,6 +75,9 @@ struct Specs {
     generation: u64,
     /// When each table was changed since the store was opened; the greatest timestamp while a change is under way.
     changed: HashMap<TableRef, Timestamp>,
+    /// Handlers of tables that were dropped, and the last timestamp issued by then, for as long as somebody may have
+    /// used them.
+    dropped: HashMap<TableRef, (ConflictHandler, Timestamp)>,
 }
 
 impl SchemaCache {
@@ -119,6 +122,19 @@ impl SchemaCache {
         let mut specs = self.specs.write();
         specs.by_table.remove(table);
         specs.generation += 1;
+    }
+
+    /// A table with this handler is about to be dropped. Of earlier ones those are forgotten that were dropped before
+    /// the oldest open transaction began.
+    pub(crate) fn begin_drop(&self, table: &TableRef, handler: ConflictHandler, now: Timestamp, oldest: Timestamp) {
+        let mut specs = self.specs.write();
+        specs.dropped.retain(|_, (_, dropped_at)| *dropped_at >= oldest);
+        specs.dropped.insert(table.clone(), (handler, now));
+    }
+
+    /// Whether a table of this name was dropped that had another handler: making it is a change to those who used it.
+    pub(crate) fn had_another_handler(&self, table: &TableRef, handler: ConflictHandler) -> bool {
+        self.specs.read().dropped.get(table).is_some_and(|(dropped, _)| *dropped != handler)
     }
 
     /// What the table promises is about to change: from now on nobody who uses it commits, until

@@ -16,7 +16,7 @@ use crate::config::{CommitModeChoice, TransactionConfig};
 use crate::lock::LockService;
 use crate::ops::BeginOptions;
 use crate::rule::Rule;
-use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, refuse_unfinished_restore};
+use crate::schema::{ConflictHandler, FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, refuse_unfinished_restore};
 use crate::timestamp::{LeaseOptions, TimestampOracle, read_stored};
 use crate::{Error, Result};
 use atlas_kvs::{AtomicScan, Durability, KeyValueService, Ownership, RowRange, TableKind, TableRef, Timestamp};
@@ -242,6 +242,17 @@ impl TransactionManager {
     /// Forgets what was known of a table that was created, changed or removed.
     pub(crate) fn forget_table(&self, table: &TableRef) {
         self.core.schema.forget(table);
+    }
+
+    /// A table is about to be dropped. A later one of its name may make other promises than those who used it knew.
+    pub(crate) fn begin_drop(&self, table: &TableRef, handler: ConflictHandler) {
+        let (now, oldest) = (self.core.oracle.last_issued(), self.core.tracker.immutable_ts());
+        self.core.schema.begin_drop(table, handler, now, oldest);
+    }
+
+    /// Whether making the table with this handler changes what it promises to transactions that are open.
+    pub(crate) fn changes_by_creation(&self, table: &TableRef, handler: ConflictHandler) -> bool {
+        self.core.schema.had_another_handler(table, handler)
     }
 
     /// Changes what a table promises, by `change`, which writes it. Safe while transactions run: those that used the

@@ -10,6 +10,7 @@
 //!     (oldest open)    another       are applied    their way
 //! ```
 
+use crate::planted::Mistake;
 use crate::rule::Rule;
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
@@ -96,6 +97,10 @@ impl SnapshotTracker {
                 let mut state = self.state.lock();
                 let registered = register_at(&state, oracle.last_issued());
                 debug_assert!(registered >= state.granted, "sweep is granted nothing that a new snapshot needs");
+                if Mistake::RegisterLater.is_made() {
+                    drop(state);
+                    state = self.state.lock();
+                }
                 oracle.try_fresh_range(1)?.map(|range| {
                     *state.registered.entry(registered).or_default() += 1;
                     (registered, range.first)

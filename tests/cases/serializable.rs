@@ -43,6 +43,7 @@ macro_rules! serializable_lane {
             sets_stay_disjoint_under_load,
             a_table_can_be_made_serializable_under_load,
             who_used_a_table_before_it_changed_begins_anew,
+            who_used_a_table_that_was_made_anew_with_another_handler_begins_anew,
             what_is_to_be_done_on_success_is_done_once,
             nothing_is_done_on_success_without_one,
             work_that_lost_its_locks_does_not_commit,
@@ -503,6 +504,33 @@ pub(crate) async fn who_used_a_table_before_it_changed_begins_anew(store: TestSt
     let gone = TableRef::new("gone").expect("a name");
     let error = store.atlas.alter_table(&gone, &change).await.expect_err("there is none");
     assert_eq!(error.code(), "NOT_FOUND");
+}
+
+pub(crate) async fn who_used_a_table_that_was_made_anew_with_another_handler_begins_anew(store: TestStore) {
+    let name = "made_anew";
+    let t = table(&store.atlas, name, ConflictHandler::RetryOnWriteWrite).await;
+    let other = store.table(ConflictHandler::RetryOnWriteWrite).await;
+    write(&store.atlas, &t, &[("x", "1")]).await;
+    let (reader, writer) = (store.begin().await, store.begin().await);
+    get(&reader, &t, "x").await;
+    put(&reader, &other, "r", "1").await;
+    put(&writer, &t, "w", "1").await;
+    store.atlas.drop_table(&t).await.expect("the table can be dropped");
+    table(&store.atlas, name, ConflictHandler::Serializable).await;
+    for tx in [reader, writer] {
+        let error = tx.commit().await.expect_err("it used the table before");
+        assert!(matches!(error, Error::TableChanged { .. }) && error.is_retriable(), "{error}");
+    }
+    let outcome =
+        interfere(&store, &t, async |tx| drop(get(tx, &t, "x").await), async |tx| put(tx, &t, "x", "2").await);
+    assert_read_conflict(outcome.await);
+    // With the same handler nothing was promised that does not hold: dropping alone is no change.
+    let reader = store.begin().await;
+    get(&reader, &t, "x").await;
+    put(&reader, &other, "r", "2").await;
+    store.atlas.drop_table(&t).await.expect("the table can be dropped");
+    table(&store.atlas, name, ConflictHandler::Serializable).await;
+    commit(reader).await;
 }
 
 // ---- around the commit

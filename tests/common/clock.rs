@@ -23,7 +23,7 @@ impl fmt::Debug for TestClock {
 
 impl TestClock {
     pub fn new() -> Arc<TestClock> {
-        Arc::new(TestClock { now: watch::Sender::new(Duration::from_secs(1000)), hook: Mutex::new(None) })
+        Arc::new(TestClock { now: watch::channel(Duration::from_secs(1000)).0, hook: Mutex::new(None) })
     }
 
     /// Moves time without letting anybody act on it.

@@ -56,6 +56,8 @@ pub enum Fault {
     LostPartly(f64),
     /// The call is carried out after this time.
     Delay(Duration),
+    /// The call is carried out, and its answer comes after this time.
+    DelayAnswer(Duration),
     /// The call waits at the gate and is then carried out.
     Hold(Gate),
     /// The call is carried out, and its answer waits at the gate.
@@ -67,7 +69,7 @@ impl Fault {
     pub fn can_happen_to(&self, op: Op, ownership: &Ownership) -> bool {
         let reads = matches!(op, Op::Get | Op::GetAtomic | Op::Scan | Op::Reopen);
         match self {
-            Fault::Refuse | Fault::Delay(_) | Fault::Hold(_) | Fault::HoldAnswer(_) => true,
+            Fault::Refuse | Fault::Delay(_) | Fault::DelayAnswer(_) | Fault::Hold(_) | Fault::HoldAnswer(_) => true,
             // What only reads can't have been applied.
             Fault::LostApplied | Fault::LostNotApplied => !reads,
             // Whoever owns a store alone has no server in which a batch could wait.
@@ -222,6 +224,11 @@ impl Faulty {
         *self.armed.lock() = Some(Armed { fault, happened });
     }
 
+    /// Whether what was armed is still to happen.
+    pub fn is_armed(&self) -> bool {
+        self.armed.lock().is_some()
+    }
+
     /// Every call is carried out from now on.
     pub fn heal(&self) {
         *self.armed.lock() = None;
@@ -314,6 +321,11 @@ impl Faulty {
             Some(Fault::Delay(time)) => {
                 tokio::time::sleep(time).await;
                 call.await
+            }
+            Some(Fault::DelayAnswer(time)) => {
+                let answer = call.await;
+                tokio::time::sleep(time).await;
+                answer
             }
             Some(Fault::LostAppliedLater(gate)) => {
                 tokio::spawn(async move {

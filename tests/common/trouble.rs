@@ -121,6 +121,8 @@ pub struct Scene {
 struct State {
     random: StdRng,
     reached: u64,
+    /// How many troubles there were.
+    turn: u64,
 }
 
 impl Scene {
@@ -140,13 +142,13 @@ impl Scene {
         Arc::new(Scene {
             step,
             troubles: troubles.to_vec(),
-            spared: random.random_range(2..=4),
+            spared: if troubles.len() > 1 { 1 } else { random.random_range(2..=4) },
             times_max,
             times,
             faulty: faulty.clone(),
             clock,
             locks: atlas.transactions().locks().clone(),
-            state: Mutex::new(State { random, reached: 0 }),
+            state: Mutex::new(State { random, reached: 0, turn: 0 }),
             happened: troubles.iter().map(|trouble| (*trouble, Arc::default())).collect(),
             gone: watch::Sender::default(),
         })
@@ -178,18 +180,31 @@ impl Scene {
         let (trouble, share) = {
             let mut state = self.state.lock();
             state.reached += 1;
-            let number = (state.reached / self.spared).checked_sub(1)?;
-            if state.reached % self.spared != 0 || number >= self.times_max {
+            let spared = state.reached % self.spared != 0 || state.turn >= self.times_max;
+            // What the store is to do next is waited for.
+            if spared || self.faulty.is_armed() {
                 return None;
             }
-            let trouble = self.troubles[usize::try_from(number).expect("a small number") % self.troubles.len()];
+            let turn = usize::try_from(state.turn).expect("a small number");
+            let trouble = self.troubles[turn % self.troubles.len()];
+            if trouble == Trouble::LostLocks && !self.take_locks_away(start_ts) {
+                return None; // They were lost already, by a jump of the clock: the next commit has some.
+            }
+            state.turn += 1;
             (trouble, state.random.random_range(0.0..1.0))
         };
         let count = self.happened[&trouble].clone();
         let late = self.times.late_max.mul_f64(share);
         let fault = match trouble {
             Trouble::Pause => return Some(self.clone().pause(count, share).boxed()),
-            Trouble::LostLocks => return self.clone().lose_locks(count, start_ts),
+            Trouble::LostLocks => {
+                count.fetch_add(1, Ordering::Relaxed);
+                match self.times.refresh {
+                    Some(refresh) => return Some(tokio::time::sleep(refresh).boxed()),
+                    None => self.clock.jump(self.locks.lease() * 3 / 4),
+                }
+                return None;
+            }
             Trouble::ClockJump => {
                 count.fetch_add(1, Ordering::Relaxed);
                 self.clock.jump(Duration::from_secs(1) + Duration::from_secs(40).mul_f64(share));
@@ -197,7 +212,7 @@ impl Scene {
             }
             Trouble::CallerGone => {
                 count.fetch_add(1, Ordering::Relaxed);
-                self.gone.send_modify(|gone| drop(gone.insert(start_ts)));
+                self.gone.send_if_modified(|gone| gone.insert(start_ts));
                 // Whoever waits gets the time to go away before anything else is done here.
                 return Some(tokio::task::yield_now().boxed());
             }
@@ -218,20 +233,11 @@ impl Scene {
         tokio::time::sleep(self.times.pause_max.mul_f64(share)).await;
     }
 
-    fn lose_locks(self: Arc<Self>, count: Arc<AtomicU64>, start_ts: Timestamp) -> Option<BoxFuture<'static, ()>> {
+    /// Whether the commit held any.
+    fn take_locks_away(&self, start_ts: Timestamp) -> bool {
         let own = LockDescriptor::transaction(start_ts);
-        let token = self.locks.holders().into_iter().find(|holder| holder.descriptor == own)?.token;
-        if self.locks.unlock(&[token]).is_empty() {
-            return None;
-        }
-        count.fetch_add(1, Ordering::Relaxed);
-        match self.times.refresh {
-            Some(refresh) => Some(tokio::time::sleep(refresh).boxed()),
-            None => {
-                self.clock.jump(self.locks.lease() * 3 / 4);
-                None
-            }
-        }
+        let held = self.locks.holders().into_iter().find(|holder| holder.descriptor == own);
+        held.is_some_and(|held| !self.locks.unlock(&[held.token]).is_empty())
     }
 }
 

@@ -546,11 +546,12 @@ async fn a_commit_that_is_unknown_to_the_store_is_unknown_to_the_client() {
     let remote = running.client().await;
     let transaction = begin(&remote).await;
     let start_ts = transaction.start_ts();
+    let commit_ts = Some(start_ts.next());
     *running.fake.failure.lock() =
-        Some(Error::UnknownOutcome { start_ts, commit_ts: None, reason: "the disk is full".to_owned() });
+        Some(Error::UnknownOutcome { start_ts, commit_ts, reason: "the disk is full".to_owned() });
     let error = transaction.commit().await.unwrap_err();
-    let Error::UnknownOutcome { start_ts: of, reason, .. } = error else { panic!("{error:?}") };
-    assert_eq!((of, reason.as_str()), (start_ts, "the disk is full"));
+    let Error::UnknownOutcome { start_ts: of, commit_ts: drawn, reason } = error else { panic!("{error:?}") };
+    assert_eq!((of, drawn, reason.as_str()), (start_ts, commit_ts, "the disk is full"));
     running.shut_down().await;
 }
 

@@ -3,6 +3,7 @@
 use super::{Shared, held, joined};
 use crate::Result;
 use crate::ops::BackupLockRecord;
+use crate::planted::Mistake;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -32,9 +33,10 @@ impl PhysicalDeletionGate {
     /// [`Error::BackupLockHeld`](crate::Error::BackupLockHeld) if the lock is held or being acquired; those of the store.
     pub async fn permit(&self) -> Result<DeletionPermit> {
         // Counted before the record is read: an acquisition waits for everyone who may have read "free".
-        let permit = self.enter()?;
+        let too_late = Mistake::CountAfterTheLook.is_made();
+        let permit = if too_late { None } else { Some(self.enter()?) };
         match self.shared.record.load().await? {
-            None => Ok(permit),
+            None => permit.map_or_else(|| self.enter(), Ok),
             Some((record, _)) => Err(held(&record)),
         }
     }

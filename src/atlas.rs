@@ -577,7 +577,7 @@ async fn punch_regularly(manager: TransactionManager, gate: PhysicalDeletionGate
             }
             tracing::warn!(%error, "the wall-clock time of timestamps could not be recorded");
         }
-        if points % punch::THIN_EVERY == 0 {
+        if punch::is_time_to_thin(points) {
             match thin_punches(&manager, &gate).await {
                 // Another day.
                 Ok(()) | Err(Error::BackupLockHeld { .. }) => {}

@@ -32,8 +32,8 @@ pub(crate) const INTERVAL: Duration = Duration::from_secs(60);
 const MINUTES_KEPT: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Of older ones, the first in each such time is kept.
 const HOUR_MS: i64 = 3_600_000;
-/// After so many points it is looked for those that are too many: about a day's.
-pub(crate) const THIN_EVERY: u32 = 1_440;
+/// How often it is looked for points that are too many, in points: about once a day.
+const THIN_EVERY: u32 = 1_440;
 /// Most points that are removed at a time.
 const THINNED_MAX: usize = 10_000;
 
@@ -107,6 +107,12 @@ pub(crate) async fn at_or_before(kvs: &Arc<dyn KeyValueService>, millis: i64) ->
         found = Some(point);
     }
     Ok(found)
+}
+
+/// Whether it is time to look for points that are too many, after so many of a process. Early, because not every process
+/// lasts a day; not with the first, for the sake of short commands.
+pub(crate) fn is_time_to_thin(points: u32) -> bool {
+    points % THIN_EVERY == 2
 }
 
 /// Points that are too many by now, some of them.

@@ -264,16 +264,16 @@ fn eventually_swept(stage: &Stage, table: &str, cells: u64) {
 fn a_table_shrinks_with_no_command_given() {
     let stage = stage();
     let server = serve_and_sweep(&stage);
-    overwrite(&stage, "t", 100, 1);
+    overwrite(&stage, "t", 1_000, 1);
     let early = stage.atlas("timestamp fetch").ok();
-    overwrite(&stage, "t", 100, 10);
-    eventually_swept(&stage, "t", 100);
-    assert_eq!(stored(&stage, "t").sentinels, 100);
+    overwrite(&stage, "t", 1_000, 10);
+    eventually_swept(&stage, "t", 1_000);
+    assert_eq!(stored(&stage, "t").sentinels, 1_000);
     assert_eq!(stage.atlas("kv get t row042 c").ok(), "10");
     stage.atlas(&format!("kv get t row042 c --at {early}")).fails(1).says("too old");
     let status = status(&stage);
-    assert!(status["totals"]["deleted"].as_u64() >= Some(1_000), "{status}");
-    assert!(status["totals"]["sentinels"].as_u64() >= Some(100), "{status}");
+    assert!(status["totals"]["deleted"].as_u64() >= Some(10_000), "{status}");
+    assert!(status["totals"]["sentinels"].as_u64() >= Some(1_000), "{status}");
     assert!(status["stands_still"].is_null(), "{status}");
     assert!(finding(&stage, "", "sweep").starts_with("ok\tsweep\t"));
     server.stop();

@@ -29,14 +29,14 @@ pub enum Cut {
     /// The node never gets the next lightweight transaction.
     BeforeLightweight,
     /// As the first, and the connection stays: the client waits in vain.
-    WithoutCut,
+    InVain,
     /// The node never gets whatever comes next.
     BeforeAnything,
 }
 
 impl Cut {
     pub const ALL: [Cut; 5] =
-        [Cut::BehindLightweight, Cut::WithLightweight, Cut::BeforeLightweight, Cut::WithoutCut, Cut::BeforeAnything];
+        [Cut::BehindLightweight, Cut::WithLightweight, Cut::BeforeLightweight, Cut::InVain, Cut::BeforeAnything];
 }
 
 /// Takes connections and passes their messages on to the node.
@@ -137,7 +137,7 @@ async fn pass_on(client: TcpStream, node: TcpStream, orders: &Orders) {
                         let _ = to_node.write_all(&message).await;
                         return;
                     }
-                    Cut::BehindLightweight | Cut::WithoutCut => {
+                    Cut::BehindLightweight | Cut::InVain => {
                         unanswered.lock().doomed.insert(stream, cut);
                     }
                 }
@@ -152,7 +152,7 @@ async fn pass_on(client: TcpStream, node: TcpStream, orders: &Orders) {
             let stream = stream_of(&message);
             let doomed = unanswered.lock().doomed.remove(&stream);
             match doomed {
-                Some(Cut::WithoutCut) => continue,
+                Some(Cut::InVain) => continue,
                 Some(_) => return,
                 None => {}
             }

@@ -1,6 +1,6 @@
 //! A directory with a configuration in it, programs that run there, and what they said.
 
-#[allow(dead_code, unreachable_pub, reason = "other tests use the rest, and from further away")]
+#[allow(dead_code, unreachable_pub, clippy::duplicate_mod, reason = "other tests use the rest, and from further away")]
 #[path = "../common/bounded.rs"]
 mod bounded;
 

@@ -212,29 +212,41 @@ async fn look(lane: Lane, site: &Site, known: &mut Known, said: &str) {
     atlas.close().await.expect("the store closes");
 }
 
-/// So many crashes at each step of a commit, and as many anywhere. Sweep runs beside it.
+/// So many crashes at each step of a commit, and as many anywhere: on as many stores at the same time, each of which has one
+/// of each. Sweep runs beside it.
 pub(crate) fn crash_at_every_step(lane: Lane, times: usize) {
-    let anywhere = vec![None; times];
-    let steps = CommitStep::ALL.into_iter().flat_map(|step| vec![Some(step.fail_point()); times]);
-    crash_at(lane, steps.chain(anywhere), 60);
+    let steps = CommitStep::ALL.into_iter().map(|step| Some(step.fail_point())).chain([None]);
+    crash_at(lane, &steps.collect::<Vec<_>>(), times, 60);
 }
 
-/// So many crashes at each step of a sweep. `has_floor`: entries of `_transactions` go on this store.
+/// So many crashes at each step of a sweep, likewise. `has_floor`: entries of `_transactions` go on this store.
 #[allow(dead_code, reason = "not every store is killed there")]
 pub(crate) fn crash_at_every_step_of_a_sweep(lane: Lane, times: usize, has_floor: bool) {
     let steps = SweepStep::ALL.into_iter().filter(|step| has_floor || *step != SweepStep::FloorRaised);
-    crash_at(lane, steps.flat_map(|step| vec![Some(step.fail_point()); times]), 4);
+    crash_at(lane, &steps.map(|step| Some(step.fail_point())).collect::<Vec<_>>(), times, 4);
 }
 
-fn crash_at(lane: Lane, steps: impl Iterator<Item = Option<&'static str>>, hits: usize) {
+fn crash_at(lane: Lane, steps: &[Option<&'static str>], times: usize, hits: usize) {
     if Orders::given().is_some() {
         return; // The child runs its own test only.
     }
+    let stores = (0..times).map(|_| {
+        let steps = steps.to_vec();
+        std::thread::spawn(move || crash_once_at(lane, &steps, hits))
+    });
+    for store in stores.collect::<Vec<_>>() {
+        if let Err(panic) = store.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+fn crash_once_at(lane: Lane, steps: &[Option<&'static str>], hits: usize) {
     let place = Place::new(lane.store);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
     let mut known = Known::default();
     let mut round = 0;
-    for step in steps {
+    for step in steps.iter().copied() {
         // What is done seldom is not waited for so often.
         let is_rare = [SweepStep::PartitionsDropped, SweepStep::FloorRaised].map(SweepStep::fail_point);
         let hits = if step.is_some_and(|step| is_rare.contains(&step)) { 2 } else { hits };

@@ -8,7 +8,7 @@ pub enum Mistake {
     LookBeforeListening,
     /// A request that was given up keeps the lock it was handed at the same moment.
     KeepWhatWasHandedOver,
-    /// A lease, of locks or of the store, is believed in for a while after it is over.
+    /// A lease, of locks or of the store, is believed in for twice as long as it lasts.
     TrustForTooLong,
     /// Numbers are issued up to a bound that is not yet in the store.
     IssueBeforeTheBound,

@@ -128,7 +128,7 @@ impl Drop for Lease {
 
 /// How much of a lease its owner counts on: whichever clock runs a little fast, it stops before another one begins.
 fn trusted(lease: Duration) -> Duration {
-    lease * if Mistake::TrustForTooLong.is_made() { 5 } else { 3 } / 4
+    lease * if Mistake::TrustForTooLong.is_made() { 8 } else { 3 } / 4
 }
 
 /// Time from one renewal to the next.

@@ -3,8 +3,8 @@
 use super::trouble::Scene;
 use async_trait::async_trait;
 use atlas::ops::{
-    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, Operations, ProgressSink,
-    ScanOptions, StoreStatus, TableInfo, TransactionOps,
+    BackupInfo, BackupLockRecord, BackupRequest, BeginOptions, Connection, DoctorFinding, HardDeleted, Operations,
+    ProgressSink, Punch, ScanOptions, StoreStatus, SweepReport, SweepRequest, SweepStatus, TableInfo, TransactionOps,
 };
 use atlas::schema::{TableChange, TableSpec};
 use atlas::{Atlas, Cell, Error, Result, TableRef, Timestamp};
@@ -92,6 +92,30 @@ impl Operations for Leaving {
     }
 
     async fn backup_create(&self, _request: BackupRequest, _progress: ProgressSink) -> Result<BackupInfo> {
+        unreachable!("no workload asks for it")
+    }
+
+    async fn punched(&self, _millis: i64) -> Result<Option<Punch>> {
+        unreachable!("no workload asks for it")
+    }
+
+    async fn sweep(&self, _request: SweepRequest, _progress: ProgressSink) -> Result<SweepReport> {
+        unreachable!("no workload asks for it")
+    }
+
+    async fn sweep_status(&self) -> Result<SweepStatus> {
+        unreachable!("no workload asks for it")
+    }
+
+    async fn sweep_pause(&self, _reason: &str) -> Result<SweepStatus> {
+        unreachable!("no workload asks for it")
+    }
+
+    async fn sweep_resume(&self) -> Result<SweepStatus> {
+        unreachable!("no workload asks for it")
+    }
+
+    async fn hard_delete(&self, _table: &TableRef, _cells: &[Cell], _patience: Duration) -> Result<HardDeleted> {
         unreachable!("no workload asks for it")
     }
 

@@ -4,7 +4,7 @@
 //! sweep entry of the store.
 
 use crate::Atlas;
-use crate::ops::{DoctorFinding, FindingLevel, Operations};
+use crate::ops::{DoctorFinding, FindingLevel, Operations, SweepStatus};
 use crate::schema::{TRANSACTIONS_TABLE, TableSpec};
 use crate::server::{self, Owner};
 use crate::timestamp::read_stored;
@@ -210,41 +210,43 @@ async fn last_backup(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
 
 /// Whether old versions go away.
 async fn sweep(atlas: &Atlas) -> Result<Vec<DoctorFinding>> {
+    Ok(findings_about_sweep(&atlas.sweep_status().await?, atlas.uptime()))
+}
+
+fn findings_about_sweep(status: &SweepStatus, uptime: Duration) -> Vec<DoctorFinding> {
     const CHECK: &str = "sweep";
-    let status = atlas.sweep_status().await?;
     let behind = status.shards.iter().map(|shard| shard.behind).max().unwrap_or(0);
     let behind_ms = status.shards.iter().filter_map(|shard| shard.behind_ms).max().unwrap_or(0);
-    let lag = format!("{behind} timestamps and {} s behind", behind_ms / 1000);
+    let noun = if behind == 1 { "timestamp" } else { "timestamps" };
+    let lag = format!("{behind} {noun} and {} s behind", behind_ms / 1000);
     let is_far_behind = behind_ms > SWEEP_FAR_BEHIND_MS;
     let warn = |message: String, hint: &str| finding(CHECK, FindingLevel::Warn, message, Some(hint.to_owned()));
-    let mut findings = Vec::new();
-    if let Some(pause) = &status.paused {
+    let fine = |message: String| finding(CHECK, FindingLevel::Ok, message, None);
+    let first = if let Some(pause) = &status.paused {
         let message = format!("paused by {} since {}: {}; {lag}", pause.holder, pause.since, pause.reason);
-        findings.push(warn(message, "`atlas sweep resume`"));
+        warn(message, "`atlas sweep resume`")
     } else if !status.enabled {
         let message = format!("the configuration says `sweep.enabled: false`, so nothing is swept by itself; {lag}");
-        findings.push(warn(message, "set `sweep.enabled: true`"));
+        warn(message, "set `sweep.enabled: true`")
     } else if status.backup_lock.is_some() {
-        findings.extend(fine(CHECK, format!("it waits for the backup lock; {lag}"))?);
+        fine(format!("it waits for the backup lock; {lag}"))
     } else if let Some(why) = &status.stands_still {
         let message = format!("it fails and is tried again: {why}; {lag}");
-        findings.push(warn(message, "look whether the store answers; the log of the owner tells each attempt"));
-    } else if is_far_behind && atlas.uptime() < SWEEP_BEGINS_WITHIN {
-        findings.extend(fine(CHECK, format!("{lag}: nobody has owned the store for long enough to sweep it"))?);
+        warn(message, "look whether the store answers; the log of the owner tells each attempt")
+    } else if is_far_behind && uptime < SWEEP_BEGINS_WITHIN {
+        fine(format!("{lag}: nobody has owned the store for long enough to sweep it"))
     } else if is_far_behind {
         let (message, hint) = match &status.held_by {
             Some(holder) => (format!("{lag}; held back by {holder}"), "end what reads for so long"),
             None => (lag, "more is written than is swept: a shorter `sweep.pause` lets it do more"),
         };
-        findings.push(warn(message, hint));
+        warn(message, hint)
     } else {
-        findings.extend(fine(CHECK, lag)?);
-    }
-    if status.transactions_floor.is_none() {
-        let message = "commits go step by step here, so every entry of `_transactions` is kept";
-        findings.extend(fine(CHECK, message)?);
-    }
-    Ok(findings)
+        fine(lag)
+    };
+    let kept = status.transactions_floor.is_none();
+    let kept = kept.then(|| fine("commits go step by step here, so every entry of `_transactions` is kept".to_owned()));
+    [first].into_iter().chain(kept).collect()
 }
 
 fn seconds_since(time: &str) -> Option<i64> {
@@ -321,4 +323,89 @@ fn check_issued(atlas: &Atlas, ts: Timestamp, place: &str) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{BackupLockRecord, SweepPause, SweepShard, SweepTotals};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn behind(behind_ms: u64) -> SweepStatus {
+        SweepStatus {
+            enabled: true,
+            paused: None,
+            stands_still: None,
+            backup_lock: None,
+            sweep_ts: None,
+            held_by: None,
+            last_timestamp: Timestamp::FIRST,
+            shards: vec![SweepShard {
+                shard: 0,
+                swept_below: Timestamp::FIRST,
+                behind: 12,
+                behind_ms: Some(behind_ms),
+            }],
+            tables: Vec::new(),
+            transactions_floor: Some(Timestamp::FIRST),
+            totals: SweepTotals::default(),
+        }
+    }
+
+    fn told(status: &SweepStatus, uptime: Duration) -> (FindingLevel, String) {
+        let findings = findings_about_sweep(status, uptime);
+        assert!(findings.iter().all(|finding| finding.check == "sweep"));
+        assert!(findings.iter().all(|finding| finding.hint.is_some() == (finding.level != FindingLevel::Ok)));
+        (findings[0].level, findings[0].message.clone())
+    }
+
+    fn text(text: &str) -> String {
+        text.to_owned()
+    }
+
+    #[test]
+    fn sweep_is_well_as_long_as_it_follows() {
+        assert_eq!(told(&behind(59_000), HOUR), (FindingLevel::Ok, text("12 timestamps and 59 s behind")));
+        let (level, message) = told(&behind(7_200_000), HOUR);
+        assert_eq!((level, &*message), (FindingLevel::Warn, "12 timestamps and 7200 s behind"));
+        let (level, message) = told(&SweepStatus { held_by: Some(text("a pin")), ..behind(7_200_000) }, HOUR);
+        assert_eq!((level, &*message), (FindingLevel::Warn, "12 timestamps and 7200 s behind; held back by a pin"));
+        // A command has just opened it.
+        assert_eq!(told(&behind(7_200_000), Duration::from_secs(1)).0, FindingLevel::Ok);
+    }
+
+    #[test]
+    fn sweep_that_was_stopped_or_fails_is_told_with_the_reason() {
+        let pause = SweepPause { holder: text("me"), reason: text("busy"), since: text("noon") };
+        let (level, message) = told(&SweepStatus { paused: Some(pause), ..behind(0) }, HOUR);
+        assert_eq!(level, FindingLevel::Warn);
+        assert!(message.starts_with("paused by me since noon: busy; "), "{message}");
+        let (level, message) = told(&SweepStatus { enabled: false, ..behind(0) }, HOUR);
+        assert!(level == FindingLevel::Warn && message.contains("sweep.enabled"), "{message}");
+        let (level, message) = told(&SweepStatus { stands_still: Some(text("the disk is gone")), ..behind(0) }, HOUR);
+        assert!(level == FindingLevel::Warn && message.contains("the disk is gone"), "{message}");
+    }
+
+    #[test]
+    fn the_backup_lock_has_a_check_of_its_own() {
+        let lock = BackupLockRecord {
+            lock_id: uuid::Uuid::nil(),
+            holder: text("me"),
+            reason: text("copying"),
+            since: text("noon"),
+            renewal: None,
+            lease_ms: 0,
+            renewed_at: None,
+        };
+        let status = SweepStatus { backup_lock: Some(lock), stands_still: Some(text("the lock")), ..behind(7_200_000) };
+        assert_eq!(told(&status, HOUR).0, FindingLevel::Ok);
+    }
+
+    #[test]
+    fn a_store_that_keeps_its_entries_says_so() {
+        let findings = findings_about_sweep(&SweepStatus { transactions_floor: None, ..behind(0) }, HOUR);
+        let last = findings.last().map(|finding| (finding.level, finding.message.contains("step by step")));
+        assert_eq!((findings.len(), last), (2, Some((FindingLevel::Ok, true))));
+    }
 }

@@ -1,6 +1,7 @@
 //! Sweep on a Cassandra cluster.
 
 mod common;
+#[allow(dead_code, reason = "a store that keeps its entries has no use for all of it")]
 #[macro_use]
 #[path = "cases/sweep.rs"]
 mod sweep;

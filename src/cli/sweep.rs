@@ -135,7 +135,8 @@ pub(crate) fn lag(status: &SweepStatus) -> String {
         None => "has no queue".to_owned(),
         Some(shard) => {
             let time = shard.behind_ms.map_or_else(String::new, |behind| format!(", {}", age(behind)));
-            format!("{} timestamps{time} behind", count(shard.behind))
+            let noun = if shard.behind == 1 { "timestamp" } else { "timestamps" };
+            format!("{} {noun}{time} behind", count(shard.behind))
         }
     };
     if let Some(why) = &status.stands_still {

@@ -58,6 +58,7 @@ pub(crate) struct Scenario {
     pub(crate) trouble: Option<(CommitStep, Trouble)>,
 }
 
+#[allow(dead_code, reason = "each test file uses some of it")]
 impl Scenario {
     pub(crate) fn of(seed: u64) -> Scenario {
         let mut random = StdRng::seed_from_u64(seed);

@@ -89,6 +89,12 @@ pub(crate) enum Rule {
     SweepBelowReaders,
     /// Sweep leaves a sentinel before it removes a version of a conservative table.
     SentinelsFirst,
+    /// And before, not after: a deletion whose answer is lost may have been made.
+    SentinelBeforeDelete,
+    /// Sweep removes nothing without a permit of the backup lock's gate.
+    SweepUnderPermit,
+    /// A timestamp that was fetched into a file pins sweep.
+    PinByTimestamp,
     /// A reader asks after each read whether what it did not find may have been swept.
     CheckSwept,
     /// Sweep decides writers without an entry before it removes what they wrote, or keeps.
@@ -144,6 +150,9 @@ impl Rule {
             Rule::DrainDeletions => "rule::drain_deletions",
             Rule::SweepBelowReaders => "rule::sweep_below_readers",
             Rule::SentinelsFirst => "rule::sentinels_first",
+            Rule::SentinelBeforeDelete => "rule::sentinel_before_delete",
+            Rule::SweepUnderPermit => "rule::sweep_under_permit",
+            Rule::PinByTimestamp => "rule::pin_by_timestamp",
             Rule::CheckSwept => "rule::check_swept",
             Rule::DecideBeforeSweep => "rule::decide_before_sweep",
             Rule::KeepYoungEntries => "rule::keep_young_entries",

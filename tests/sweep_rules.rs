@@ -11,6 +11,7 @@ use atlas::ops::{BeginOptions, Operations, SweepRequest, no_progress};
 use atlas::schema::SweepStrategy;
 use atlas::transaction::entry::TransactionsFloor;
 use atlas::{Error, Timestamp};
+use common::faulty::{Fault, Faulty, Op};
 use common::*;
 use futures::future::{BoxFuture, FutureExt};
 use std::sync::Arc;
@@ -19,9 +20,12 @@ use sweep::Swept;
 type Story = fn() -> BoxFuture<'static, Result<(), String>>;
 
 /// Each rule, and a story that ends well if it is kept.
-const RULES: [(&str, Story); 6] = [
+const RULES: [(&str, Story); 9] = [
     ("rule::sweep_below_readers", || an_open_reader_reads_on().boxed()),
     ("rule::sentinels_first", || who_comes_too_late_is_told(SweepStrategy::Conservative).boxed()),
+    ("rule::sentinel_before_delete", || a_lost_deletion_is_behind_a_sentinel().boxed()),
+    ("rule::sweep_under_permit", || the_backup_lock_keeps_everything().boxed()),
+    ("rule::pin_by_timestamp", || what_is_pinned_can_be_read().boxed()),
     ("rule::check_swept", || who_comes_too_late_is_told(SweepStrategy::Thorough).boxed()),
     ("rule::decide_before_sweep", || who_died_is_decided().boxed()),
     ("rule::keep_young_entries", || a_young_commit_is_come_back_to().boxed()),
@@ -58,6 +62,44 @@ async fn who_comes_too_late_is_told(strategy: SweepStrategy) -> Result<(), Strin
         Err(Error::TooOld { .. }) => Ok(()),
         other => Err(format!("it reads {other:?}")),
     }
+}
+
+async fn a_lost_deletion_is_behind_a_sentinel() -> Result<(), String> {
+    let place = Place::new(StoreKind::Memory);
+    let faulty = Faulty::new(place.open().await);
+    let config = sweep::by_hand(&place, MEMORY_PIPELINE);
+    let atlas = atlas::Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("it opens");
+    let table = table(&atlas, "t", Default::default()).await;
+    let first = write(&atlas, &table, &[("a", "first")]).await;
+    write(&atlas, &table, &[("a", "second")]).await;
+    faulty.on(Op::DeleteVersions).on_table(&table).then(Fault::LostApplied);
+    atlas.sweeper().round().await.expect_err("its answer is lost");
+    let options = BeginOptions { at: Some(first.next()), ..BeginOptions::default() };
+    let late = atlas.transactions().begin(options).await.expect("it begins");
+    match late.get(&table, &cell("a")).await {
+        Err(Error::TooOld { .. }) => Ok(()),
+        other => Err(format!("who comes too late reads {other:?}")),
+    }
+}
+
+async fn the_backup_lock_keeps_everything() -> Result<(), String> {
+    let swept = Swept::open(MEMORY_PIPELINE).await;
+    let table = swept.table("t", SweepStrategy::Conservative).await;
+    sweep::overwrite(&swept.atlas, &table, "a", 3).await;
+    swept.atlas.backup_lock_acquire("a test").await.expect("it is free");
+    let _ = swept.atlas.sweeper().round().await;
+    expect(swept.counts(&table).await, (3, 0))
+}
+
+async fn what_is_pinned_can_be_read() -> Result<(), String> {
+    let swept = Swept::open(MEMORY_PIPELINE).await;
+    let table = swept.table("t", SweepStrategy::Conservative).await;
+    write(&swept.atlas, &table, &[("a", "pinned")]).await;
+    let pinned = swept.atlas.pin_fresh_timestamp(std::time::Duration::from_secs(600)).await.expect("it is pinned");
+    sweep::overwrite(&swept.atlas, &table, "a", 3).await;
+    swept.sweep().await;
+    let seen = swept.read_at(&table, "a", pinned).await.map_err(|error| error.to_string())?;
+    expect(seen.as_deref(), Some("pinned"))
 }
 
 async fn who_died_is_decided() -> Result<(), String> {

@@ -84,7 +84,8 @@ impl Shared {
             if !doomed.is_empty() {
                 let (shared, table) = (self.clone(), table.clone());
                 // In a task of its own: whoever stops waiting must not leave a deletion without its permit.
-                self.gate.run(async move { shared.remove(&table, doomed, how).await }).await?;
+                let removal = async move { shared.remove(&table, doomed, how).await };
+                if Rule::SweepUnderPermit.is_kept() { self.gate.run(removal).await? } else { removal.await? }
             }
             self.totals.add(tally);
         }
@@ -153,13 +154,10 @@ impl Shared {
         // After it was written down, and before anything goes: if the lease is over, a successor may have begun that has
         // not read it.
         core.oracle.check_held()?;
-        if !thorough && Rule::SentinelsFirst.is_kept() {
-            let wanted = doomed.iter().filter(|doomed| doomed.plan.sentinel && !doomed.has_sentinel);
-            let cells: Vec<Cell> = wanted.map(|doomed| doomed.cell.clone()).collect();
-            if !cells.is_empty() {
-                core.kvs.add_sentinels(table, &cells).await?;
-                self.totals.sentinels.fetch_add(cells.len() as u64, Ordering::Relaxed);
-            }
+        let wanted = doomed.iter().filter(|doomed| doomed.plan.sentinel && !doomed.has_sentinel);
+        let sentinels: Vec<Cell> = wanted.map(|doomed| doomed.cell.clone()).collect();
+        if Rule::SentinelBeforeDelete.is_kept() {
+            self.add_sentinels(table, &sentinels).await?;
         }
         reach(SweepStep::SentinelsWritten);
         if thorough {
@@ -191,7 +189,19 @@ impl Shared {
         if !call.is_empty() {
             core.kvs.delete_versions(table, &call).await?;
         }
+        if !Rule::SentinelBeforeDelete.is_kept() {
+            self.add_sentinels(table, &sentinels).await?;
+        }
         reach(SweepStep::Deleted);
+        Ok(())
+    }
+
+    async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> Result<()> {
+        if cells.is_empty() || !Rule::SentinelsFirst.is_kept() {
+            return Ok(());
+        }
+        self.manager.kvs().add_sentinels(table, cells).await?;
+        self.totals.sentinels.fetch_add(cells.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

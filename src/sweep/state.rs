@@ -179,6 +179,7 @@ impl Shared {
     pub(super) async fn grant(&self) -> Result<Timestamp> {
         let bound = self.manager.immutable_ts().await?;
         let pin = SweepPins::oldest(self.manager.kvs().clone()).await?;
+        let pin = pin.filter(|_| Rule::PinByTimestamp.is_kept());
         let tracker = &self.manager.core().tracker;
         let bound = if Rule::SweepBelowReaders.is_kept() { bound } else { Timestamp::MAX };
         let granted = tracker.grant_sweep(pin.as_ref().map_or(bound, |pin| pin.ts.min(bound)));

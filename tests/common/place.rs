@@ -15,8 +15,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// How often sweep looks for work in tests.
-const SWEEP_EVERY: Duration = Duration::from_millis(30);
+/// How often sweep looks for work in tests. Each look costs a server a dozen requests.
+fn sweep_every(kind: StoreKind) -> Duration {
+    Duration::from_millis(match kind {
+        StoreKind::Memory | StoreKind::Rocksdb => 30,
+        StoreKind::Postgres => 200,
+        StoreKind::Cassandra => 1_000,
+    })
+}
 
 /// Where one store lies: enough to find it again, from another process too.
 #[derive(Clone, Debug)]
@@ -44,7 +50,7 @@ impl Site {
             key_value_service,
             transactions: lane.transactions(),
             // Hot: whatever a test does, sweep runs beside it.
-            sweep: SweepConfig { interval: SWEEP_EVERY, pause: Duration::ZERO, ..SweepConfig::default() },
+            sweep: SweepConfig { interval: sweep_every(self.kind), pause: Duration::ZERO, ..SweepConfig::default() },
             ..AtlasConfig::default()
         }
     }

@@ -180,7 +180,7 @@ impl Scene {
         let (trouble, share) = {
             let mut state = self.state.lock();
             state.reached += 1;
-            let spared = state.reached % self.spared != 0 || state.turn >= self.times_max;
+            let spared = !state.reached.is_multiple_of(self.spared) || state.turn >= self.times_max;
             // What the store is to do next is waited for.
             if spared || self.faulty.is_armed() {
                 return None;

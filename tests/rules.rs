@@ -4,10 +4,10 @@
 //! are those that take a certain moment: a lock that is lost, a server that sleeps, a copy that is made. The rules are
 //! left out by fail points, which are those of the whole program: one test, one rule after the other.
 
-#[allow(dead_code, unused_imports, reason = "one test makes a backup")]
+#[allow(unused_imports, reason = "one test makes a backup")]
 mod backup_support;
 mod common;
-#[allow(dead_code, unused_macros, reason = "some of its cases are run here")]
+#[allow(unused_macros, reason = "some of its cases are run here")]
 #[path = "cases/faults.rs"]
 mod faults;
 #[path = "cases/rules.rs"]

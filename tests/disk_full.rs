@@ -19,6 +19,8 @@ fn config(disk: &SmallDisk, mode: CommitModeChoice) -> AtlasConfig {
     let mut config = AtlasConfig { key_value_service: rocksdb_in(&disk.path().join("data")), ..AtlasConfig::default() };
     config.transactions.commit_mode = mode;
     config.transactions.pipeline_size_max = ByteSize(1024);
+    // The write that fails is to be one of a commit.
+    config.sweep.enabled = false;
     config
 }
 

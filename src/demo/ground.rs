@@ -4,9 +4,10 @@
 
 use super::Stage;
 use super::directory::Directory;
-use crate::config::{AtlasConfig, KvsConfig, ServerConfig};
+use crate::config::{AtlasConfig, KvsConfig, ServerConfig, SweepConfig};
 use crate::{Error, Result, registry};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Configurations of the store that is filled and destroyed, and of the one that is restored.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ impl Ground {
             return Ok(Ground { store: config_in(directory.store()), restored: config_in(directory.restored()) });
         }
         let namespace = format!("demo_{:08x}", rand::random::<u32>());
-        let store = AtlasConfig { namespace, server: nowhere(), ..config.clone() };
+        let store = AtlasConfig { namespace, server: nowhere(), sweep: busy_sweep(), ..config.clone() };
         if stage.exists(&store).await? {
             let what = format!("{}, which the demo would destroy, is there already", shown(&store));
             return Err(Error::refused(what, "run the demo again: it takes another name"));
@@ -76,6 +77,11 @@ fn nowhere() -> ServerConfig {
     ServerConfig { http: "off".to_owned(), grpc: "off".to_owned() }
 }
 
+/// Sweep goes on beside it all, and not only now and then: the backup must be right all the same.
+fn busy_sweep() -> SweepConfig {
+    SweepConfig { interval: Duration::from_millis(200), ..SweepConfig::default() }
+}
+
 fn config_in(data_dir: PathBuf) -> AtlasConfig {
     let KvsConfig::Rocksdb { block_cache, sync, .. } = KvsConfig::default() else {
         unreachable!("RocksDB is the default store")
@@ -84,6 +90,7 @@ fn config_in(data_dir: PathBuf) -> AtlasConfig {
         namespace: "demo".to_owned(),
         key_value_service: KvsConfig::Rocksdb { data_dir, block_cache, sync },
         server: nowhere(),
+        sweep: busy_sweep(),
         ..AtlasConfig::default()
     }
 }

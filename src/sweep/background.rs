@@ -36,9 +36,15 @@ impl Shared {
         for (table, spec) in tables {
             report.tables.push(self.walk_table(&table, spec.sweep_strategy, request, sweep_ts, progress).await?);
         }
-        if request.table.is_none() && request.from_row.is_none() && !request.dry_run {
+        let windows = &self.manager.core().entries.windows().windows;
+        let is_whole = request.table.is_none() && request.from_row.is_none() && !request.dry_run;
+        // From the first cell to the last, and by a timestamp above all that a restore left.
+        if is_whole
+            && report.tables.iter().all(|table| !table.resumed)
+            && windows.iter().all(|window| window.until.is_some_and(|until| until <= sweep_ts))
+        {
             // What a restore left is gone now, or carries what it means: `_transactions` need not keep it.
-            let windows = self.manager.core().entries.windows().windows.len();
+            let windows = windows.len();
             TransactionsFloor::update(self.manager.kvs().clone(), |floor| TransactionsFloor {
                 windows_settled: floor.windows_settled.max(windows),
                 ..floor
@@ -103,7 +109,8 @@ impl Shared {
                 unit: "cells".to_owned(),
             });
             let rest = if is_last { None } else { after.clone() };
-            if !request.dry_run {
+            // A walk over a part of the table says nothing of the whole.
+            if !request.dry_run && request.from_row.is_none() {
                 WalkProgress::store(kvs.clone(), table, rest.clone()).await?;
             }
             if rest.is_none() {

@@ -13,10 +13,10 @@ use super::batch::{How, unless_gone};
 use super::progress::ShardProgress;
 use super::state::Shared;
 use super::step::{SweepStep, reach};
-use crate::Result;
 use crate::rule::Rule;
 use crate::transaction::entry::Fate;
 use crate::transaction::sweep_queue::{self, SHARDS, SweepWrite, sweep_queue_table};
+use crate::{Error, Result};
 use atlas_kvs::{Cell, CellBound, CellVersions, Scan, TableRef, Timestamp};
 use futures::TryStreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,11 +52,16 @@ struct Batch {
 impl Shared {
     /// Works all shards off. Answers whether anything was there.
     pub(super) async fn work_off_queue(self: &Arc<Self>, sweep_ts: Timestamp) -> Result<bool> {
-        let mut any = false;
+        let (mut any, mut failed) = (false, None);
         for shard in 0..SHARDS {
-            any |= self.work_off_shard(shard, sweep_ts).await?;
+            // What stands in the way of one shard need not stand in that of the others.
+            match self.work_off_shard(shard, sweep_ts).await {
+                Ok(worked) => any |= worked,
+                Err(error @ Error::BackupLockHeld { .. }) => return Err(error),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(any)
+        failed.map_or(Ok(any), Err)
     }
 
     async fn work_off_shard(self: &Arc<Self>, shard: u16, sweep_ts: Timestamp) -> Result<bool> {
@@ -145,7 +150,7 @@ impl Shared {
             for write in &entry.writes {
                 // An entry that names no table can't be worked off, and must not be passed over.
                 let table = TableRef::new(&write.table)
-                    .map_err(|error| crate::Error::corrupt("the sweep queue", error.to_string()))?;
+                    .map_err(|error| Error::corrupt("the sweep queue", error.to_string()))?;
                 tables.entry(table).or_default().insert(write.cell.clone());
             }
         }

@@ -54,6 +54,9 @@ pub(super) enum Right {
     },
 }
 
+/// Why the owner of a store that was closed in order is none any more.
+const GIVEN_UP: &str = "it was given up by its owner";
+
 pub(super) async fn renew_for_ever(issuer: Arc<Issuer>) {
     let Right::Leased { lease, .. } = &issuer.right else { return };
     let period = renewal_period(lease.length);
@@ -68,6 +71,9 @@ pub(super) async fn renew_for_ever(issuer: Arc<Issuer>) {
             () = lease.clock.sleep(lease.length / 2) => Err(run_out()),
         };
         if let Err(error) = renewed {
+            if issuer.numbers.lock().lost.as_deref() == Some(GIVEN_UP) {
+                return; // By ourselves, while the renewal was on its way.
+            }
             tracing::warn!(%error, "the lease on the store was not renewed");
         }
         next.await;
@@ -257,7 +263,7 @@ impl Issuer {
         let next = {
             let mut numbers = self.numbers.lock();
             // From here on nothing is issued, so `next` is a bound: nothing at or above it ever was.
-            numbers.lost.get_or_insert_with(|| "it was given up by its owner".to_owned());
+            numbers.lost.get_or_insert_with(|| GIVEN_UP.to_owned());
             numbers.next
         };
         self.give_up_lease();

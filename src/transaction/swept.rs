@@ -81,12 +81,15 @@ impl SweptTables {
         Ok(swept)
     }
 
+    /// Never back: of two who write at the same time the one that was first may come here last.
     fn note(&self, table: &TableRef, record: SweptTable) {
-        if let Some(gone) = record.gone {
+        let mut stored = self.stored.write();
+        let known = stored.entry(table.clone()).or_default();
+        *known = SweptTable { swept: known.swept.max(record.swept), gone: known.gone.max(record.gone) };
+        if let Some(gone) = known.gone {
             self.gone.write().insert(table.clone(), gone);
             self.any.store(true, Ordering::SeqCst);
         }
-        self.stored.write().insert(table.clone(), record);
     }
 
     /// Writes down that versions of `table` which no reader at or above `sweep_ts` needs are about to be removed,
@@ -95,9 +98,11 @@ impl SweptTables {
     /// # Errors
     /// Those of the store.
     pub(crate) async fn raise(&self, table: &TableRef, sweep_ts: Timestamp, without_trace: bool) -> Result<()> {
-        let wanted = |found: SweptTable| SweptTable {
-            swept: found.swept.max(Some(sweep_ts)),
-            gone: if without_trace { found.gone.max(Some(sweep_ts)) } else { found.gone },
+        let wanted = |found: SweptTable| {
+            let swept = found.swept.max(Some(sweep_ts));
+            // Whoever removes without a trace removes sentinels, too, on which somebody else may have relied who swept by a
+            // later timestamp, or is about to. So once there is such a timestamp it goes along with every sweep.
+            SweptTable { swept, gone: if without_trace || found.gone.is_some() { swept } else { None } }
         };
         let known = self.stored.read().get(table).copied().unwrap_or_default();
         if wanted(known) == known {

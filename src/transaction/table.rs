@@ -70,19 +70,35 @@ impl TransactionTable {
         }
         unknown.sort_unstable();
         unknown.dedup();
-        let cells: Vec<Cell> = unknown.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
-        let found = self.kvs.get_atomic(&self.table, &cells).await?;
-        for (start_ts, bytes) in unknown.into_iter().zip(found) {
-            let entry = bytes.map(|bytes| Entry::decode(start_ts, &bytes)).transpose()?;
-            let fate = match self.windows.fate(entry) {
-                // Looked at after the entry: one that was removed was so after the floor was raised.
-                Fate::Undecided if start_ts < self.floor() => Fate::RolledBack,
-                fate => fate,
-            };
+        let mut below_floor = Vec::new();
+        for (start_ts, fate) in self.look_up(&unknown).await? {
+            // Looked at after the entry: one that was removed was so after the floor was raised.
+            if fate == Fate::Undecided && start_ts < self.floor() {
+                below_floor.push(start_ts);
+                continue;
+            }
+            self.remember(start_ts, fate);
+            fates.insert(start_ts, fate);
+        }
+        // Once more: between the first look and the floor an entry may have come. Below the floor none comes any more, so
+        // what is absent now stays so.
+        for (start_ts, fate) in self.look_up(&below_floor).await? {
+            let fate = if fate == Fate::Undecided { Fate::RolledBack } else { fate };
             self.remember(start_ts, fate);
             fates.insert(start_ts, fate);
         }
         Ok(fates)
+    }
+
+    /// The fates as the entries tell them at this moment.
+    async fn look_up(&self, writers: &[Timestamp]) -> Result<Vec<(Timestamp, Fate)>> {
+        let cells: Vec<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
+        let found = self.kvs.get_atomic(&self.table, &cells).await?;
+        let decoded = writers.iter().zip(found).map(|(start_ts, bytes)| {
+            let entry = bytes.map(|bytes| Entry::decode(*start_ts, &bytes)).transpose()?;
+            Ok((*start_ts, self.windows.fate(entry)))
+        });
+        decoded.collect()
     }
 
     /// The fate of one writer.

@@ -22,6 +22,11 @@ use atlas_kvs::{Cell, CellBound, Scan, TableRef, Timestamp, Value};
 use bytes::Bytes;
 use futures::stream::{Stream, StreamExt};
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a read waits for a renewal of the lease that is late, and how often it looks.
+const WAIT_FOR_RENEWAL: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// A cell whose newest version below some bound was found; whether it is visible is still to be seen.
 #[derive(Debug)]
@@ -64,7 +69,7 @@ impl Core {
             .map(|(bound, version)| version.map(|version| Candidate { cell: bound.cell, version }))
             .collect();
         let values = self.resolve(table, candidates, read_ts).await?;
-        self.check_not_swept(table, read_ts)?;
+        self.check_not_swept(table, read_ts).await?;
         Ok(values)
     }
 
@@ -86,21 +91,28 @@ impl Core {
                     candidates.push(Some(Candidate { cell, version }));
                 }
                 let values = self.resolve(table, candidates, read_ts).await?;
-                self.check_not_swept(table, read_ts)?;
+                self.check_not_swept(table, read_ts).await?;
                 yield cells.into_iter().zip(values).collect();
             }
             // Also of a range in which nothing was found.
-            self.check_not_swept(table, read_ts)?;
+            self.check_not_swept(table, read_ts).await?;
         }
     }
 
     /// After each read, in this one place: what was not found may have been removed without a trace, for a reader that
-    /// comes too late. A process whose lease is over has nobody who keeps its snapshots.
-    fn check_not_swept(&self, table: &TableRef, read_ts: Timestamp) -> Result<()> {
+    /// comes too late. A process whose lease is over has nobody who keeps its snapshots. One that runs late with a renewal
+    /// is waited for: if the renewal succeeds, nobody else has begun meanwhile, and what was read is whole.
+    async fn check_not_swept(&self, table: &TableRef, read_ts: Timestamp) -> Result<()> {
         if !Rule::CheckSwept.is_kept() {
             return Ok(());
         }
-        self.oracle.check_held()?;
+        let begun = tokio::time::Instant::now();
+        while let Err(error) = self.oracle.check_held() {
+            if self.oracle.lost_error().is_some() || begun.elapsed() > WAIT_FOR_RENEWAL {
+                return Err(error);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
         self.swept.check(table, read_ts)
     }
 

@@ -36,7 +36,7 @@ fn config(lane: Lane, site: &Site) -> AtlasConfig {
     // Small transfers share batches, large ones put their data ahead.
     config.transactions.pipeline_size_max = ByteSize(1024);
     // On a server, who comes next waits for the lease of who was killed.
-    config.leader.lease = Duration::from_secs(1);
+    config.leader.lease = Duration::from_secs(3);
     config
 }
 

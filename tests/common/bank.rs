@@ -4,9 +4,11 @@
 use super::{cell, number, scan_cells, table, text};
 use atlas::ops::{BeginOptions, ScanOptions};
 use atlas::schema::ConflictHandler;
+use atlas::transaction::Transaction;
 use atlas::{Atlas, Result, TableRef, Timestamp};
 use rand::Rng;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 const ACCOUNTS: usize = 12;
 const OPENING_BALANCE: i64 = 1000;
@@ -40,7 +42,7 @@ impl Bank {
             ballast: table(atlas, "ballast", ConflictHandler::RetryOnWriteWrite).await,
             size,
         };
-        let tx = atlas.begin().await.expect("a transaction begins");
+        let tx = begin(atlas).await;
         if scan_cells(&tx, &bank.accounts, ScanOptions::default()).await.is_empty() {
             for account in 0..size {
                 let balance = OPENING_BALANCE.to_string();
@@ -75,7 +77,7 @@ impl Bank {
 
     /// Checks that no transfer is there in part, and answers the records.
     pub async fn check(&self) -> Records {
-        let tx = self.atlas.begin().await.expect("a transaction begins");
+        let tx = begin(&self.atlas).await;
         let records: Records = scan_cells(&tx, &self.records, ScanOptions::default())
             .await
             .into_iter()
@@ -104,4 +106,16 @@ impl Bank {
         assert_eq!(ballast, large_ones, "a large transfer is there in part");
         records
     }
+}
+
+/// On a machine that is busy a lease may run out and be taken up again.
+async fn begin(atlas: &Atlas) -> Transaction {
+    for _ in 0..300 {
+        match atlas.begin().await {
+            Ok(tx) => return tx,
+            Err(error) if error.is_retriable() => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) => panic!("no transaction begins: {error}"),
+        }
+    }
+    panic!("no transaction begins, however long one waits");
 }

@@ -119,8 +119,11 @@ impl Sweeper {
                 Err(Error::BackupLockHeld { .. }) => (wait, back_off) = (config.interval, BACK_OFF_FIRST),
                 Err(error) => {
                     self.shared.totals.failures.fetch_add(1, Ordering::Relaxed);
-                    // A store that wants to be opened again after a failed write, gets it.
-                    self.shared.manager.core().mender.after(&error).await;
+                    // A store that wants to be opened again after a failed write gets it, unless that is being done: it
+                    // may be why we failed the first time.
+                    if back_off > BACK_OFF_FIRST {
+                        self.shared.manager.core().mender.after(&error).await;
+                    }
                     tracing::warn!(%error, wait_ms = back_off.as_millis() as u64, "sweep failed and is tried again");
                     (wait, back_off) = (back_off, (back_off * 2).min(config.back_off_max));
                 }

@@ -25,6 +25,8 @@ mod standby;
 use common::{CASSANDRA_STEPS, Lane, cassandra};
 
 const LANE: Lane = CASSANDRA_STEPS;
+/// How long an owner may be silent, in these tests: a busy node may answer one renewal late, and stay alive.
+const LEASE: &str = "5s";
 /// What makes it a namespace of a cluster that is not there.
 const NOWHERE: fn(u16) -> String = |port| format!("keyValueService.contactPoints=127.0.0.1:{port}");
 

@@ -26,6 +26,8 @@ mod way;
 use common::{Lane, POSTGRES_PIPELINE, postgres};
 
 const LANE: Lane = POSTGRES_PIPELINE;
+/// How long an owner may be silent, in these tests.
+const LEASE: &str = "1s";
 /// What makes it a namespace of a server that is not there.
 const NOWHERE: fn(u16) -> String = |port| format!("keyValueService.port={port}");
 

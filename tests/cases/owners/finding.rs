@@ -1,8 +1,8 @@
 //! Commands find the owner of a store through the store, and nobody is let in beside him.
 
-use crate::LANE;
-use crate::scene::{LEASE, Scene};
+use crate::scene::Scene;
 use crate::stage::Running;
+use crate::{LANE, LEASE};
 use atlas::Atlas;
 use atlas::config::LeaderConfig;
 use atlas::ops::Operations;
@@ -25,7 +25,8 @@ async fn commands_are_answered_by_the_owner_and_leave_nothing_behind() {
     assert!(owner["lease_age_ms"].as_u64() < owner["lease_ms"].as_u64(), "{status}");
     let plain = scene.atlas("status").ok();
     assert!(plain.contains(&format!("owner\tatlas serve, process {} on ", server.pid())), "{plain}");
-    assert!(plain.contains("\nlease\t1000 ms, renewed "), "{plain}");
+    let lease = atlas::config::duration_text::parse(LEASE).unwrap().as_millis();
+    assert!(plain.contains(&format!("\nlease\t{lease} ms, renewed ")), "{plain}");
     let doctor = scene.atlas("doctor").ok();
     for check in ["ok\tdatabase\t", "ok\tlease\t", "ok\taddress\tcommands on "] {
         assert!(doctor.contains(check), "{check}: {doctor}");

@@ -1,17 +1,14 @@
 //! A directory with configurations of one namespace on the server.
 
-use crate::LANE;
 use crate::common::Place;
 use crate::stage::{Ran, Running, Server, Stage, until};
+use crate::{LANE, LEASE};
 use atlas::kvs_api::{AtomicScan, KeyValueService, RowRange, TableRef};
 use futures::TryStreamExt;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// How long an owner may be silent, in these tests.
-pub(crate) const LEASE: &str = "1s";
 
 pub(crate) struct Scene {
     pub(crate) stage: Stage,
@@ -40,7 +37,7 @@ impl Scene {
             name,
             &format!(
                 "atlasdb:\n  namespace: {}\n  leader: {{lease: {LEASE}}}\n  server: {{http: off, grpc: \"{grpc}\"}}\n  \
-                 backup: {{lockLease: 1s}}\n{}{changes}",
+                 backup: {{lockLease: {LEASE}}}\n{}{changes}",
                 self.place.namespace(),
                 self.place.yaml(&self.stage.path("")),
             ),

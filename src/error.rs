@@ -429,6 +429,11 @@ impl Error {
             Error::NodesMissing { .. } => {
                 Some("every node is needed: repeat the command when all of them work".to_owned())
             }
+            Error::TooOld { .. } => Some(
+                "what it would see was swept: read a newer state; `atlas timestamp fetch --file` keeps one readable for a \
+                 while"
+                    .to_owned(),
+            ),
             Error::UnknownOutcome { .. } => {
                 Some("read what the transaction would have written before doing it again".to_owned())
             }

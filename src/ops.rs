@@ -496,7 +496,7 @@ pub struct SweepTable {
     pub swept: Option<Timestamp>,
     /// Wall-clock time since then in milliseconds, where it is known.
     pub behind_ms: Option<u64>,
-    /// The first row that a sweep by hand, which was interrupted, has not looked at.
+    /// The last row that a sweep by hand, which was interrupted, has looked at.
     pub interrupted_at: Option<String>,
 }
 

@@ -103,6 +103,14 @@ pub(crate) enum Rule {
     KeepYoungEntries,
     /// Nobody commits below the floor of `_transactions`.
     RefuseBelowFloor,
+    /// A commit that is under way holds sweep back, however long its transaction has been open.
+    KeepWhileCommitting,
+    /// Below the floor an absence is looked at twice before it means *rolled back*.
+    LookTwiceBelowFloor,
+    /// Entries whose versions do not carry the commit timestamp do not go.
+    KeepEntriesOfBareVersions,
+    /// After a restore the floor stays below what was restored until every table was walked.
+    RestoreHoldsFloor,
 }
 
 impl Rule {
@@ -157,6 +165,10 @@ impl Rule {
             Rule::DecideBeforeSweep => "rule::decide_before_sweep",
             Rule::KeepYoungEntries => "rule::keep_young_entries",
             Rule::RefuseBelowFloor => "rule::refuse_below_floor",
+            Rule::KeepWhileCommitting => "rule::keep_while_committing",
+            Rule::LookTwiceBelowFloor => "rule::look_twice_below_floor",
+            Rule::KeepEntriesOfBareVersions => "rule::keep_entries_of_bare_versions",
+            Rule::RestoreHoldsFloor => "rule::restore_holds_floor",
         }
     }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// The modules of the crate from the bottom to the top. A module uses those of lower layers, and none of its own.
 ///
@@ -64,7 +65,10 @@ impl Source {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    // As it is when they run: one target directory may serve several checkouts.
+    static ROOT: LazyLock<PathBuf> =
+        LazyLock::new(|| std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests").into());
+    &ROOT
 }
 
 /// The files below a directory whose names end with `extension`.

@@ -8,7 +8,7 @@ use atlas_checker::{History, Options, check};
 use std::path::Path;
 
 fn golden(name: &str) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pictures");
+    let directory = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("tests/pictures");
     let history = std::fs::read(directory.join(format!("{name}.jsonl"))).unwrap();
     let report = check(&History::read(&history[..]).unwrap(), &Options::default()).to_string();
     let expected = directory.join(format!("{name}.txt"));

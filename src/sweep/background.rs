@@ -77,7 +77,8 @@ impl Shared {
         sweep_ts: Timestamp,
         progress: &ProgressSink,
     ) -> Result<SweptTableReport> {
-        let kvs = self.manager.kvs().clone();
+        let core = self.manager.core();
+        let kvs = core.kvs.clone();
         // A dry run looks at everything, and leaves no trace.
         let interrupted = match (&request.from_row, request.dry_run) {
             (None, false) => WalkProgress::load(kvs.clone(), table).await?,
@@ -99,6 +100,11 @@ impl Shared {
             let (found, is_last) = self.candidates(table, rows.clone(), after.take(), request, sweep_ts).await?;
             after = found.last().map(|found| found.cell.clone());
             let delete_batch = request.delete_batch as usize;
+            // As it is now: somebody may have changed it since the walk began.
+            let Some(strategy) = unless_gone(core.schema.spec(table).await.map(|spec| Some(spec.sweep_strategy)))?
+            else {
+                break;
+            };
             let how = How { sweep_ts, strategy, dry_run: request.dry_run, delete_batch };
             let batch = unless_gone(self.sweep_cells(table, found, how).await)?;
             tally.add(batch);

@@ -1,6 +1,6 @@
 //! A batch of cells: what goes of each, and the steps that take it away.
 
-use super::plan::{Plan, Stored, plan};
+use super::plan::{Stored, plan};
 use super::state::Shared;
 use super::step::{SweepStep, reach};
 use crate::backup::clean::DeletionFloor;
@@ -40,15 +40,51 @@ pub(super) struct How {
     pub(super) sweep_ts: Timestamp,
     pub(super) strategy: SweepStrategy,
     pub(super) dry_run: bool,
-    /// Most versions to remove in one call.
+    /// Most versions to remove in one call, and under one permit.
     pub(super) delete_batch: usize,
 }
 
-/// What goes of one cell.
+/// What goes of one cell, or a part of it.
+#[derive(Debug, PartialEq, Eq)]
 struct Doomed {
     cell: Cell,
-    plan: Plan,
-    has_sentinel: bool,
+    /// Versions, oldest first.
+    delete: Vec<Timestamp>,
+    sentinel: SentinelStep,
+}
+
+/// What happens to the sentinel of a cell before anything of the cell is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SentinelStep {
+    Leave,
+    Add,
+    Remove,
+}
+
+/// Cuts what goes into groups of at most `size` versions. A cell of which more goes is cut too, and its oldest versions
+/// come first: what is left in between is what a crash there would leave.
+fn groups(doomed: Vec<Doomed>, size: usize) -> Vec<Vec<Doomed>> {
+    let size = size.max(1);
+    let (mut groups, mut group, mut room) = (Vec::new(), Vec::new(), size);
+    for Doomed { cell, mut delete, mut sentinel } in doomed {
+        while delete.len() > room {
+            let rest = delete.split_off(room);
+            group.push(Doomed { cell: cell.clone(), delete: std::mem::replace(&mut delete, rest), sentinel });
+            sentinel = SentinelStep::Leave;
+            groups.push(std::mem::take(&mut group));
+            room = size;
+        }
+        room -= delete.len();
+        group.push(Doomed { cell, delete, sentinel });
+        if room == 0 {
+            groups.push(std::mem::take(&mut group));
+            room = size;
+        }
+    }
+    if !group.is_empty() {
+        groups.push(group);
+    }
+    groups
 }
 
 impl Shared {
@@ -76,15 +112,23 @@ impl Shared {
             let plan = plan(&stored, how.sweep_ts, how.strategy);
             tally.deleted += plan.delete.len() as u64;
             tally.bytes += plan.bytes;
-            if !plan.delete.is_empty() {
-                doomed.push(Doomed { cell, plan, has_sentinel });
+            let sentinel = match how.strategy {
+                // Left from when the table was conservative. Readers that come too late are told by the table's timestamp.
+                SweepStrategy::Thorough if has_sentinel => SentinelStep::Remove,
+                _ if plan.sentinel && !has_sentinel => SentinelStep::Add,
+                _ => SentinelStep::Leave,
+            };
+            if !plan.delete.is_empty() || sentinel == SentinelStep::Remove {
+                doomed.push(Doomed { cell, delete: plan.delete, sentinel });
             }
         }
         if !how.dry_run {
-            if !doomed.is_empty() {
+            // A permit for each group: whoever acquires the backup lock waits for one of them, and not for a cell with
+            // millions of versions.
+            for group in groups(doomed, how.delete_batch) {
                 let (shared, table) = (self.clone(), table.clone());
                 // In a task of its own: whoever stops waiting must not leave a deletion without its permit.
-                let removal = async move { shared.remove(&table, doomed, how).await };
+                let removal = async move { shared.remove(&table, group, how).await };
                 if Rule::SweepUnderPermit.is_kept() { self.gate.run(removal).await? } else { removal.await? }
             }
             self.totals.add(tally);
@@ -154,40 +198,25 @@ impl Shared {
         // After it was written down, and before anything goes: if the lease is over, a successor may have begun that has
         // not read it.
         core.oracle.check_held()?;
-        let wanted = doomed.iter().filter(|doomed| doomed.plan.sentinel && !doomed.has_sentinel);
-        let sentinels: Vec<Cell> = wanted.map(|doomed| doomed.cell.clone()).collect();
+        let with = |step| doomed.iter().filter(move |doomed| doomed.sentinel == step).map(|doomed| doomed.cell.clone());
+        let sentinels: Vec<Cell> = with(SentinelStep::Add).collect();
         if Rule::SentinelBeforeDelete.is_kept() {
             self.add_sentinels(table, &sentinels).await?;
         }
         reach(SweepStep::SentinelsWritten);
-        if thorough {
-            // Left from when the table was conservative. Readers that come too late are told by the table's timestamp.
-            let ranges: Vec<CellVersionRange> = doomed
-                .iter()
-                .filter(|doomed| doomed.has_sentinel)
-                .map(|doomed| CellVersionRange {
-                    cell: doomed.cell.clone(),
-                    before: Timestamp::FIRST,
-                    include_sentinel: true,
-                })
-                .collect();
-            if !ranges.is_empty() {
-                core.kvs.delete_version_ranges(table, &ranges).await?;
-            }
+        let ranges: Vec<CellVersionRange> = with(SentinelStep::Remove)
+            .map(|cell| CellVersionRange { cell, before: Timestamp::FIRST, include_sentinel: true })
+            .collect();
+        if !ranges.is_empty() {
+            core.kvs.delete_version_ranges(table, &ranges).await?;
         }
-        let mut call: Vec<CellTimestamps> = Vec::new();
-        let mut size = 0;
-        for Doomed { cell, plan, .. } in doomed {
-            size += plan.delete.len();
-            call.push(CellTimestamps { cell, timestamps: plan.delete });
-            // A cell is never torn apart: its versions go in one call, oldest first.
-            if size >= how.delete_batch {
-                core.kvs.delete_versions(table, &std::mem::take(&mut call)).await?;
-                size = 0;
-            }
-        }
-        if !call.is_empty() {
-            core.kvs.delete_versions(table, &call).await?;
+        let named = doomed.into_iter().filter(|doomed| !doomed.delete.is_empty());
+        let named: Vec<CellTimestamps> =
+            named.map(|Doomed { cell, delete, .. }| CellTimestamps { cell, timestamps: delete }).collect();
+        if !named.is_empty() {
+            // Again, since the sentinels may have taken long: a process that has lost the store removes nothing any more.
+            core.oracle.check_held()?;
+            core.kvs.delete_versions(table, &named).await?;
         }
         if !Rule::SentinelBeforeDelete.is_kept() {
             self.add_sentinels(table, &sentinels).await?;
@@ -223,5 +252,34 @@ pub(super) fn unless_gone<T: Default>(result: Result<T>) -> Result<T> {
     match result {
         Err(Error::Kvs(KvsError::NoSuchTable(_)) | Error::NotFound { .. }) => Ok(T::default()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doomed(row: &str, versions: std::ops::RangeInclusive<u64>, sentinel: SentinelStep) -> Doomed {
+        Doomed { cell: Cell::copy_from(row, "c"), delete: versions.map(Timestamp::saturating).collect(), sentinel }
+    }
+
+    #[test]
+    fn a_cell_with_many_versions_is_cut_the_oldest_first() {
+        use SentinelStep::{Add, Leave, Remove};
+        let cells = vec![
+            doomed("a", 1..=2, Leave),
+            doomed("b", 1..=7, Add),
+            doomed("c", 1..=1, Leave),
+            doomed("d", 1..=0, Remove),
+        ];
+        let cut = groups(cells, 3);
+        let expected = vec![
+            vec![doomed("a", 1..=2, Leave), doomed("b", 1..=1, Add)],
+            vec![doomed("b", 2..=4, Leave)],
+            vec![doomed("b", 5..=7, Leave)],
+            vec![doomed("c", 1..=1, Leave), doomed("d", 1..=0, Remove)],
+        ];
+        assert_eq!(cut, expected);
+        assert!(groups(Vec::new(), 3).is_empty());
     }
 }

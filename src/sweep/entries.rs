@@ -18,9 +18,10 @@
 
 pub use crate::transaction::entry::TransactionsFloor;
 
-use super::state::Shared;
+use super::state::{Pausing, Shared};
 use super::step::{SweepStep, reach};
 use crate::Result;
+use crate::rule::Rule;
 use crate::transaction::entry::{Entry, transactions_table};
 use crate::transaction::sweep_queue::SHARDS;
 use atlas_kvs::{AtomicBatch, AtomicScan, BatchOp, Cell, Durability, RowRange, Timestamp};
@@ -36,9 +37,9 @@ const PAGE: usize = 4096;
 
 impl Shared {
     /// Raises the floor as far as it may go, and removes what lies below it.
-    pub(super) async fn let_entries_go(self: &Arc<Self>, sweep_ts: Timestamp) -> Result<()> {
+    pub(super) async fn let_entries_go(self: &Arc<Self>, sweep_ts: Timestamp, pausing: Pausing) -> Result<()> {
         let core = self.manager.core();
-        if !core.path.writes_commit_timestamps() {
+        if !core.path.writes_commit_timestamps() || self.has_to_end(pausing).await? {
             return Ok(());
         }
         let mut below = sweep_ts;
@@ -46,8 +47,13 @@ impl Shared {
             below = below.min(self.progress_of(shard).await?.below);
         }
         let settled = TransactionsFloor::load(core.kvs.clone()).await?.windows_settled;
-        if let Some(window) =
-            core.entries.windows().windows.get(settled..).and_then(|rest| rest.iter().map(|window| window.from).min())
+        if Rule::RestoreHoldsFloor.is_kept()
+            && let Some(window) = core
+                .entries
+                .windows()
+                .windows
+                .get(settled..)
+                .and_then(|rest| rest.iter().map(|window| window.from).min())
         {
             below = below.min(window);
         }
@@ -72,6 +78,9 @@ impl Shared {
         let mut after = from;
         while let Some(last) = self.remove_page(after, below).await? {
             after = last.next();
+            if self.has_to_end(pausing).await? {
+                return Ok(());
+            }
             tokio::time::sleep(self.config.pause).await;
         }
         self.entries_gone_below.store(below.get(), Ordering::Release);

@@ -20,6 +20,15 @@ use std::time::Duration;
 /// The first wait after a failure; each further one is twice as long.
 const BACK_OFF_FIRST: Duration = Duration::from_millis(500);
 
+/// What a pause means to a round that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pausing {
+    /// The round ends behind the batch under way.
+    Heeded,
+    /// Somebody who knows of the pause wants this round.
+    Ignored,
+}
+
 /// Sweeps one store. Cloning is cheap; there must be one, with its clones, in the process that owns the store.
 #[derive(Clone, Debug)]
 pub struct Sweeper {
@@ -134,7 +143,7 @@ impl Sweeper {
     async fn round_unless_paused(&self) -> Result<()> {
         let paused = self.shared.paused().await;
         let outcome = match paused {
-            Ok(None) => self.round().await,
+            Ok(None) => self.round_as(Pausing::Heeded).await,
             Ok(Some(pause)) => {
                 self.shared.view.lock().stands_still =
                     Some(format!("paused by {} since {}: {}", pause.holder, pause.since, pause.reason));
@@ -154,10 +163,14 @@ impl Sweeper {
     /// # Errors
     /// [`Error::BackupLockHeld`]; those of the store. What was not done is done by the next round.
     pub async fn round(&self) -> Result<()> {
+        self.round_as(Pausing::Ignored).await
+    }
+
+    async fn round_as(&self, pausing: Pausing) -> Result<()> {
         let sweep_ts = self.shared.grant().await?;
         reach(SweepStep::Granted);
-        self.shared.work_off_queue(sweep_ts).await?;
-        self.shared.let_entries_go(sweep_ts).await
+        self.shared.work_off_queue(sweep_ts, pausing).await?;
+        self.shared.let_entries_go(sweep_ts, pausing).await
     }
 
     /// Sweeps whole tables; see [`Operations::sweep`](crate::ops::Operations::sweep).
@@ -196,6 +209,11 @@ impl Shared {
         let mut view = self.view.lock();
         (view.sweep_ts, view.held_by) = (Some(granted), held_by);
         Ok(granted)
+    }
+
+    /// Whether a round has to end here. Looked at before every batch: a round over a long queue takes hours.
+    pub(super) async fn has_to_end(&self, pausing: Pausing) -> Result<bool> {
+        Ok(self.manager.is_closed() || (pausing == Pausing::Heeded && self.paused().await?.is_some()))
     }
 
     pub(super) fn held_by(&self) -> Option<String> {

@@ -11,7 +11,7 @@
 
 use super::batch::{How, unless_gone};
 use super::progress::ShardProgress;
-use super::state::Shared;
+use super::state::{Pausing, Shared};
 use super::step::{SweepStep, reach};
 use crate::rule::Rule;
 use crate::transaction::entry::Fate;
@@ -28,11 +28,16 @@ use tokio::time::Instant;
 /// How long the progress of an idle shard may be known to this process alone.
 const STORE_AFTER: Duration = Duration::from_secs(60);
 
+/// How many partitions before those that are finished are dropped once more, the first time that a process drops any: a
+/// store may have come back later to clear up behind an earlier drop, and its process may have ended before.
+const LOOK_BACK: u64 = 64;
+
 /// What this process knows of a shard, which the store may not know yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) progress: ShardProgress,
     stored_at: Instant,
+    looked_back: bool,
 }
 
 /// An entry of the queue.
@@ -51,11 +56,11 @@ struct Batch {
 
 impl Shared {
     /// Works all shards off. Answers whether anything was there.
-    pub(super) async fn work_off_queue(self: &Arc<Self>, sweep_ts: Timestamp) -> Result<bool> {
+    pub(super) async fn work_off_queue(self: &Arc<Self>, sweep_ts: Timestamp, pausing: Pausing) -> Result<bool> {
         let (mut any, mut failed) = (false, None);
         for shard in 0..SHARDS {
             // What stands in the way of one shard need not stand in that of the others.
-            match self.work_off_shard(shard, sweep_ts).await {
+            match self.work_off_shard(shard, sweep_ts, pausing).await {
                 Ok(worked) => any |= worked,
                 Err(error @ Error::BackupLockHeld { .. }) => return Err(error),
                 Err(error) => failed = failed.or(Some(error)),
@@ -64,7 +69,7 @@ impl Shared {
         failed.map_or(Ok(any), Err)
     }
 
-    async fn work_off_shard(self: &Arc<Self>, shard: u16, sweep_ts: Timestamp) -> Result<bool> {
+    async fn work_off_shard(self: &Arc<Self>, shard: u16, sweep_ts: Timestamp, pausing: Pausing) -> Result<bool> {
         // Two at once would do the same work twice.
         let mut known = self.shards[usize::from(shard)].lock().await;
         let kvs = self.manager.kvs();
@@ -73,8 +78,9 @@ impl Shared {
             None => ShardProgress::load(kvs.clone(), shard).await?,
         };
         let mut stored_at = known.as_ref().map(|known| known.stored_at);
+        let mut looked_back = known.is_some_and(|known| known.looked_back);
         let mut any = false;
-        while progress.below < sweep_ts {
+        while progress.below < sweep_ts && !self.has_to_end(pausing).await? {
             let batch = self.next_batch(shard, progress, sweep_ts).await?;
             let has_worked = !batch.entries.is_empty();
             any |= has_worked;
@@ -86,8 +92,8 @@ impl Shared {
                 stored_at = Some(Instant::now());
                 reach(SweepStep::ProgressMoved);
             }
-            progress = self.drop_finished(shard, progress).await?;
-            *known = stored_at.map(|stored_at| Known { progress, stored_at });
+            progress = self.drop_finished(shard, progress, &mut looked_back).await?;
+            *known = stored_at.map(|stored_at| Known { progress, stored_at, looked_back });
             if has_worked {
                 tokio::time::sleep(self.config.pause).await;
             }
@@ -189,18 +195,25 @@ impl Shared {
     }
 
     /// Drops the partitions that are worked off: as a whole, which leaves no tombstone for each entry.
-    async fn drop_finished(self: &Arc<Self>, shard: u16, progress: ShardProgress) -> Result<ShardProgress> {
+    async fn drop_finished(
+        self: &Arc<Self>,
+        shard: u16,
+        progress: ShardProgress,
+        looked_back: &mut bool,
+    ) -> Result<ShardProgress> {
         let finished = sweep_queue::partition_of(progress.below);
         if finished <= progress.dropped {
             return Ok(progress);
         }
-        let (shared, rows) = (self.clone(), sweep_queue::partitions(shard, progress.dropped, finished));
+        let first = progress.dropped.saturating_sub(if *looked_back { 0 } else { LOOK_BACK });
+        let (shared, rows) = (self.clone(), sweep_queue::partitions(shard, first, finished));
         let dropped = async move {
             let core = shared.manager.core();
             core.oracle.check_held()?;
             Ok(core.kvs.delete_rows(&sweep_queue_table(), &rows).await?)
         };
         self.gate.run(dropped).await?;
+        *looked_back = true;
         reach(SweepStep::PartitionsDropped);
         self.totals.partitions.fetch_add(finished - progress.dropped, Ordering::Relaxed);
         let progress = ShardProgress { dropped: finished, ..progress };

@@ -10,6 +10,7 @@ use super::recheck::{Recheck, Undecided};
 use super::reservations::Loser;
 use super::step::{CommitStep, reach};
 use super::sweep_queue;
+use super::tracker::Registration;
 use super::value;
 use super::window::{ConflictKey, value_hash};
 use crate::lock::HeldLocks;
@@ -34,6 +35,8 @@ pub(crate) struct CommitJob {
     pub(crate) reads: Arc<Reads>,
     pub(crate) conditions: Vec<PreCommitCondition>,
     pub(crate) locks: Vec<Arc<HeldLocks>>,
+    /// Keeps the snapshot registered until the outcome is known.
+    pub(crate) registration: Option<Arc<Registration>>,
 }
 
 /// Handlers of the tables a transaction writes to.
@@ -217,7 +220,7 @@ impl CommitJob {
             reads: self.reads.clone(),
             locks: self.locks.clone(),
             payload,
-            _registration: transaction.registration.clone(),
+            _registration: self.registration.clone(),
         };
         let (start_ts, read_ts) = (transaction.start_ts, transaction.read_ts);
         Entered::Done(match pipeline.commit(member).await {

@@ -11,6 +11,7 @@
 //!
 //! Everybody who wants to know the fate of a writer asks [`CleanedWindows::fate`]; there is no second way.
 
+use crate::rule::Rule;
 use crate::schema::{MetaRecord, TRANSACTIONS_TABLE, internal};
 use crate::{Error, Result};
 use atlas_kvs::{Cell, KeyValueService, TableRef, Timestamp};
@@ -103,6 +104,7 @@ impl Entry {
     /// rolled back, which an absence then says as well, or one that says what its versions say themselves.
     pub(crate) fn may_go(bytes: &[u8]) -> bool {
         matches!(bytes, [VERSION, ROLLED_BACK] | [VERSION, SELF_CONTAINED, ..])
+            || !Rule::KeepEntriesOfBareVersions.is_kept()
     }
 
     /// The entry of these bytes.

@@ -38,7 +38,6 @@ pub(crate) struct Inner {
     pub(crate) core: Arc<Core>,
     pub(crate) start_ts: Timestamp,
     pub(crate) read_ts: Timestamp,
-    pub(crate) registration: Arc<Registration>,
     pub(crate) read_only: bool,
     pub(crate) began: Instant,
     timeout: Duration,
@@ -62,6 +61,8 @@ struct Writes {
     conditions: Vec<PreCommitCondition>,
     callbacks: Vec<Callback>,
     locks: Vec<Arc<HeldLocks>>,
+    // Until it ends: a handle that is kept after that holds nothing back.
+    registration: Option<Registration>,
 }
 
 /// Where a transaction is in its life.
@@ -116,13 +117,13 @@ impl Transaction {
             conditions: Vec::new(),
             callbacks: Vec::new(),
             locks: Vec::new(),
+            registration: Some(registration),
         };
         Transaction {
             inner: Arc::new(Inner {
                 core,
                 start_ts,
                 read_ts,
-                registration: Arc::new(registration),
                 read_only,
                 began: Instant::now(),
                 timeout,
@@ -306,7 +307,7 @@ impl Transaction {
     ///
     /// A future dropped in the middle leaves nothing half done: the commit is finished, or not begun.
     pub async fn commit(&self) -> Result<Option<Timestamp>> {
-        let Ending { buffer, reads, conditions, callbacks, locks } = self.inner.start_commit()?;
+        let Ending { buffer, reads, conditions, callbacks, locks, registration } = self.inner.start_commit()?;
         let commit_ts = if buffer.is_empty() {
             for condition in &conditions {
                 condition.check(self.inner.start_ts)?;
@@ -317,7 +318,9 @@ impl Transaction {
             None
         } else {
             let reads = Arc::new(reads.freeze());
-            Some(CommitJob { transaction: self.inner.clone(), buffer, reads, conditions, locks }.run().await?)
+            let registration = registration.map(Arc::new);
+            let transaction = self.inner.clone();
+            Some(CommitJob { transaction, buffer, reads, conditions, locks, registration }.run().await?)
         };
         for Callback(callback) in callbacks {
             // The transaction is committed whatever becomes of this.
@@ -347,6 +350,7 @@ impl Writes {
             conditions: std::mem::take(&mut self.conditions),
             callbacks: std::mem::take(&mut self.callbacks),
             locks: std::mem::take(&mut self.locks),
+            registration: self.registration.take(),
         }
     }
 }
@@ -358,6 +362,7 @@ struct Ending {
     conditions: Vec<PreCommitCondition>,
     callbacks: Vec<Callback>,
     locks: Vec<Arc<HeldLocks>>,
+    registration: Option<Registration>,
 }
 
 impl Inner {
@@ -372,10 +377,14 @@ impl Inner {
 
     pub(crate) fn check_time(&self) -> Result<()> {
         if self.began.elapsed() > self.timeout {
-            let limit_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
-            return Err(Error::TimedOut { start_ts: self.start_ts, limit_ms });
+            return Err(self.timed_out());
         }
         Ok(())
+    }
+
+    fn timed_out(&self) -> Error {
+        let limit_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
+        Error::TimedOut { start_ts: self.start_ts, limit_ms }
     }
 
     fn open_writes(&self) -> Result<parking_lot::MutexGuard<'_, Writes>> {
@@ -393,6 +402,10 @@ impl Inner {
 
     fn start_commit(&self) -> Result<Ending> {
         let mut writes = self.open_writes()?;
+        // Whoever sweeps may have found its time to be over in this moment, and counts on it that it ends without a commit.
+        if writes.registration.as_ref().is_some_and(|registration| !registration.keep()) {
+            return Err(self.timed_out());
+        }
         writes.phase = Phase::Committing;
         Ok(writes.take())
     }

@@ -163,10 +163,11 @@ impl TransactionManager {
 
     pub(crate) async fn begin_attempt(&self, options: BeginOptions, attempt: Attempt) -> Result<Transaction> {
         let core = &self.core;
+        let timeout = options.timeout.unwrap_or(core.config.timeout);
         let begun = match (options.at, &core.path) {
-            (Some(at), _) => self.begin_in_the_past(at).await,
-            (None, CommitPath::Pipeline(_)) => core.tracker.begin_at_watermark(&core.oracle).await,
-            (None, CommitPath::StepByStep(_)) => core.tracker.begin_at_start(&core.oracle).await,
+            (Some(at), _) => self.begin_in_the_past(at, timeout).await,
+            (None, CommitPath::Pipeline(_)) => core.tracker.begin_at_watermark(&core.oracle, timeout).await,
+            (None, CommitPath::StepByStep(_)) => core.tracker.begin_at_start(&core.oracle, timeout).await,
         };
         let begun = match begun {
             Ok(begun) => begun,
@@ -177,16 +178,15 @@ impl TransactionManager {
             }
         };
         let read_only = options.read_only || options.at.is_some();
-        let timeout = options.timeout.unwrap_or(core.config.timeout);
         Ok(Transaction::new(core.clone(), begun, read_only, timeout, attempt))
     }
 
-    async fn begin_in_the_past(&self, at: Timestamp) -> Result<Begun> {
+    async fn begin_in_the_past(&self, at: Timestamp, timeout: Duration) -> Result<Begun> {
         if at > self.core.tracker.watermark().next() {
             // A timestamp that was issued can be read at once the commits below it are settled.
             self.settle(at.min(self.core.oracle.last_issued().next())).await?;
         }
-        let registration = self.core.tracker.register_past(at)?;
+        let registration = self.core.tracker.register_past(at, timeout)?;
         Ok(Begun { start_ts: self.core.oracle.fresh().await?, read_ts: at, registration })
     }
 

@@ -80,7 +80,7 @@ pub(crate) struct Member {
     pub(crate) locks: Vec<Arc<HeldLocks>>,
     pub(crate) payload: Payload,
     /// Keeps the snapshot registered until the outcome is known, even if the caller has gone.
-    pub(crate) _registration: Arc<Registration>,
+    pub(crate) _registration: Option<Arc<Registration>>,
 }
 
 /// What a member adds to the batch besides its entry.
@@ -285,7 +285,7 @@ struct Waiting {
     /// Taken when it was told that nobody knows.
     reply: Option<oneshot::Sender<Verdict>>,
     /// Its snapshot stays registered until it is settled.
-    _registration: Arc<Registration>,
+    _registration: Option<Arc<Registration>>,
     /// And the locks of the application are kept: who gets them next must find it decided.
     _locks: Vec<Arc<HeldLocks>>,
 }

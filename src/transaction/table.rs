@@ -2,6 +2,7 @@
 
 use super::entry::{CleanedWindows, Entry, Fate, TransactionsFloor, transactions_table};
 use crate::Result;
+use crate::rule::Rule;
 use atlas_kvs::{Cell, KeyValueService, PutUnlessExists, TableRef, Timestamp};
 use quick_cache::sync::Cache;
 use std::collections::BTreeMap;
@@ -74,7 +75,12 @@ impl TransactionTable {
         for (start_ts, fate) in self.look_up(&unknown).await? {
             // Looked at after the entry: one that was removed was so after the floor was raised.
             if fate == Fate::Undecided && start_ts < self.floor() {
-                below_floor.push(start_ts);
+                if Rule::LookTwiceBelowFloor.is_kept() {
+                    below_floor.push(start_ts);
+                    continue;
+                }
+                self.remember(start_ts, Fate::RolledBack);
+                fates.insert(start_ts, Fate::RolledBack);
                 continue;
             }
             self.remember(start_ts, fate);

@@ -4,6 +4,9 @@
 //! this order. Otherwise the immutable timestamp could pass a snapshot between its choice and its registration, and
 //! sweep would remove what it is about to read.
 //!
+//! A snapshot counts until its transaction ends, or has been open for longer than it may: a handle that somebody forgot
+//! must not hold sweep back for ever. A commit that is under way counts until its outcome is known.
+//!
 //! ```text
 //!   ──────●───────────────●──────────┤ watermark ├ ─ ─ ─ ─ ─ ─ ┤ last issued
 //!     immutable_ts     read_ts of    all commits    commits on
@@ -19,6 +22,8 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Registers snapshots and keeps the watermark.
 #[derive(Debug)]
@@ -32,10 +37,35 @@ pub(crate) struct SnapshotTracker {
 struct State {
     /// Every commit at or below this is applied and durable.
     watermark: u64,
-    /// How many open snapshots read below each timestamp.
-    registered: BTreeMap<u64, usize>,
+    /// Open snapshots, and until when each counts: nothing for one whose transaction commits.
+    registered: BTreeMap<Place, Option<Instant>>,
+    /// How many were registered so far.
+    numbered: u64,
     /// The greatest timestamp that sweep was granted: what no snapshot at or above it needs may be gone.
     granted: u64,
+}
+
+/// What a snapshot reads below, and a number of its own.
+type Place = (u64, u64);
+
+impl State {
+    fn register(&mut self, read_ts: u64, deadline: Option<Instant>) -> Place {
+        self.numbered += 1;
+        self.registered.insert((read_ts, self.numbered), deadline);
+        (read_ts, self.numbered)
+    }
+
+    /// What the oldest open snapshot reads below. Those before it that were open for too long are forgotten.
+    fn oldest(&mut self) -> Option<u64> {
+        let now = Instant::now();
+        while let Some(oldest) = self.registered.first_entry() {
+            if oldest.get().is_none_or(|deadline| now <= deadline) {
+                return Some(oldest.key().0);
+            }
+            oldest.remove();
+        }
+        None
+    }
 }
 
 /// A registered snapshot; dropping it lets the immutable timestamp move on.
@@ -43,7 +73,24 @@ struct State {
 pub(crate) struct Registration {
     tracker: Arc<SnapshotTracker>,
     /// Nothing for a snapshot that came too late to be kept: its reads are answered as far as its versions stand.
-    registered: Option<u64>,
+    place: Option<Place>,
+}
+
+impl Registration {
+    /// From now on it counts until it is dropped, however long that takes. False if it does not count any more.
+    pub(crate) fn keep(&self) -> bool {
+        let Some(place) = &self.place else { return true };
+        if !Rule::KeepWhileCommitting.is_kept() {
+            return true;
+        }
+        match self.tracker.state.lock().registered.get_mut(place) {
+            Some(deadline) => {
+                *deadline = None;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 /// What a transaction begins with.
@@ -59,36 +106,41 @@ impl SnapshotTracker {
     pub(crate) fn new(watermark: Timestamp) -> Arc<SnapshotTracker> {
         let watermark = watermark.get();
         Arc::new(SnapshotTracker {
-            state: Mutex::new(State { watermark, registered: BTreeMap::new(), granted: 0 }),
+            state: Mutex::new(State { watermark, registered: BTreeMap::new(), numbered: 0, granted: 0 }),
             watermark: AtomicU64::new(watermark),
         })
     }
 
-    /// Begins in the pipeline's way: the snapshot is everything applied so far.
-    pub(crate) async fn begin_at_watermark(self: &Arc<Self>, oracle: &TimestampOracle) -> Result<Begun> {
+    /// Begins in the pipeline's way: the snapshot is everything applied so far. It counts for `timeout`, unless it commits.
+    pub(crate) async fn begin_at_watermark(
+        self: &Arc<Self>,
+        oracle: &TimestampOracle,
+        timeout: Duration,
+    ) -> Result<Begun> {
         let too_early = match Rule::SnapshotBeforeNumber.is_kept() {
             true => None,
             false => Some(oracle.fresh().await?),
         };
         if too_early.is_some() {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         if !Rule::SnapshotAtWatermark.is_kept() {
-            return self.begin_at_start(oracle).await;
+            return self.begin_at_start(oracle, timeout).await;
         }
-        let begun = self.begin(oracle, |state, _| state.watermark + 1, |read_ts, _| read_ts).await?;
+        let begun = self.begin(oracle, timeout, |state, _| state.watermark + 1, |read_ts, _| read_ts).await?;
         Ok(Begun { start_ts: too_early.unwrap_or(begun.start_ts), ..begun })
     }
 
     /// Begins in the step-by-step way: the snapshot is everything that committed before the start timestamp. What is
     /// registered lies below the start timestamp, because it must be chosen first.
-    pub(crate) async fn begin_at_start(self: &Arc<Self>, oracle: &TimestampOracle) -> Result<Begun> {
-        self.begin(oracle, |_, issued| issued.get() + 1, |_, start_ts| start_ts).await
+    pub(crate) async fn begin_at_start(self: &Arc<Self>, oracle: &TimestampOracle, timeout: Duration) -> Result<Begun> {
+        self.begin(oracle, timeout, |_, issued| issued.get() + 1, |_, start_ts| start_ts).await
     }
 
     async fn begin(
         self: &Arc<Self>,
         oracle: &TimestampOracle,
+        timeout: Duration,
         register_at: impl Fn(&State, Timestamp) -> u64,
         read_at: impl Fn(Timestamp, Timestamp) -> Timestamp,
     ) -> Result<Begun> {
@@ -101,15 +153,12 @@ impl SnapshotTracker {
                     drop(state);
                     state = self.state.lock();
                 }
-                oracle.try_fresh_range(1)?.map(|range| {
-                    *state.registered.entry(registered).or_default() += 1;
-                    (registered, range.first)
-                })
+                oracle.try_fresh_range(1)?.map(|range| (state.register(registered, deadline(timeout)), range.first))
             };
-            if let Some((registered, start_ts)) = begun {
-                let read_ts = read_at(Timestamp::saturating(registered), start_ts);
+            if let Some((place, start_ts)) = begun {
+                let read_ts = read_at(Timestamp::saturating(place.0), start_ts);
                 debug_assert!(read_ts <= start_ts, "a snapshot is chosen before its transaction is numbered");
-                let registration = Registration { tracker: self.clone(), registered: Some(registered) };
+                let registration = Registration { tracker: self.clone(), place: Some(place) };
                 return Ok(Begun { start_ts, read_ts, registration });
             }
             // The block is used up. Moving the bound takes a write, so it is done outside the latch; the number it
@@ -118,12 +167,12 @@ impl SnapshotTracker {
         }
     }
 
-    /// Registers a snapshot of the past. One below what sweep was granted is not kept: its reads find what still
+    /// Registers a snapshot of the past for `timeout`. One below what sweep was granted is not kept: its reads find what still
     /// stands, or that they come too late.
     ///
     /// # Errors
     /// [`Error::Usage`] for a timestamp above the watermark: what commits below it is not settled yet.
-    pub(crate) fn register_past(self: &Arc<Self>, read_ts: Timestamp) -> Result<Registration> {
+    pub(crate) fn register_past(self: &Arc<Self>, read_ts: Timestamp, timeout: Duration) -> Result<Registration> {
         let mut state = self.state.lock();
         if read_ts.get() > state.watermark + 1 {
             return Err(Error::Usage(format!(
@@ -131,10 +180,10 @@ impl SnapshotTracker {
             )));
         }
         if read_ts.get() < state.granted {
-            return Ok(Registration { tracker: self.clone(), registered: None });
+            return Ok(Registration { tracker: self.clone(), place: None });
         }
-        *state.registered.entry(read_ts.get()).or_default() += 1;
-        Ok(Registration { tracker: self.clone(), registered: Some(read_ts.get()) })
+        let place = state.register(read_ts.get(), deadline(timeout));
+        Ok(Registration { tracker: self.clone(), place: Some(place) })
     }
 
     /// Grants sweep a timestamp, at most `hold`: what no snapshot at or above it can see may be removed, and none below
@@ -142,7 +191,7 @@ impl SnapshotTracker {
     /// itself could be overtaken by a snapshot of the past between the look and the first deletion.
     pub(crate) fn grant_sweep(&self, hold: Timestamp) -> Timestamp {
         let mut state = self.state.lock();
-        let oldest = state.registered.keys().next().copied().filter(|_| Rule::SweepBelowReaders.is_kept());
+        let oldest = state.oldest().filter(|_| Rule::SweepBelowReaders.is_kept());
         let granted = oldest.unwrap_or(u64::MAX).min(state.watermark + 1).min(hold.get());
         state.granted = state.granted.max(granted);
         Timestamp::saturating(granted)
@@ -150,7 +199,7 @@ impl SnapshotTracker {
 
     /// The oldest open snapshot, if any.
     pub(crate) fn oldest_open(&self) -> Option<Timestamp> {
-        self.state.lock().registered.keys().next().copied().map(Timestamp::saturating)
+        self.state.lock().oldest().map(Timestamp::saturating)
     }
 
     /// Every commit at or below this is applied.
@@ -172,26 +221,26 @@ impl SnapshotTracker {
 
     /// No open snapshot reads below this.
     pub(crate) fn immutable_ts(&self) -> Timestamp {
-        let state = self.state.lock();
-        let oldest = state.registered.keys().next().copied();
+        let mut state = self.state.lock();
+        let oldest = state.oldest();
         Timestamp::saturating(oldest.unwrap_or(u64::MAX).min(state.watermark + 1))
     }
 
     /// How many snapshots are open.
     pub(crate) fn open_snapshots(&self) -> u64 {
-        self.state.lock().registered.values().map(|count| *count as u64).sum()
+        self.state.lock().registered.len() as u64
     }
+}
+
+/// A time too far away to be told is none.
+fn deadline(timeout: Duration) -> Option<Instant> {
+    Instant::now().checked_add(timeout)
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let Some(registered) = self.registered else { return };
-        let mut state = self.tracker.state.lock();
-        if let Some(count) = state.registered.get_mut(&registered) {
-            *count -= 1;
-            if *count == 0 {
-                state.registered.remove(&registered);
-            }
+        if let Some(place) = &self.place {
+            self.tracker.state.lock().registered.remove(place);
         }
     }
 }

@@ -70,7 +70,7 @@ pub(crate) async fn every_story_ends_as_told(store: TestStore) {
 }
 
 fn stories() -> Vec<(String, String)> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/stories");
+    let directory = crate::common::checkout::directory().join("tests/stories");
     let files = std::fs::read_dir(&directory).expect("the stories can be listed");
     let mut paths: Vec<PathBuf> = files.map(|file| file.expect("a file").path()).collect();
     paths.sort();

@@ -316,7 +316,7 @@ async fn a_missing_node_ends_a_backup_and_a_restore_before_it_cleans() {
 
     // It dies when the first node has loaded everything, and begins to be repaired.
     scene.destroy().await;
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra");
+    let script = crate::stage::checkout::file("scripts/cassandra");
     scene.before("repair", NODES[0], &format!("'{script}' kill 3 >&2\n"));
     scene
         .atlas("backup restore whole --repo repo --into app.yml")

@@ -72,7 +72,7 @@ impl Scene {
     }
 
     fn install_tools(&self) {
-        let repository = env!("CARGO_MANIFEST_DIR");
+        let script = crate::stage::checkout::file("scripts/cassandra");
         let variable = |name: &str| format!("export {name}='{}'", std::env::var(name).unwrap_or_default());
         // The stage's programs inherit nothing, and its home is another one.
         let environment = ["HOME", "ATLAS_CASSANDRA_RUN", "ATLAS_CASSANDRA_NET"].map(variable).join("\n");
@@ -86,11 +86,11 @@ impl Scene {
                 "{environment}\nnumber=${{NODE##*-}}\nif [ -e '{control}/held' ] && [ \"$1\" = snapshot ]; then\n    \
                  until [ -e '{control}/go-'\"$NODE\" ]; do sleep 0.05; done\nfi\n\
                  if [ -e '{control}/before-'\"$1-$NODE\" ]; then sh -e '{control}/before-'\"$1-$NODE\" || exit 1; fi\n\
-                 '{repository}/scripts/cassandra' nodetool \"$number\" \"$@\" || exit\n\
+                 '{script}' nodetool \"$number\" \"$@\" || exit\n\
                  if [ \"$1\" = snapshot ]; then : > '{control}/done-'\"$NODE\"; fi"
             ),
         );
-        self.tool("cqlsh", &format!("{environment}\nexec '{repository}/scripts/cassandra' cqlsh \"$@\""));
+        self.tool("cqlsh", &format!("{environment}\nexec '{script}' cqlsh \"$@\""));
         // A shell on a node, which is this machine: only the directories lie elsewhere.
         let scratch = self.stage.path("scratch");
         std::fs::create_dir_all(&scratch).expect("it can be made");

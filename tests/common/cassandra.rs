@@ -1,6 +1,7 @@
 //! A Cassandra cluster for tests, found by the variables that `scripts/with-cassandra` sets.
 
 use super::bounded::{self, STUCK_AFTER};
+use super::checkout;
 use super::small_disk::SmallDisk;
 use atlas::config::CassandraKvs;
 use atlas::kvs_api::KeyValueService;
@@ -41,8 +42,8 @@ pub fn yaml() -> String {
 pub fn cql(statement: &str) -> Vec<Vec<String>> {
     let points = connection("").contact_points;
     let host = points[0].split(':').next().expect("there is a first part");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra.d/cql.py");
-    let output = bounded::output(Command::new("python3").args(["-E", "-s", script, "--host", host, statement]));
+    let script = checkout::file("scripts/cassandra.d/cql.py");
+    let output = bounded::output(Command::new("python3").args(["-E", "-s", &script, "--host", host, statement]));
     assert!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("it is text");
     // Behind the line of names.
@@ -81,7 +82,7 @@ impl Breakable {
 
     /// `scripts/cassandra COMMAND NODE`: kill, start, pause and resume.
     pub async fn node(&self, command: &str, node: usize) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra");
+        let script = checkout::file("scripts/cassandra");
         let mut run = Command::new(script);
         // As long as it takes: what is tested is not how fast a node starts beside all that runs here.
         run.env("ATLAS_CASSANDRA_SECONDS", "300");
@@ -151,7 +152,7 @@ impl OwnNode {
 
     /// `scripts/cassandra` with these arguments, for this node.
     pub fn script(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/cassandra"));
+        let mut command = Command::new(checkout::file("scripts/cassandra"));
         command.env("ATLAS_CASSANDRA_RUN", self.run.path().join("cluster")).env("ATLAS_CASSANDRA_NET", &self.net);
         command.env("ATLAS_CASSANDRA_SECONDS", "300");
         // A machine of Java that dies says why in a file, which is not for the directory it happens to be in. A node that

@@ -11,6 +11,7 @@ pub mod bank;
 pub mod bounded;
 pub mod cassandra;
 pub mod chaos;
+pub mod checkout;
 pub mod clerks;
 pub mod clock;
 pub mod cql_wire;

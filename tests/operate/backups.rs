@@ -1,6 +1,6 @@
 //! Backups by one command, and what is refused.
 
-use crate::stage::{ATLAS, Ran, Running, Stage, output, until};
+use crate::stage::{ATLAS, Ran, Running, Stage, checkout, output, until};
 use atlas::backup::{MANIFEST_FILE, Manifest};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -323,7 +323,7 @@ fn a_store_on_a_full_disk_goes_on_when_there_is_space_again() {
     let stage = Stage::new();
     std::fs::create_dir(stage.path("small")).unwrap();
     stage.write("small.yml", &stage.config("small/store"));
-    let airports = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/airports.csv");
+    let airports = checkout::file("examples/data/airports.csv");
     let atlas = format!("{ATLAS} --config small.yml");
     let script = format!(
         "mount -t tmpfs -o size=1m none small || exit 77
@@ -405,7 +405,7 @@ fn a_client_that_is_killed_takes_its_backup_with_it() {
 #[test]
 fn damage_in_the_store_itself_is_told_where_it_is_found() {
     let stage = Stage::new();
-    let airports = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/airports.csv");
+    let airports = checkout::file("examples/data/airports.csv");
     stage.atlas(&format!("import --table airports --create-table {airports}")).ok();
     stage.atlas("backup create --to repo --name b").ok();
     // From the backup, because its files hold all data: nothing of it is in a log.

@@ -1,6 +1,6 @@
 //! Every command on a stopped store and on one that is served, in plain and in JSON.
 
-use crate::stage::{Ran, Stage};
+use crate::stage::{Ran, Stage, checkout};
 use serde_json::Value;
 
 /// One of the four ways to run a command.
@@ -378,8 +378,7 @@ fn what_needs_no_store() {
 fn whoever_has_read_enough_may_close_the_pipe() {
     let stage = crate::stage();
     stage.atlas("import --table t --create-table --row-key iata airports.csv").fails(4);
-    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/airports.csv"), stage.path("airports.csv"))
-        .unwrap();
+    std::fs::copy(checkout::file("examples/data/airports.csv"), stage.path("airports.csv")).unwrap();
     stage.atlas("import --table t --create-table --row-key iata airports.csv").ok();
     let ran = stage.bash("atlas --config atlas.yml kv scan t | head -n 1");
     assert_eq!(ran.ok().lines().count(), 1);

@@ -1,7 +1,7 @@
 //! `atlas import`.
 
 fn example(name: &str) -> String {
-    format!("{}/examples/data/{name}", env!("CARGO_MANIFEST_DIR"))
+    crate::stage::checkout::file(&format!("examples/data/{name}"))
 }
 
 #[test]

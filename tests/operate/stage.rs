@@ -4,6 +4,10 @@
 #[path = "../common/bounded.rs"]
 mod bounded;
 
+#[allow(dead_code, unreachable_pub, clippy::duplicate_mod, reason = "other tests use the rest, and from further away")]
+#[path = "../common/checkout.rs"]
+pub(crate) mod checkout;
+
 pub(crate) use bounded::output;
 
 use bounded::{end_of, line_of, output_of};

@@ -11,7 +11,7 @@
 //!
 //! What rests on the clocks of two processes agreeing is only this: a version is deleted by one, and soon after put
 //! *again* by another whose clock is behind. The transaction layer never does that, since no two transactions have one
-//! start timestamp.
+//! start timestamp; but for sentinels, and those are read back.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,6 +37,12 @@ impl Clock {
     /// Takes note of a write timestamp that was met.
     pub(crate) fn observe(&self, met: WriteTime) {
         self.last.fetch_max(met, Ordering::SeqCst);
+    }
+
+    /// Write timestamps from now on are later than the wall clock tells by this.
+    pub(crate) fn run_ahead(&self, by: Duration) {
+        let by = WriteTime::try_from(by.as_micros()).unwrap_or(WriteTime::MAX);
+        self.observe(wall().saturating_add(by));
     }
 
     /// Whether something written then is older than this.

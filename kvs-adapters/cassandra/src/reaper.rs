@@ -9,31 +9,49 @@
 //! 2. after that was seen, all replicas say that the cell is empty;
 //! 3. it was not written again: the removal carries the write timestamp of the entry that was seen, and every newer one
 //!    wins over it.
+//!
+//! Rows that were deleted as a whole may never be scanned again, so the reaper comes back to them by itself when their
+//! entries are old enough. A process that ends before leaves them to a scan, or to the next deletion of these rows.
 
 use crate::buckets::{ENTRY, partition};
 use crate::clock::Clock;
 use crate::errors::Attempt;
 use crate::read::cell_of;
+use crate::scan::rows_range;
 use crate::session::Cluster;
 use crate::table::Table;
-use crate::walk::IndexEntry;
-use atlas_kvs::{TableKind, Timestamp};
+use crate::walk::{IndexEntry, Walk};
+use atlas_kvs::{RowRange, TableKind, Timestamp};
 use std::sync::{Arc, Weak};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// Entries that wait; further ones are told of again by the next scan.
 const WAITING_MAX: usize = 1_024;
 
-/// Where scans leave what they have met.
+/// Entries that are fetched at a time on the way back to deleted rows.
+const PAGE: usize = 256;
+
+/// Where scans leave what they have met, and deletions what they have deleted.
 #[derive(Clone, Debug)]
 pub(crate) struct Reaper {
     met: mpsc::Sender<(Arc<Table>, IndexEntry)>,
+    deleted: mpsc::Sender<Deleted>,
+}
+
+/// Rows of which everything was deleted.
+#[derive(Debug)]
+struct Deleted {
+    table: Arc<Table>,
+    rows: RowRange,
+    at: Instant,
 }
 
 impl Reaper {
     /// Works until the cluster is closed or forgotten.
     pub(crate) fn start(cluster: &Arc<Cluster>) -> Reaper {
         let (met, mut waiting) = mpsc::channel::<(Arc<Table>, IndexEntry)>(WAITING_MAX);
+        let deleted = come_back(cluster);
         let cluster: Weak<Cluster> = Arc::downgrade(cluster);
         tokio::spawn(async move {
             while let Some((table, entry)) = waiting.recv().await {
@@ -43,7 +61,13 @@ impl Reaper {
                 }
             }
         });
-        Reaper { met }
+        Reaper { met, deleted }
+    }
+
+    /// Takes note of rows that were deleted.
+    pub(crate) fn come_back_to(&self, table: &Arc<Table>, rows: RowRange) {
+        // No matter if there are too many: the next deletion of these rows, or a scan, finds them.
+        let _ = self.deleted.try_send(Deleted { table: Arc::clone(table), rows, at: Instant::now() });
     }
 
     /// Takes note of an entry whose cell showed nothing.
@@ -55,7 +79,36 @@ impl Reaper {
     }
 }
 
+/// Works as the other one does, on deleted rows whose entries have become old.
+fn come_back(cluster: &Arc<Cluster>) -> mpsc::Sender<Deleted> {
+    let (deleted, mut waiting) = mpsc::channel::<Deleted>(WAITING_MAX);
+    // Twice: an entry that was written right before the deletion must have become old, and not nearly.
+    let grace = cluster.config.index_grace * 2;
+    let cluster: Weak<Cluster> = Arc::downgrade(cluster);
+    tokio::spawn(async move {
+        while let Some(Deleted { table, rows, at }) = waiting.recv().await {
+            tokio::time::sleep_until(at + grace).await;
+            let Some(cluster) = cluster.upgrade().filter(|cluster| cluster.check_open().is_ok()) else { return };
+            if let Err(trouble) = cluster.reap_rows(&table, &rows).await {
+                tracing::debug!(table = %table.name, ?trouble, "the index of deleted rows stays for now");
+            }
+        }
+    });
+    deleted
+}
+
 impl Cluster {
+    async fn reap_rows(&self, table: &Table, rows: &RowRange) -> Attempt<()> {
+        let mut walk = Walk::new(rows_range(rows), false, PAGE);
+        while let Some(entry) = walk.next(self, table).await? {
+            self.check_open()?;
+            if Clock::is_older(entry.written, self.config.index_grace) {
+                self.reap(table, &entry).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn reap(&self, table: &Table, entry: &IndexEntry) -> Attempt<()> {
         let cell = cell_of(&entry.key, table)?;
         let empty = match table.kind {

@@ -362,7 +362,11 @@ impl KeyValueService for CassandraStore {
         if rows.is_empty() {
             return Ok(());
         }
-        let delete = async |table: Arc<Table>| self.cluster().delete_rows(&table, rows).await;
+        let delete = async |table: Arc<Table>| {
+            self.cluster().delete_rows(&table, rows).await?;
+            self.scans.reaper.come_back_to(&table, rows.clone());
+            Ok(())
+        };
         self.tables.on(table, TableKind::Versioned, delete).await
     }
 

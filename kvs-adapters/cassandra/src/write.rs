@@ -4,15 +4,20 @@
 //! are on a quorum. Before that anything may be there of it: a version without an entry is one that never was
 //! acknowledged, and an entry without a version is passed over by scans.
 
-use crate::errors::Attempt;
+use crate::errors::{Attempt, Trouble, backend};
 use crate::read::{key_of, number, split_value};
 use crate::session::Cluster;
 use crate::table::Table;
 use atlas_kvs::{Cell, Timestamp, Value};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How far the clock is put ahead where another process's clock was: at first, and at most.
+const AHEAD_FIRST: Duration = Duration::from_millis(100);
+const AHEAD_MAX: Duration = Duration::from_secs(3600);
 
 /// Versions to write, by cell: however many a cell gets, it is entered in the index once.
 #[derive(Debug, Default)]
@@ -56,14 +61,33 @@ impl Cluster {
         self.write(&table.versioned().put, &values, "writing a version").await
     }
 
+    /// A sentinel is the one version that is removed and written again, maybe by another process. One whose clock is
+    /// behind that of the remover would write what the removal still hides, so what was written is read back, and written
+    /// again by a later clock until it is there.
     pub(crate) async fn add_sentinels(&self, table: &Arc<Table>, cells: &[Cell]) -> Attempt<()> {
-        let mut puts = Puts::default();
-        for cell in cells {
-            let sentinels = puts.cells.entry(cell.clone()).or_default();
-            if sentinels.is_empty() {
-                sentinels.push(Value { ts: Timestamp::SENTINEL, bytes: Bytes::new() });
+        let mut missing: BTreeSet<&Cell> = cells.iter().collect();
+        let mut ahead = AHEAD_FIRST;
+        loop {
+            let mut puts = Puts::default();
+            for cell in &missing {
+                puts.add((*cell).clone(), Value { ts: Timestamp::SENTINEL, bytes: Bytes::new() });
             }
+            self.put(&[(Arc::clone(table), puts)]).await?;
+            let cells: Vec<&Cell> = missing.iter().copied().collect();
+            let there = self.each(&cells, |cell| self.newest(table, cell, Timestamp::FIRST)).await?;
+            missing =
+                cells.into_iter().zip(there).filter_map(|(cell, there)| there.is_none().then_some(cell)).collect();
+            let Some(first) = missing.first() else { return Ok(()) };
+            if ahead > AHEAD_MAX {
+                let reason = format!(
+                    "the sentinel of {first} in table '{}' was removed by a process whose clock is more than {} s ahead",
+                    table.name,
+                    AHEAD_MAX.as_secs()
+                );
+                return Err(Trouble::Final(backend(reason, None)));
+            }
+            self.clock.run_ahead(ahead);
+            ahead *= 2;
         }
-        self.put(&[(Arc::clone(table), puts)]).await
     }
 }

@@ -224,6 +224,33 @@ async fn entries_that_lead_nowhere_are_removed_and_come_again() {
     assert_eq!(rows(scan(&store, &t, everything()).await), ["a", "b", "c"]);
 }
 
+#[tokio::test]
+async fn the_index_of_deleted_rows_is_cleared_without_a_scan() {
+    let namespace = Namespace::with(|config| {
+        config.request_timeout = Duration::from_millis(1_000);
+        config.index_grace = Duration::from_millis(4_000);
+    });
+    let store = namespace.open().await;
+    let t = versioned(&store, "t").await;
+    for row in ["a", "b1", "b2", "c"] {
+        put(&store, &t, row, 1, "v").await;
+    }
+    store.delete_rows(&t, &RowRange::prefix("b")).await.expect("rows can be deleted");
+    // A row that is written again in the meantime stays.
+    put(&store, &t, "b2", 2, "again").await;
+    let mut left = 4;
+    for _ in 0..200 {
+        left = entries(&namespace, &store).await;
+        if left == 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(left, 3, "the entry of the row that stayed deleted is removed");
+    let seen: Vec<Bytes> = scan(&store, &t, everything()).await.into_iter().map(|(cell, _)| cell.row).collect();
+    assert_eq!(seen, ["a", "b2", "c"]);
+}
+
 async fn entries(namespace: &Namespace, store: &CassandraStore) -> usize {
     bucket_sizes(namespace, store).await.values().sum()
 }

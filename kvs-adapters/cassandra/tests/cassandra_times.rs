@@ -2,7 +2,7 @@
 
 mod common;
 
-use atlas_kvs::{Cell, KeyValueService, KvsError, RowRange, Timestamp, VersionScan};
+use atlas_kvs::{Cell, CellBound, KeyValueService, KvsError, RowRange, Timestamp, VersionScan};
 use bytes::Bytes;
 use common::{Namespace, cell, cql_table, delete, everything, newest, put, scan, session, version, versioned};
 use futures::TryStreamExt;
@@ -69,6 +69,37 @@ async fn deletion_wins_over_a_writer_whose_clock_runs_ahead() {
     let all = VersionScan::new(RowRange::all(), Timestamp::MAX);
     let listed: Vec<_> = store.scan_versions(&t, all).try_collect().await.expect("can be listed");
     assert_eq!(listed[0].versions.iter().map(|version| version.ts.get()).collect::<Vec<_>>(), [0, 5]);
+}
+
+#[tokio::test]
+async fn a_sentinel_is_there_although_it_was_removed_by_a_clock_that_ran_ahead() {
+    let namespace = Namespace::new();
+    let store = namespace.open().await;
+    let t = versioned(&store, "t").await;
+    let session = session(&namespace.config).await;
+    let cells = cql_table(&session, &store, "v_").await;
+    let remove = async |row: &str, ahead: i64| {
+        let sql = format!("DELETE FROM {cells} USING TIMESTAMP ? WHERE r = ? AND c = ? AND ts = 0");
+        session.query_unpaged(sql, (micros() + ahead, row.as_bytes(), b"c")).await.expect("a row can be removed");
+    };
+    for (row, ahead) in [("by nothing", 0), ("by seconds", 7_000_000), ("by minutes", 600_000_000)] {
+        put(&store, &t, row, 5, "v").await;
+        store.add_sentinels(&t, &[cell(row)]).await.expect("sentinels can be added");
+        remove(row, ahead).await;
+    }
+    let all = [cell("by minutes"), cell("by nothing"), cell("by seconds")];
+    store.add_sentinels(&t, &all).await.expect("sentinels can be added");
+    for cell in &all {
+        let row = std::str::from_utf8(&cell.row).expect("it is text");
+        let bound = [CellBound::new(cell.clone(), Timestamp::FIRST)];
+        let found = store.get(&t, &bound).await.expect("it can be read");
+        assert!(found[0].is_some(), "{row}");
+    }
+    // Further than clocks differ: somebody should have a look at them.
+    remove("by nothing", 3 * 24 * 3_600_000_000).await;
+    let error = store.add_sentinels(&t, &[cell("by nothing")]).await.expect_err("nothing would be there");
+    assert!(matches!(error, KvsError::Backend { .. }), "{error}");
+    assert!(error.to_string().contains("clock"), "{error}");
 }
 
 #[tokio::test]

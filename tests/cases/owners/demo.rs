@@ -2,7 +2,7 @@
 
 use crate::common::StoreKind;
 use crate::scene::{Scene, free_port};
-use crate::stage::{Ran, output};
+use crate::stage::{Ran, checkout, output};
 use crate::{LANE, demos};
 
 /// With the configuration that is shipped, which finds the server by the environment as an operator's would.
@@ -12,7 +12,7 @@ fn shipped(scene: &Scene, line: &str) -> Ran {
         StoreKind::Cassandra => ("cassandra.yml", "ATLAS_CASSANDRA_"),
         StoreKind::Memory | StoreKind::Rocksdb => panic!("{LANE:?} is on no server"),
     };
-    let file = format!("{}/config/{file}", env!("CARGO_MANIFEST_DIR"));
+    let file = checkout::file(&format!("config/{file}"));
     let mut command = scene.stage.command_with(&file, line);
     let given: Vec<_> = std::env::vars().filter(|(name, _)| name.starts_with(variables)).collect();
     assert!(!given.is_empty(), "without {variables}… it would be a server of somebody else");

@@ -5,4 +5,4 @@ mod common;
 #[path = "cases/workloads.rs"]
 mod workloads;
 
-workload_lane!(step_by_step, CASSANDRA_STEPS, 1_000);
+workload_lane!(step_by_step, CASSANDRA_STEPS, 2_000);

@@ -71,7 +71,8 @@ pub(crate) async fn keeps_its_promise(lane: Lane, kind: Kind, commits: u64) {
     let faults = chaos.injected();
     let path = place.dir.join("history.jsonl");
     let plan = Plan {
-        tasks: TASKS,
+        // On a cluster a transaction takes long, and of many that are in each other's way most are done in vain.
+        tasks: if lane.store == StoreKind::Cassandra { TASKS / 2 } else { TASKS },
         time: None,
         commits: Some(commits),
         seed,

@@ -142,20 +142,17 @@ async fn a_young_commit_is_come_back_to() -> Result<(), String> {
     expect(swept.counts(&table).await, (2, 1))
 }
 
+/// As if the floor had been raised above a transaction that is still to commit.
 async fn nobody_commits_below_the_floor() -> Result<(), String> {
-    let place = Place::new(StoreKind::Memory);
-    let kvs: Arc<dyn atlas::kvs_api::KeyValueService> = place.open().await;
-    let config = sweep::by_hand(&place, MEMORY_PIPELINE);
-    let atlas = atlas::Atlas::with_store(config.clone(), kvs.clone()).await.expect("it opens");
-    atlas.transactions().close().await.expect("it closes");
-    // As if somebody had raised it above a transaction that is still to commit.
-    let record = TransactionsFloor::in_store(kvs.clone());
-    let floor = TransactionsFloor { below: Timestamp::MAX.previous(), ..TransactionsFloor::default() };
-    record.replace(None, Some(&floor)).await.expect("it can be written");
-    let atlas = atlas::Atlas::with_store(config, kvs).await.expect("it opens");
-    let table = table(&atlas, "t", Default::default()).await;
-    let tx = atlas.begin().await.expect("it begins");
+    let swept = Swept::open(MEMORY_PIPELINE).await;
+    let table = swept.table("t", SweepStrategy::Conservative).await;
+    let tx = swept.atlas.begin().await.expect("it begins");
     put(&tx, &table, "a", "below").await;
+    swept.atlas.fresh_timestamps(4_000).await.expect("numbers are issued");
+    write(&swept.atlas, &table, &[("b", "above")]).await;
+    fail::cfg("rule::sweep_below_readers", "return").expect("fail points are built in");
+    swept.sweep().await;
+    fail::remove("rule::sweep_below_readers");
     match tx.commit().await {
         Err(Error::RolledBack { .. }) => Ok(()),
         other => Err(format!("the commit says {other:?}")),

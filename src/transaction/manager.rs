@@ -492,6 +492,8 @@ async fn check_bound(kvs: Arc<dyn KeyValueService>) -> Result<()> {
         };
         greatest = greatest.max(Some(seen));
     }
+    // Where entries have gone, the floor tells how far time had come at least.
+    greatest = greatest.max(Some(TransactionsFloor::load(kvs.clone()).await?.below.previous()));
     // After the entries: an owner that is at work moves the bound before it writes entries up to it.
     let bound = read_stored(kvs.clone()).await?.map_or(Timestamp::FIRST, |record| record.bound);
     match greatest {

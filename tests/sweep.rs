@@ -5,16 +5,69 @@ mod common;
 #[path = "cases/sweep.rs"]
 mod sweep;
 
+use atlas::kvs_api::CellBound;
+use atlas::ops::{Operations, SweepRequest, no_progress};
 use atlas::schema::Replaced;
 use atlas::timestamp::read_stored;
-use atlas::transaction::entry::TransactionsFloor;
-use common::{MEMORY_PIPELINE, Place, StoreKind, read, table, write};
+use atlas::transaction::entry::{Entry, TransactionsFloor, transactions_table};
+use common::faulty::{Fault, Faulty, Gate, Op};
+use common::{MEMORY_PIPELINE, MEMORY_PIPELINE_0, Place, StoreKind, cell, put, read, table, write};
+use std::sync::Arc;
+use std::time::Duration;
 
 sweep_lane!(memory_step_by_step, MEMORY_STEPS);
 sweep_lane!(memory_pipeline, MEMORY_PIPELINE);
 sweep_lane!(rocksdb_step_by_step, ROCKSDB_STEPS);
 sweep_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE);
 sweep_lane!(rocksdb_pipeline_0, ROCKSDB_PIPELINE_0);
+
+/// A put whose answer was lost arrives when its writer was rolled back long ago, and the entry that said so is gone.
+#[tokio::test]
+async fn a_put_that_arrives_below_the_floor_is_seen_by_nobody() {
+    let place = Place::new(StoreKind::Memory);
+    let store = place.open().await;
+    let faulty = Faulty::new(store.clone());
+    let config = sweep::by_hand(&place, MEMORY_PIPELINE_0);
+    let atlas = atlas::Atlas::with_store(config.clone(), Arc::new(faulty.clone())).await.expect("it opens");
+    let table = table(&atlas, "t", Default::default()).await;
+    write(&atlas, &table, &[("a", "old")]).await;
+    let late = Gate::new();
+    faulty.on(Op::Put).on_table(&table).then(Fault::LostAppliedLater(late.clone()));
+    let writer = atlas.begin().await.expect("it begins");
+    let start_ts = writer.start_ts();
+    put(&writer, &table, "a", "late").await;
+    let error = writer.commit().await.expect_err("its data may not be there");
+    assert!(!matches!(error, atlas::Error::UnknownOutcome { .. }), "nothing of it is ever visible: {error}");
+    atlas.fresh_timestamps(4_000).await.expect("numbers are issued");
+    write(&atlas, &table, &[("b", "later")]).await;
+    atlas.sweeper().round().await.expect("a round of sweep");
+    let entry = [Entry::cell(start_ts)];
+    let entry_of_writer =
+        async || store.get_atomic(&transactions_table(), &entry).await.expect("it can be read").remove(0);
+    assert_eq!(entry_of_writer().await, None, "what nobody needs is gone");
+    late.open();
+    let stored = async || {
+        let bounds = [CellBound::new(cell("a"), start_ts.next())];
+        let found = store.versions(&table, &bounds).await.expect("versions can be read").remove(0);
+        found.iter().any(|found| found.ts == start_ts)
+    };
+    for _ in 0..500 {
+        if stored().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(stored().await, "it has arrived");
+    assert_eq!(read(&atlas, &table, "a").await.as_deref(), Some("old"));
+    atlas.transactions().close().await.expect("it closes");
+    // Nor does somebody believe in it who has not seen its writer fail.
+    let atlas = atlas::Atlas::with_store(config, store.clone()).await.expect("it opens");
+    assert_eq!(read(&atlas, &table, "a").await.as_deref(), Some("old"));
+    assert_eq!(entry_of_writer().await, None, "below the floor no entry comes again");
+    atlas.sweep(SweepRequest::default(), no_progress()).await.expect("it can be walked");
+    assert!(!stored().await, "a walk finds it");
+    assert_eq!(read(&atlas, &table, "a").await.as_deref(), Some("old"));
+}
 
 /// Entries tell how far time had come. Where they have gone, the floor does: numbers below it are not issued again.
 #[tokio::test]

@@ -12,7 +12,7 @@ use crate::ops::{
 use crate::registry::{self, OpenedStore};
 use crate::schema::{TableChange, TableSpec};
 use crate::server::{self, Listeners, Owner, Server, Services};
-use crate::sweep::{SweepPins, Sweeper};
+use crate::sweep::{SweepPins, Sweeper, forget_walk};
 use crate::timestamp::{Contact, LeaseOptions, read_stored};
 use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
 use crate::{Error, Result, doctor, punch};
@@ -734,6 +734,7 @@ impl Operations for Atlas {
             if let Some(handler) = handler {
                 manager.begin_drop(&table, handler);
             }
+            forget_walk(kvs.clone(), &table).await?;
             let dropped = kvs.drop_table(&table).await;
             manager.forget_table(&table);
             Ok(dropped?)
@@ -747,6 +748,7 @@ impl Operations for Atlas {
         let (kvs, manager, table) = (self.kvs().clone(), self.store.manager.clone(), table.clone());
         let truncated = async move {
             raise_deletion_floor(&manager).await?;
+            forget_walk(kvs.clone(), &table).await?;
             Ok(kvs.truncate_table(&table).await?)
         };
         self.store.backup_lock.gate().run(truncated).await

@@ -203,8 +203,8 @@ fn final_reads(history: &History, names: &mut Interner) -> Result<Vec<adya::hist
     let after =
         history.transactions.iter().map(|transaction| transaction.start_ts).max().unwrap_or(0).saturating_add(1);
     let wrong = |problem| NotAppend::Operation { start_ts: after, problem };
-    let state = history.final_state.iter().filter(|state| state.read_ts.is_none());
-    let rows: Vec<&Row> = state.filter_map(|state| state.tables.get(APPEND_TABLE)).flatten().collect();
+    let rows: Vec<&Row> =
+        history.final_state.iter().filter_map(|state| state.tables.get(APPEND_TABLE)).flatten().collect();
     let mut reads = Vec::new();
     for (row, _, list) in rows {
         let list = elements(list, names).ok_or_else(|| wrong(NO_LIST))?;

@@ -731,6 +731,7 @@ pub(crate) struct WorkloadRunArgs {
   atlas workload check skew.jsonl --serializable pairs
   atlas workload check random.jsonl --min-commits 1000 --min-conflicts 10
 
+A history of the append workload is judged by a second checker as well, which others wrote.
 Exit code 7 if anything is wrong.")]
 pub(crate) struct WorkloadCheckArgs {
     /// The history
@@ -745,6 +746,9 @@ pub(crate) struct WorkloadCheckArgs {
     /// Fewer conflicts prove nothing
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) min_conflicts: u64,
+    /// Fewer injected faults prove nothing; for runs on a store that fails on purpose
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) min_faults: u64,
     /// Show at most so many of the anomalies that were found
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub(crate) show: usize,

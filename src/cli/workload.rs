@@ -6,6 +6,7 @@ use super::connect::{Access, connect};
 use super::output::{Reply, Verdict, columns, count, pairs};
 use crate::workload::{self, Kind, Latency, Plan};
 use crate::{Error, Result, exit};
+use atlas_checker::second_opinion::{Verdict as Opinion, second_opinion};
 use atlas_checker::{History, Minimums, Options, Report};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -101,22 +102,60 @@ fn check(args: &WorkloadCheckArgs) -> Result<Reply> {
     let history = read(&args.history)?;
     let options = Options {
         serializable: args.serializable.clone(),
-        minimums: Minimums { committed: args.min_commits, conflicts: args.min_conflicts, ..Minimums::default() },
+        minimums: Minimums {
+            committed: args.min_commits,
+            conflicts: args.min_conflicts,
+            faults: args.min_faults,
+            ..Minimums::default()
+        },
         shown_per_kind: args.show as u64,
     };
     let report = atlas_checker::check(&history, &options);
-    let anomalies: u64 = report.counts.values().sum();
-    let table = report.to_string();
+    let second = match history.header.workload.as_str() {
+        // The one workload that a checker by somebody else understands.
+        "append" => Some(second_opinion(&history, &args.serializable).map_err(|error| unfit(&args.history, &error))?),
+        _ => None,
+    };
+    let is_refuted = second.as_ref().is_some_and(|opinion| opinion.verdict == Opinion::Broken);
+    let anomalies = report.counts.values().sum::<u64>() + u64::from(is_refuted);
+    let mut table = report.to_string();
+    if let Some(opinion) = &second {
+        let explained: String = opinion.explanations.iter().map(|why| format!("\n  {why}")).collect();
+        table =
+            format!("{}\n\nsecond opinion: {} {}{explained}", table.trim_end(), opinion.model, told(opinion.verdict));
+    }
     let plain = match anomalies {
         0 => "no anomaly".to_owned(),
-        _ => report.counts.iter().map(|(kind, count)| format!("{kind}\t{count}")).collect::<Vec<_>>().join("\n"),
+        _ => {
+            let counted = report.counts.iter().map(|(kind, count)| format!("{kind}\t{count}"));
+            let second = is_refuted.then(|| "second-opinion\t1".to_owned());
+            counted.chain(second).collect::<Vec<_>>().join("\n")
+        }
     };
-    let mut reply = Reply::new(data(&report), plain, table.trim_end());
+    let mut data = data(&report);
+    data["second_opinion"] = second.as_ref().map_or(Value::Null, |opinion| {
+        json!({
+            "model": opinion.model, "verdict": told(opinion.verdict), "kinds": opinion.kinds, "explanations": opinion.explanations,
+        })
+    });
+    let mut reply = Reply::new(data, plain, table.trim_end());
     if anomalies > 0 {
         let message = format!("{anomalies} anomalies in {}", args.history.display());
         reply.verdict = Some(Verdict { code: "ANOMALIES", message, exit_code: exit::DAMAGED });
     }
     Ok(reply)
+}
+
+fn told(opinion: Opinion) -> &'static str {
+    match opinion {
+        Opinion::Holds => "holds",
+        Opinion::Broken => "is broken",
+        Opinion::Undecided => "is undecided: the history is too long for it",
+    }
+}
+
+fn unfit(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::corrupt(path.display().to_string(), error.to_string())
 }
 
 fn read(path: &Path) -> Result<History> {

@@ -43,7 +43,9 @@ impl Shared {
             && report.tables.iter().all(|table| !table.resumed)
             && windows.iter().all(|window| window.until.is_some_and(|until| until <= sweep_ts))
         {
-            // What a restore left is gone now, or carries what it means: `_transactions` need not keep it.
+            // What a restore left is gone now, or carries what it means: `_transactions` need not keep it. In tables of which
+            // nothing is to go it stays, and needs no entries either: windows are kept for ever, what was rolled back may
+            // lose its entry, and the entries of what committed without carrying its timestamp never go.
             let windows = windows.len();
             TransactionsFloor::update(self.manager.kvs().clone(), |floor| TransactionsFloor {
                 windows_settled: floor.windows_settled.max(windows),
@@ -101,11 +103,8 @@ impl Shared {
             after = found.last().map(|found| found.cell.clone());
             let delete_batch = request.delete_batch as usize;
             // As it is now: somebody may have changed it since the walk began.
-            let Some(strategy) = unless_gone(core.schema.spec(table).await.map(|spec| Some(spec.sweep_strategy)))?
-            else {
-                break;
-            };
-            let how = How { sweep_ts, strategy, dry_run: request.dry_run, delete_batch };
+            let Some(strategy) = unless_gone(self.strategy_of(table).await.map(Some))? else { break };
+            let how = How { sweep_ts, strategy, dry_run: request.dry_run, delete_batch, heeds_strategy: true };
             let batch = unless_gone(self.sweep_cells(table, found, how).await)?;
             tally.add(batch);
             progress(Progress {
@@ -122,7 +121,6 @@ impl Shared {
             if rest.is_none() {
                 break;
             }
-            self.slow_down(batch.deleted).await;
             tokio::time::sleep(request.pause).await;
         }
         (report.cells, report.versions) = (tally.cells, tally.versions);

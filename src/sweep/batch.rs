@@ -42,6 +42,8 @@ pub(super) struct How {
     pub(super) dry_run: bool,
     /// Most versions to remove in one call, and under one permit.
     pub(super) delete_batch: usize,
+    /// It ends when the table's strategy is changed to `Nothing`.
+    pub(super) heeds_strategy: bool,
 }
 
 /// What goes of one cell, or a part of it.
@@ -126,14 +128,28 @@ impl Shared {
             // A permit for each group: whoever acquires the backup lock waits for one of them, and not for a cell with
             // millions of versions.
             for group in groups(doomed, how.delete_batch) {
+                if how.heeds_strategy && self.strategy_of(table).await? == SweepStrategy::Nothing {
+                    break;
+                }
+                let deleted = group.iter().map(|doomed| doomed.delete.len() as u64).sum();
                 let (shared, table) = (self.clone(), table.clone());
                 // In a task of its own: whoever stops waiting must not leave a deletion without its permit.
                 let removal = async move { shared.remove(&table, group, how).await };
-                if Rule::SweepUnderPermit.is_kept() { self.gate.run(removal).await? } else { removal.await? }
+                if Rule::SweepUnderPermit.is_kept() {
+                    self.gate.run(removal).await?
+                } else {
+                    removal.await?
+                }
+                self.slow_down(deleted).await;
             }
             self.totals.add(tally);
         }
         Ok(tally)
+    }
+
+    /// As it is now.
+    pub(super) async fn strategy_of(&self, table: &TableRef) -> Result<SweepStrategy> {
+        Ok(self.manager.core().schema.spec(table).await?.sweep_strategy)
     }
 
     /// The fates of those who wrote these versions and did not leave their commit timestamp beside the data. Those that

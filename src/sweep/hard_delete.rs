@@ -45,7 +45,13 @@ impl Shared {
         let found = cells.iter().zip(versions).filter(|(_, versions)| !versions.is_empty());
         let found: Vec<_> = found.map(|(cell, versions)| CellVersions { cell: cell.clone(), versions }).collect();
         // As on a thorough table, whatever the table's own strategy: the deletion goes too.
-        let how = How { sweep_ts, strategy: SweepStrategy::Thorough, dry_run: false, delete_batch: usize::MAX };
+        let how = How {
+            sweep_ts,
+            strategy: SweepStrategy::Thorough,
+            dry_run: false,
+            delete_batch: self.config.batch_cells as usize,
+            heeds_strategy: false,
+        };
         let Tally { deleted, .. } = self.sweep_cells(table, found, how).await?;
         self.check_gone(table, cells, commit_ts).await?;
         Ok(HardDeleted { commit_ts, versions: deleted })

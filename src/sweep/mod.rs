@@ -43,5 +43,6 @@ mod targeted;
 pub use entries::TransactionsFloor;
 pub use holds::{SweepPin, SweepPins};
 pub use progress::ShardProgress;
+pub(crate) use progress::forget_walk;
 pub use state::Sweeper;
 pub use step::SweepStep;

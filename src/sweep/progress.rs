@@ -92,6 +92,11 @@ impl WalkProgress {
     }
 }
 
+/// A table is dropped or emptied: a walk over a later one of its name begins at its first cell.
+pub(crate) async fn forget_walk(kvs: Arc<dyn KeyValueService>, table: &TableRef) -> Result<()> {
+    WalkProgress::store(kvs, table, None).await
+}
+
 /// Replaces a record by what `change` makes of it; nothing is written if that is nothing.
 pub(super) async fn update<T: Serialize + serde::de::DeserializeOwned>(
     record: &MetaRecord<T>,

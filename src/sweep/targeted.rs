@@ -92,6 +92,9 @@ impl Shared {
                 stored_at = Some(Instant::now());
                 reach(SweepStep::ProgressMoved);
             }
+            // Before partitions are dropped, too: what keeps them from being dropped must not make the next round begin here
+            // again.
+            *known = stored_at.map(|stored_at| Known { progress, stored_at, looked_back });
             progress = self.drop_finished(shard, progress, &mut looked_back).await?;
             *known = stored_at.map(|stored_at| Known { progress, stored_at, looked_back });
             if has_worked {
@@ -161,12 +164,10 @@ impl Shared {
             }
         }
         for (table, cells) in tables {
-            let mut deleted = 0;
             let cells: Vec<Cell> = cells.into_iter().collect();
             for cells in cells.chunks(self.config.batch_cells as usize) {
-                deleted += unless_gone(self.sweep_named(&table, cells, sweep_ts).await)?;
+                unless_gone(self.sweep_named(&table, cells, sweep_ts).await)?;
             }
-            self.slow_down(deleted).await;
         }
         self.totals.entries.fetch_add(old as u64, Ordering::Relaxed);
         if old == batch.entries.len() && batch.is_last {
@@ -179,19 +180,20 @@ impl Shared {
         }))
     }
 
-    /// Sweeps cells by name; how many versions went.
-    async fn sweep_named(self: &Arc<Self>, table: &TableRef, cells: &[Cell], sweep_ts: Timestamp) -> Result<u64> {
+    /// Sweeps cells by name.
+    async fn sweep_named(self: &Arc<Self>, table: &TableRef, cells: &[Cell], sweep_ts: Timestamp) -> Result<()> {
         let core = self.manager.core();
-        let strategy = core.schema.spec(table).await?.sweep_strategy;
+        let strategy = self.strategy_of(table).await?;
         if strategy == crate::schema::SweepStrategy::Nothing {
-            return Ok(0);
+            return Ok(());
         }
         let bounds: Vec<CellBound> = cells.iter().map(|cell| CellBound::new(cell.clone(), sweep_ts)).collect();
         let versions = core.kvs.versions(table, &bounds).await?;
         let found = cells.iter().zip(versions).filter(|(_, versions)| !versions.is_empty());
         let found = found.map(|(cell, versions)| CellVersions { cell: cell.clone(), versions }).collect();
         let delete_batch = self.config.batch_cells as usize;
-        Ok(self.sweep_cells(table, found, How { sweep_ts, strategy, dry_run: false, delete_batch }).await?.deleted)
+        let how = How { sweep_ts, strategy, dry_run: false, delete_batch, heeds_strategy: true };
+        self.sweep_cells(table, found, how).await.map(drop)
     }
 
     /// Drops the partitions that are worked off: as a whole, which leaves no tombstone for each entry.

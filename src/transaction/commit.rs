@@ -67,16 +67,32 @@ impl CommitJob {
                 self.through_pipeline(pipeline, &handlers).await
             }
             // Several writes one after the other: a task of its own takes them to their end.
-            CommitPath::Pipeline(_) => detach(start_ts, async move { self.put_ahead(&handlers).await }).await,
+            CommitPath::Pipeline(_) => {
+                let work = async move {
+                    self.keep_registered()?;
+                    self.put_ahead(&handlers).await
+                };
+                detach(start_ts, work).await
+            }
             CommitPath::StepByStep(steps) => {
                 let under_way = steps.enter()?;
                 let work = async move {
+                    self.keep_registered()?;
                     let outcome = self.step_by_step(handlers).await;
                     drop(under_way);
                     outcome
                 };
                 detach(start_ts, work).await
             }
+        }
+    }
+
+    /// From here on sweep waits for this commit, however long it takes: it goes on whatever the caller does. Whoever swept
+    /// may have found that the transaction has been open for too long, and counts on it that it does not commit.
+    fn keep_registered(&self) -> Result<()> {
+        match &self.registration {
+            Some(registration) if !registration.keep() => Err(self.transaction.timed_out()),
+            _ => Ok(()),
         }
     }
 
@@ -223,7 +239,7 @@ impl CommitJob {
             _registration: self.registration.clone(),
         };
         let (start_ts, read_ts) = (transaction.start_ts, transaction.read_ts);
-        Entered::Done(match pipeline.commit(member).await {
+        Entered::Done(match pipeline.commit(member, || self.keep_registered()).await {
             Verdict::Committed(commit_ts) => Ok(commit_ts),
             Verdict::Conflict { table, cell, committed_at } => {
                 Err(Error::Conflict { table, cell, committed_at, read_ts })

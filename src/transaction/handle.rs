@@ -108,6 +108,7 @@ impl Transaction {
         read_only: bool,
         timeout: Duration,
         attempt: Attempt,
+        began: Instant,
     ) -> Transaction {
         let super::tracker::Begun { start_ts, read_ts, registration } = begun;
         let writes = Writes {
@@ -125,7 +126,7 @@ impl Transaction {
                 start_ts,
                 read_ts,
                 read_only,
-                began: Instant::now(),
+                began,
                 timeout,
                 attempt,
                 writes: Mutex::new(writes),
@@ -333,12 +334,16 @@ impl Transaction {
 
     /// Aborts: nothing was written, nothing will be. Later calls fail.
     pub fn abort(&self) {
-        let mut writes = self.inner.writes.lock();
-        if writes.phase == Phase::Open {
-            writes.phase = Phase::Aborted;
-            // What was read and waits to be done goes too; neither must be kept alive by a clone of the handle.
-            drop(writes.take());
-        }
+        let ended = {
+            let mut writes = self.inner.writes.lock();
+            (writes.phase == Phase::Open).then(|| {
+                writes.phase = Phase::Aborted;
+                writes.take()
+            })
+        };
+        // What was read and waits to be done goes too; neither must be kept alive by a clone of the handle. Not under the
+        // lock: what waits to be done is the application's, and may hold a handle that aborts when it is dropped.
+        drop(ended);
     }
 }
 
@@ -382,7 +387,7 @@ impl Inner {
         Ok(())
     }
 
-    fn timed_out(&self) -> Error {
+    pub(crate) fn timed_out(&self) -> Error {
         let limit_ms = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
         Error::TimedOut { start_ts: self.start_ts, limit_ms }
     }
@@ -402,10 +407,6 @@ impl Inner {
 
     fn start_commit(&self) -> Result<Ending> {
         let mut writes = self.open_writes()?;
-        // Whoever sweeps may have found its time to be over in this moment, and counts on it that it ends without a commit.
-        if writes.registration.as_ref().is_some_and(|registration| !registration.keep()) {
-            return Err(self.timed_out());
-        }
         writes.phase = Phase::Committing;
         Ok(writes.take())
     }

@@ -163,6 +163,9 @@ impl TransactionManager {
 
     pub(crate) async fn begin_attempt(&self, options: BeginOptions, attempt: Attempt) -> Result<Transaction> {
         let core = &self.core;
+        // Before the snapshot is registered: a transaction must not believe that it may still read when it does not count
+        // any more.
+        let began = tokio::time::Instant::now();
         let timeout = options.timeout.unwrap_or(core.config.timeout);
         let begun = match (options.at, &core.path) {
             (Some(at), _) => self.begin_in_the_past(at, timeout).await,
@@ -178,7 +181,7 @@ impl TransactionManager {
             }
         };
         let read_only = options.read_only || options.at.is_some();
-        Ok(Transaction::new(core.clone(), begun, read_only, timeout, attempt))
+        Ok(Transaction::new(core.clone(), begun, read_only, timeout, attempt, began))
     }
 
     async fn begin_in_the_past(&self, at: Timestamp, timeout: Duration) -> Result<Begun> {

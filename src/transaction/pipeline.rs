@@ -192,11 +192,15 @@ impl Pipeline {
     }
 
     /// Hands a transaction over. From the moment it is queued the leader finishes it, whatever becomes of the caller.
-    pub(crate) async fn commit(&self, member: Member) -> Verdict {
+    /// `keep` is called when there is room for the member, so that no caller who stops waiting leaves something that
+    /// counts for ever.
+    pub(crate) async fn commit(&self, member: Member, keep: impl FnOnce() -> Result<()>) -> Verdict {
         let (reply, verdict) = oneshot::channel();
-        if self.requests.send(Request::Commit(Box::new(member), reply)).await.is_err() {
-            return Verdict::Failed(self.stopped());
+        let Ok(room) = self.requests.reserve().await else { return Verdict::Failed(self.stopped()) };
+        if let Err(error) = keep() {
+            return Verdict::Failed(error);
         }
+        room.send(Request::Commit(Box::new(member), reply));
         // A leader that vanishes takes its answer along, not necessarily the write.
         verdict.await.unwrap_or_else(|_| Verdict::Unknown {
             commit_ts: None,
@@ -352,6 +356,16 @@ struct Group {
     stop: Option<oneshot::Sender<()>>,
 }
 
+impl Group {
+    fn commits(&self, start_ts: Timestamp) -> bool {
+        self.commits.iter().any(|accepted| accepted.member.start_ts == start_ts)
+    }
+
+    fn rolls_back(&self, start_ts: Timestamp) -> bool {
+        self.roll_backs.iter().any(|(rolled_back, _)| *rolled_back == start_ts)
+    }
+}
+
 impl Leader {
     async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.recv().await {
@@ -422,6 +436,11 @@ impl Leader {
                     };
                     self.admit(member, reply, &mut group).await;
                 }
+                // One start timestamp has one entry: who commits in this group is not rolled back in it.
+                Request::RollBack(start_ts, reply) if group.commits(start_ts) => {
+                    let reason = format!("transaction {start_ts} is being committed");
+                    let _ = reply.send(Err(Error::Unavailable { what: "the roll-back".to_owned(), reason }));
+                }
                 Request::RollBack(start_ts, reply) => group.roll_backs.push((start_ts, reply)),
                 Request::Marker(reply) => group.markers.push(reply),
                 Request::Lost(loser) => self.reserve_for_loser(&loser),
@@ -440,6 +459,10 @@ impl Leader {
 
     /// Decides whether a member may commit, and numbers it. Steps 3, 6, 7 and 9.
     async fn admit(&mut self, member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
+        if group.rolls_back(member.start_ts) {
+            let _ = reply.send(Verdict::HasEntry);
+            return;
+        }
         if let Some(verdict) = self.refusal(&member) {
             let lost = matches!(verdict, Verdict::Conflict { .. } | Verdict::ReadConflict { .. });
             if lost && matches!(member.payload, Payload::PutAhead) {

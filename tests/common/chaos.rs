@@ -42,6 +42,11 @@ impl Chaos {
         (!self.latency_max.is_zero()).then(|| self.latency_max.mul_f64(share))
     }
 
+    /// Behind so many cells a scan goes wrong.
+    pub(super) fn cells_before_fault(&self) -> usize {
+        self.random.lock().random_range(0..4)
+    }
+
     /// How many went wrong so far.
     pub fn injected(&self) -> Arc<AtomicU64> {
         self.injected.clone()
@@ -55,7 +60,7 @@ impl Chaos {
         let late = self.late_max.mul_f64(random.random_range(0.0..1.0));
         let fault = match op {
             // What only reads can't have been applied.
-            Op::Get | Op::GetAtomic | Op::Versions | Op::Reopen => match random.random_range(0..2) {
+            Op::Get | Op::GetAtomic | Op::Versions | Op::Scan | Op::Reopen => match random.random_range(0..2) {
                 0 => Fault::Refuse,
                 _ => Fault::Delay(late),
             },

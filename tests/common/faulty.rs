@@ -417,12 +417,41 @@ impl KeyValueService for Faulty {
     }
 
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
-        // Counted only: a stream fails as its store does.
-        self.calls.lock().push((Op::Scan, vec![table.clone()]));
+        let chaos = self.chaos.lock().clone();
+        if chaos.is_none() {
+            self.calls.lock().push((Op::Scan, vec![table.clone()]));
+        }
+        // By chance only: anywhere in the stream, after some of it was seen.
+        let fault =
+            chaos.and_then(|chaos| Some((chaos.draw(Op::Scan, &self.ownership())?, chaos.cells_before_fault())));
         let (faulty, table) = (self.clone(), table.clone());
         let begun = async move {
             faulty.take_time().await;
-            faulty.inner.scan(&table, request)
+            let cells = faulty.inner.scan(&table, request);
+            let Some((fault, place)) = fault else { return cells };
+            let goes_wrong = async move {
+                match fault {
+                    Fault::Refuse => {
+                        let reason = "the scan was refused".to_owned();
+                        Some(Err(KvsError::Unavailable { reason, source: None }))
+                    }
+                    Fault::Delay(time) => {
+                        tokio::time::sleep(time).await;
+                        None
+                    }
+                    other => unreachable!("{other:?} is no fault of a read"),
+                }
+            };
+            let fault = futures::stream::once(goes_wrong).filter_map(std::future::ready);
+            // The cells before the fault, the fault, and the rest, which nobody takes after an error.
+            let cells = Arc::new(tokio::sync::Mutex::new(cells));
+            let taken = |cells: Arc<tokio::sync::Mutex<ResultStream<(Cell, Value)>>>| {
+                futures::stream::unfold(cells, async |cells| {
+                    let next = cells.lock().await.next().await?;
+                    Some((next, cells))
+                })
+            };
+            taken(cells.clone()).take(place).chain(fault).chain(taken(cells)).boxed()
         };
         futures::stream::once(begun).flatten().boxed()
     }
@@ -483,7 +512,13 @@ impl KeyValueService for Faulty {
     }
 
     async fn delete_version_ranges(&self, table: &TableRef, ranges: &[CellVersionRange]) -> Result<()> {
-        self.inner.delete_version_ranges(table, ranges).await
+        let named: Vec<&Cell> = ranges.iter().map(|range| &range.cell).collect();
+        let (table, ranges) = (table.clone(), ranges.to_vec());
+        let call = |inner: Arc<dyn KeyValueService>| {
+            let table = table.clone();
+            async move { inner.delete_version_ranges(&table, &ranges).await }
+        };
+        self.through(Op::DeleteVersions, vec![table.clone()], &named, call).await
     }
 
     async fn delete_rows(&self, table: &TableRef, rows: &RowRange) -> Result<()> {

@@ -16,6 +16,7 @@ mod serving;
 mod stage;
 mod sweeping;
 mod timestamp_files;
+mod workloads;
 
 /// For tests that run on other stores, too.
 fn stage() -> stage::Stage {

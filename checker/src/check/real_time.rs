@@ -57,6 +57,25 @@ pub(super) fn check(timeline: &Timeline<'_, '_>, findings: &mut Findings) {
             out_of_order(timeline, findings, first, later, &what);
         }
     }
+    final_state(timeline, findings);
+}
+
+/// The final state was read when everything was over. One that is of an earlier time would excuse whatever was lost since.
+fn final_state(timeline: &Timeline<'_, '_>, findings: &mut Findings) {
+    let history = timeline.index.history;
+    let Some(read_ts) = history.final_state.as_ref().and_then(|state| state.read_ts) else { return };
+    let mut committed = Highest::default();
+    for (txn, transaction) in history.transactions.iter().enumerate() {
+        committed.raise(transaction.commit_ts.filter(|_| transaction.status == Status::Committed), txn);
+    }
+    if let Some((commit_ts, first)) = committed.at_least(read_ts) {
+        findings.add(Kind::RealTime, || {
+            let named = name(timeline, Witness::Transaction(first));
+            let message =
+                format!("{named} committed at {commit_ts}, but the final state shows only what lies below {read_ts}");
+            (message, vec![first], Story::by_clock(timeline, &[first]).draw())
+        });
+    }
 }
 
 fn out_of_order(timeline: &Timeline<'_, '_>, findings: &mut Findings, first: TxnId, later: TxnId, what: &str) {

@@ -78,6 +78,27 @@ pub(crate) fn final_loses(history: &mut History, truth: &[Truth], rng: &mut Rng)
     Some(format!("{cell:?}"))
 }
 
+/// A snapshot from before the last commit, true to itself: that commit may be lost, and nothing else tells.
+pub(crate) fn final_of_earlier(history: &mut History, _: &[Truth], _: &mut Rng) -> Option<String> {
+    let (commit_ts, last) = history
+        .transactions
+        .iter()
+        .filter_map(|transaction| Some((transaction.commit_ts?, transaction)))
+        .max_by_key(|(commit_ts, _)| *commit_ts)?;
+    (last.status == Status::Committed).then_some(())?;
+    let state = history.final_state.as_mut()?;
+    state.read_ts = Some(commit_ts);
+    Some(format!("{commit_ts}"))
+}
+
+/// What a store would show that has lost everything.
+pub(crate) fn final_of_nothing(history: &mut History, _: &[Truth], _: &mut Rng) -> Option<String> {
+    let state = history.final_state.as_mut()?;
+    state.tables.values_mut().for_each(Vec::clear);
+    state.read_ts = Some(0);
+    Some("everything".to_owned())
+}
+
 pub(crate) fn final_older(history: &mut History, truth: &[Truth], rng: &mut Rng) -> Option<String> {
     let versions = versions(history, truth);
     let places = versions.iter().filter_map(|(cell, of_cell)| {

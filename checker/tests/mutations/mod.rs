@@ -91,6 +91,8 @@ pub(crate) const MUTATIONS: &[Mutation] = &[
     ),
     mutation("the final state loses a cell", &[Kind::Durability], Workload::Bank, meaning::final_loses),
     mutation("the final state loses a cell (mixed)", &[Kind::Durability], Workload::Random, meaning::final_loses),
+    mutation("the final state is of an earlier time", &[Kind::RealTime], Workload::Bank, meaning::final_of_earlier),
+    mutation("the final state is empty and of no time", &[Kind::RealTime], Workload::Random, meaning::final_of_nothing),
     mutation("the final state is older", &[Kind::Durability], Workload::Bank, meaning::final_older),
     mutation("the final state holds an aborted value", &[Kind::AbortedRead], Workload::Bank, meaning::final_aborted),
     mutation(

@@ -255,7 +255,10 @@ impl Store {
             tables.insert(name.clone(), rows.collect());
         }
         let faults = self.truth.iter().filter(|truth| **truth == Truth::Fault).count() as u64;
-        let final_state = Some(FinalState { tables, read_ts: None, faults: Some(faults) });
+        // As a run writes it: of a snapshot above every commit.
+        let last_start = self.history.iter().map(|transaction| transaction.start_ts).max().unwrap_or(0);
+        let read_ts = Some(last_start.max(self.watermark) + 1);
+        let final_state = Some(FinalState { tables, read_ts, faults: Some(faults) });
         let transactions = std::mem::take(&mut self.history);
         Run { history: History { header: self.header, transactions, final_state }, truth: self.truth }
     }

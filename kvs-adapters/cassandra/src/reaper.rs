@@ -29,6 +29,9 @@ use tokio::time::Instant;
 /// Entries that wait; further ones are told of again by the next scan.
 const WAITING_MAX: usize = 1_024;
 
+/// How often the rows of one deletion are come back to, if something was in the way: a node that was down, or a clock that
+/// ran ahead when an entry was written.
+const VISITS_MAX: u32 = 20;
 /// Entries that are fetched at a time on the way back to deleted rows.
 const PAGE: usize = 256;
 
@@ -45,6 +48,8 @@ struct Deleted {
     table: Arc<Table>,
     rows: RowRange,
     at: Instant,
+    /// How often somebody has come back already.
+    visits: u32,
 }
 
 impl Reaper {
@@ -67,7 +72,7 @@ impl Reaper {
     /// Takes note of rows that were deleted.
     pub(crate) fn come_back_to(&self, table: &Arc<Table>, rows: RowRange) {
         // No matter if there are too many: the next deletion of these rows, or a scan, finds them.
-        let _ = self.deleted.try_send(Deleted { table: Arc::clone(table), rows, at: Instant::now() });
+        let _ = self.deleted.try_send(Deleted { table: Arc::clone(table), rows, at: Instant::now(), visits: 0 });
     }
 
     /// Takes note of an entry whose cell showed nothing.
@@ -82,15 +87,27 @@ impl Reaper {
 /// Works as the other one does, on deleted rows whose entries have become old.
 fn come_back(cluster: &Arc<Cluster>) -> mpsc::Sender<Deleted> {
     let (deleted, mut waiting) = mpsc::channel::<Deleted>(WAITING_MAX);
+    // Weak: the last one who tells of deletions ends the task.
+    let again = deleted.downgrade();
     // Twice: an entry that was written right before the deletion must have become old, and not nearly.
     let grace = cluster.config.index_grace * 2;
     let cluster: Weak<Cluster> = Arc::downgrade(cluster);
     tokio::spawn(async move {
-        while let Some(Deleted { table, rows, at }) = waiting.recv().await {
+        while let Some(Deleted { table, rows, at, visits }) = waiting.recv().await {
             tokio::time::sleep_until(at + grace).await;
             let Some(cluster) = cluster.upgrade().filter(|cluster| cluster.check_open().is_ok()) else { return };
-            if let Err(trouble) = cluster.reap_rows(&table, &rows).await {
-                tracing::debug!(table = %table.name, ?trouble, "the index of deleted rows stays for now");
+            let left = match cluster.reap_rows(&table, &rows).await {
+                Ok(left) => left,
+                Err(trouble) => {
+                    tracing::debug!(table = %table.name, ?trouble, "the index of deleted rows stays for now");
+                    true
+                }
+            };
+            if left
+                && visits < VISITS_MAX
+                && let Some(again) = again.upgrade()
+            {
+                let _ = again.try_send(Deleted { table, rows, at: Instant::now(), visits: visits + 1 });
             }
         }
     });
@@ -98,15 +115,26 @@ fn come_back(cluster: &Arc<Cluster>) -> mpsc::Sender<Deleted> {
 }
 
 impl Cluster {
-    async fn reap_rows(&self, table: &Table, rows: &RowRange) -> Attempt<()> {
+    /// Answers whether entries were too young.
+    async fn reap_rows(&self, table: &Table, rows: &RowRange) -> Attempt<bool> {
         let mut walk = Walk::new(rows_range(rows), false, PAGE);
-        while let Some(entry) = walk.next(self, table).await? {
+        let mut young = false;
+        loop {
             self.check_open()?;
-            if Clock::is_older(entry.written, self.config.index_grace) {
-                self.reap(table, &entry).await?;
+            let mut old = Vec::with_capacity(PAGE);
+            let mut is_last = false;
+            while old.len() < PAGE && !is_last {
+                match walk.next(self, table).await? {
+                    Some(entry) if Clock::is_older(entry.written, self.config.index_grace) => old.push(entry),
+                    Some(_) => young = true,
+                    None => is_last = true,
+                }
+            }
+            self.each(&old, |entry| self.reap(table, entry)).await?;
+            if is_last {
+                return Ok(young);
             }
         }
-        Ok(())
     }
 
     async fn reap(&self, table: &Table, entry: &IndexEntry) -> Attempt<()> {

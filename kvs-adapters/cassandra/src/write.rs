@@ -86,6 +86,8 @@ impl Cluster {
                 );
                 return Err(Trouble::Final(backend(reason, None)));
             }
+            let by_ms = ahead.as_millis() as u64;
+            tracing::warn!(table = %table.name, by_ms, "a clock of the cluster's users runs ahead; so do write timestamps now");
             self.clock.run_ahead(ahead);
             ahead *= 2;
         }

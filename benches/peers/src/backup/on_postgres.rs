@@ -1,7 +1,7 @@
 //! The same on Postgres, beside `pg_dump` and `pg_restore` of the same schema, compressed by neither.
 
 use super::{Timed, VALUE_LEN, command};
-use crate::contenders::atlas::{Handle, on_postgres};
+use crate::contenders::atlas::{Handle, on_postgres, schema};
 use crate::contenders::postgres;
 use crate::drive::tasks;
 use crate::measure::settle;
@@ -25,7 +25,8 @@ pub(super) fn run(plan: &Plan, runtime: &Runtime) -> Result<Vec<Timed>> {
     let cells = (plan.backup_bytes / VALUE_LEN as u64).max(2);
     let config = on_postgres(NAMESPACE, true);
     let server = postgres::server();
-    let drop_schema = || runtime.block_on(postgres::drop_schema(&server, NAMESPACE));
+    let schema = schema(NAMESPACE);
+    let drop_schema = || runtime.block_on(postgres::drop_schema(&server, &schema));
 
     drop_schema()?;
     let open = || runtime.block_on(Handle::open(config.clone(), ConflictHandler::default()));
@@ -41,7 +42,7 @@ pub(super) fn run(plan: &Plan, runtime: &Runtime) -> Result<Vec<Timed>> {
             Ok(())
         };
         time(0, &|| {
-            let schema = format!("--schema={NAMESPACE}");
+            let schema = format!("--schema={schema}");
             let file = format!("--file={}", dump.display());
             command("pg_dump", &["-Fc".as_ref(), "-Z0".as_ref(), schema.as_ref(), file.as_ref()])?;
             Ok(std::fs::File::open(&dump)?.sync_all()?)

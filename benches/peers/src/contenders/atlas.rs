@@ -38,7 +38,7 @@ impl Store {
         let config = on_postgres(&format!("bench_{name:?}").to_lowercase(), sync);
         let (handle, watcher) = runtime.block_on(async {
             let server = postgres::server();
-            postgres::drop_schema(&server, &config.namespace).await?;
+            postgres::drop_schema(&server, &schema(&config.namespace)).await?;
             let handle = Handle::open(config, handler(name)).await?;
             anyhow::Ok((handle, postgres::Watcher::open(&server).await?))
         })?;
@@ -65,6 +65,11 @@ pub(crate) fn on_postgres(namespace: &str, sync: bool) -> AtlasConfig {
         key_value_service: KvsConfig::Postgres(PostgresKvs { sync, ..postgres::server() }),
         ..AtlasConfig::default()
     }
+}
+
+/// Where the adapter keeps the tables of a namespace.
+pub(crate) fn schema(namespace: &str) -> String {
+    format!("atlas_{namespace}")
 }
 
 fn handler(name: Name) -> ConflictHandler {

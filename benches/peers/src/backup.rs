@@ -32,6 +32,7 @@ use tokio::runtime::Runtime;
 
 const VALUE_LEN: usize = 1024;
 const WRITERS: usize = 8;
+const LOADERS: usize = 4;
 /// How much smaller the store is with which the time of the snapshot is compared.
 const SMALLER: u64 = 16;
 /// How much longer the snapshot of the large store may take.
@@ -42,6 +43,7 @@ const SNAPSHOT_FLOOR_MS: f64 = 20.0;
 #[derive(Debug, Serialize)]
 pub(crate) struct Backups {
     pub(crate) store_bytes: u64,
+    pub(crate) backup_bytes: u64,
     pub(crate) ways: Vec<Timed>,
     /// How long the store's own snapshot took, in milliseconds: of a small store, and of this one.
     pub(crate) snapshot_ms: [f64; 2],
@@ -125,13 +127,13 @@ pub(crate) fn run(plan: &Plan) -> Result<Backups> {
     let directory = plan.dir.join("backup");
     let runtime = runtime()?;
     let small = Bench::make(&runtime, directory.join("small"), plan.backup_bytes / SMALLER)?;
-    let small_ms = small.snapshot_ms(plan)?;
+    let (small_ms, _) = small.snapshot_ms(plan)?;
     small.remove()?;
 
     let bench = Bench::make(&runtime, directory.join("large"), plan.backup_bytes)?;
     settle(plan.patience);
     let store_bytes = size_of(&bench.data())?;
-    let large_ms = bench.snapshot_ms(plan)?;
+    let (large_ms, backup_bytes) = bench.snapshot_ms(plan)?;
     let mut ways: Vec<(Way, Vec<f64>)> = Way::ALL.map(|way| (way, Vec::new())).into();
     for round in 0..plan.rounds {
         // One after the other in the same order: restores need what the backups made.
@@ -169,6 +171,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Backups> {
     let timed = |(way, seconds): (Way, Vec<f64>)| Timed::of(way.title(), store_bytes, seconds);
     Ok(Backups {
         store_bytes,
+        backup_bytes,
         ways: ways.into_iter().map(timed).collect(),
         snapshot_ms: [small_ms, large_ms],
         writers,
@@ -190,10 +193,13 @@ impl<'a> Bench<'a> {
         std::fs::create_dir_all(&directory)?;
         let cells = (bytes / VALUE_LEN as u64).max(2);
         let config = on_rocksdb(&directory.join("data"), CACHE_BYTES, true);
-        let handle = runtime.block_on(Handle::open(config, ConflictHandler::default()))?;
-        let bench = Bench { runtime, directory, handle, cells };
-        tasks(runtime, std::iter::repeat_n(bench.handle.clone(), 4), &Job::fill(cells, VALUE_LEN), 1)?;
-        Ok(bench)
+        let open = || runtime.block_on(Handle::open(config.clone(), ConflictHandler::default()));
+        let filled = open()?;
+        tasks(runtime, std::iter::repeat_n(filled.clone(), LOADERS), &Job::fill(cells, VALUE_LEN), 1)?;
+        // Opened again, it has written out its log: otherwise much would be copied twice, by `cp` alone.
+        runtime.block_on(filled.atlas.close())?;
+        drop(filled);
+        Ok(Bench { runtime, handle: open()?, directory, cells })
     }
 
     fn data(&self) -> PathBuf {
@@ -209,15 +215,17 @@ impl<'a> Bench<'a> {
         Ok(self.runtime.block_on(self.handle.atlas.backup_create(request, no_progress()))?)
     }
 
-    /// The median over a few backups.
-    fn snapshot_ms(&self, plan: &Plan) -> Result<f64> {
+    /// How long the store's own snapshot takes, as the median over a few backups, and the size of one.
+    fn snapshot_ms(&self, plan: &Plan) -> Result<(f64, u64)> {
         let repository = self.directory.join("snapshots");
-        let mut times = Vec::new();
+        let (mut times, mut bytes) = (Vec::new(), 0);
         for _ in 0..plan.rounds.min(3) {
-            times.push(self.create(repository.clone(), false)?.snapshot_ms as f64);
+            let made = self.create(repository.clone(), false)?;
+            times.push(made.snapshot_ms as f64);
+            bytes = made.bytes;
         }
         std::fs::remove_dir_all(repository)?;
-        Ok(median(times))
+        Ok((median(times), bytes))
     }
 
     /// How long it took, in seconds.

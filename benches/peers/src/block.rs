@@ -72,12 +72,15 @@ pub(crate) struct Comparison {
     pub(crate) at_best: bool,
     pub(crate) ratios: Vec<f64>,
     pub(crate) median: f64,
+    /// The same for each second of processor time; nothing where a server does the work.
+    pub(crate) by_cpu: Option<f64>,
     pub(crate) bar: Option<f64>,
 }
 
 impl Comparison {
     fn between(ours: &Arm, theirs: &Arm, at_best: bool, bar: Option<f64>) -> Comparison {
         let ratios = paired(&ours.samples, &theirs.samples);
+        let cpu = |arm: &Arm| arm.median(|sample| sample.cpu_us_per_operation);
         Comparison {
             ours: ours.name,
             our_clients: ours.clients,
@@ -86,6 +89,7 @@ impl Comparison {
             at_best,
             median: median(ratios.clone()),
             ratios,
+            by_cpu: (!theirs.name.is_on_postgres()).then(|| cpu(theirs) / cpu(ours)),
             bar,
         }
     }

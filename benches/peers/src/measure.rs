@@ -15,13 +15,13 @@ pub(crate) struct Work {
     pub(crate) retries: u64,
     /// Cells that were read and not there.
     pub(crate) missing: u64,
-    tenths: Histogram<u64>,
+    nanos: Histogram<u64>,
 }
 
 impl Work {
     pub(crate) fn none() -> Work {
-        let tenths = Histogram::new_with_max(600_000_000, 3).expect("the bounds are right");
-        Work { operations: 0, units: 0, retries: 0, missing: 0, tenths }
+        let nanos = Histogram::new_with_max(60_000_000_000, 3).expect("the bounds are right");
+        Work { operations: 0, units: 0, retries: 0, missing: 0, nanos }
     }
 
     pub(crate) fn count(&mut self, begun: Instant, units: u64, retries: u64, missing: u64) {
@@ -29,8 +29,7 @@ impl Work {
         self.units += units;
         self.retries += retries;
         self.missing += missing;
-        // Tenths of microseconds: a read takes about one.
-        self.tenths.saturating_record(u64::try_from(begun.elapsed().as_nanos() / 100).unwrap_or(u64::MAX));
+        self.nanos.saturating_record(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
 
     pub(crate) fn add(mut self, other: &Work) -> Work {
@@ -38,13 +37,13 @@ impl Work {
         self.units += other.units;
         self.retries += other.retries;
         self.missing += other.missing;
-        self.tenths.add(&other.tenths).expect("histograms of the same shape");
+        self.nanos.add(&other.nanos).expect("histograms of the same shape");
         self
     }
 
     /// Microseconds that this share of transactions took at most.
     pub(crate) fn micros_at(&self, share: f64) -> f64 {
-        self.tenths.value_at_quantile(share) as f64 / 10.0
+        self.nanos.value_at_quantile(share) as f64 / 1e3
     }
 }
 

@@ -113,6 +113,7 @@ pub(crate) fn print_block(block: &Block) {
         "by others",
         "retries %",
         "atlas/it",
+        "by CPU",
         "bar",
     ];
     let mut table = new_table(&head);
@@ -138,7 +139,8 @@ pub(crate) fn print_block(block: &Block) {
     // A server's work is that of another program, too.
     let of_own_process = block.arms.iter().filter(|arm| !arm.name.is_on_postgres());
     if of_own_process.into_iter().any(|arm| arm.median(|sample| sample.cores_of_others) > cores / 10.0) {
-        println!("Other programs were busy meanwhile: measure again on a quiet machine.");
+        println!("Other programs were busy meanwhile. Of what is left, many threads get more than the few of atlas:");
+        println!("measure again on a quiet machine. `by CPU` is the ratio for each second of processor time.");
     }
 }
 
@@ -162,6 +164,7 @@ fn row_of(block: &Block, arm: &Arm) -> Vec<String> {
         format!("{:.2}", arm.median(|sample| sample.cores_of_others)),
         format!("{:.2}", arm.median(|sample| sample.retries_percent)),
         same_clients.map_or(String::new(), |comparison| format!("{:.2}", comparison.median)),
+        same_clients.and_then(|comparison| comparison.by_cpu).map_or(String::new(), |ratio| format!("{ratio:.2}")),
         bar.map_or(String::new(), |(bar, is_met)| format!("{bar} {}", verdict(is_met))),
     ]
 }
@@ -178,8 +181,8 @@ pub(crate) fn print_timestamps(timestamps: &[Timestamps]) {
             row.way.title().to_owned(),
             row.clients.to_string(),
             format!("{:.0}", row.per_second),
-            format!("{:.1}", row.p50_us),
-            format!("{:.1}", row.p99_us),
+            format!("{:.2}", row.p50_us),
+            format!("{:.2}", row.p99_us),
             bar,
         ]);
     }
@@ -187,7 +190,11 @@ pub(crate) fn print_timestamps(timestamps: &[Timestamps]) {
 }
 
 pub(crate) fn print_backup(backup: &Backups) {
-    println!("\nlive backup and restore of a store of {} MiB", backup.store_bytes >> 20);
+    println!(
+        "\nlive backup and restore of a store of {} MiB, of which a backup has {} MiB",
+        backup.store_bytes >> 20,
+        backup.backup_bytes >> 20
+    );
     print_ways(&backup.ways);
     if let Some(ways) = &backup.postgres {
         println!("on Postgres, MiB of keys and values:");

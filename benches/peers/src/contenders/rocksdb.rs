@@ -6,9 +6,10 @@ use crate::measure::Work;
 use crate::workload::{Job, Operation, Transfer, key};
 use anyhow::{Context, Result};
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBAccess, DBCompressionType, DBRawIteratorWithThreadMode, ErrorKind, IteratorMode,
-    OptimisticTransactionDB, OptimisticTransactionOptions, Options, SnapshotWithThreadMode, Transaction, TransactionDB,
-    TransactionDBOptions, TransactionOptions, WriteBatch, WriteBatchWithTransaction, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBAccess, DBCompressionType, DBRawIteratorWithThreadMode,
+    DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, OptimisticTransactionDB, OptimisticTransactionOptions,
+    Options, SnapshotWithThreadMode, Transaction, TransactionDB, TransactionDBOptions, TransactionOptions, WriteBatch,
+    WriteBatchWithTransaction, WriteOptions,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -32,7 +33,11 @@ impl Store {
             Name::RocksdbPessimistic => {
                 Engine::Pessimistic(TransactionDB::open(&options, &TransactionDBOptions::default(), directory)?)
             }
-            _ => Engine::Raw(DB::open(&options, directory)?),
+            // Opened by its name, so that there is a handle of it for reads in batches.
+            _ => {
+                let family = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, options.clone());
+                Engine::Raw(DB::open_cf_descriptors(&options, directory, [family])?)
+            }
         };
         Ok(Store { engine, sync })
     }
@@ -88,7 +93,7 @@ fn raw(db: &DB, operation: &Operation, write_options: &WriteOptions) -> Result<A
         Operation::Read(account) => Ok(Attempt::read(db.get_pinned(key(*account))?.is_some())),
         Operation::MultiGet(accounts) => {
             let keys: Vec<_> = accounts.iter().map(|account| key(*account)).collect();
-            let family = db.cf_handle("default").context("every store has it")?;
+            let family = db.cf_handle(DEFAULT_COLUMN_FAMILY_NAME).context("it was opened by its name")?;
             let mut missing = 0;
             for found in db.batched_multi_get_cf(family, &keys, false) {
                 missing += u64::from(found?.is_none());

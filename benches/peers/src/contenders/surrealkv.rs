@@ -96,9 +96,9 @@ fn scan(tx: &Transaction, first: u64, rows: usize, mut each: impl FnMut(&[u8]) -
     let (mut found, mut bytes) = (0, 0);
     cells.seek_first()?;
     while cells.valid() && found < rows {
-        let value = cells.value_encoded()?;
+        let value = cells.value()?;
         bytes += cells.key().user_key().len() + value.len();
-        each(value)?;
+        each(&value)?;
         found += 1;
         cells.next()?;
     }

@@ -103,6 +103,8 @@ pub(crate) enum Rule {
     KeepYoungEntries,
     /// Nobody commits below the floor of `_transactions`.
     RefuseBelowFloor,
+    /// The leader admits nobody whose entry says, or is about to say, *rolled back*.
+    RefuseRolledBack,
     /// A commit that is under way holds sweep back, however long its transaction has been open.
     KeepWhileCommitting,
     /// Below the floor an absence is looked at twice before it means *rolled back*.
@@ -165,6 +167,7 @@ impl Rule {
             Rule::DecideBeforeSweep => "rule::decide_before_sweep",
             Rule::KeepYoungEntries => "rule::keep_young_entries",
             Rule::RefuseBelowFloor => "rule::refuse_below_floor",
+            Rule::RefuseRolledBack => "rule::refuse_rolled_back",
             Rule::KeepWhileCommitting => "rule::keep_while_committing",
             Rule::LookTwiceBelowFloor => "rule::look_twice_below_floor",
             Rule::KeepEntriesOfBareVersions => "rule::keep_entries_of_bare_versions",

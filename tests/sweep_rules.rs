@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 type Story = fn() -> BoxFuture<'static, Result<(), String>>;
 
 /// Each rule, and a story that ends well if it is kept.
-const RULES: [(&str, Story); 15] = [
+const RULES: [(&str, Story); 16] = [
     ("rule::sweep_below_readers", || an_open_reader_reads_on().boxed()),
     ("rule::sentinels_first", || who_comes_too_late_is_told(SweepStrategy::Conservative).boxed()),
     ("rule::sentinel_before_delete", || a_lost_deletion_is_behind_a_sentinel().boxed()),
@@ -35,6 +35,7 @@ const RULES: [(&str, Story); 15] = [
     ("rule::decide_before_sweep", || who_died_is_decided().boxed()),
     ("rule::keep_young_entries", || a_young_commit_is_come_back_to().boxed()),
     ("rule::refuse_below_floor", || nobody_commits_below_the_floor().boxed()),
+    ("rule::refuse_rolled_back", || who_was_rolled_back_does_not_commit().boxed()),
     // Between steps 9 and 10.
     ("rule::keep_while_committing", || a_commit_under_way_is_waited_for(MEMORY_STEPS, CommitStep::CheckLocks).boxed()),
     ("rule::keep_while_committing", || {
@@ -201,6 +202,22 @@ async fn a_commit_under_way_is_waited_for(lane: Lane, at: CommitStep) -> Result<
     let rolled_back = decided.iter().filter(|(_, entry)| *entry == Entry::RolledBack.encode()).count();
     expect(rolled_back, 0)?;
     expect(read(&swept.atlas, &table, "a").await.as_deref(), Some("slow"))
+}
+
+/// As if sweep had been granted more than it may: it rolls back a writer that is still to come.
+async fn who_was_rolled_back_does_not_commit() -> Result<(), String> {
+    let swept = Swept::open(MEMORY_PIPELINE_0).await;
+    let table = swept.table("t", SweepStrategy::Conservative).await;
+    let meanwhile = async {
+        sweep::overwrite(&swept.atlas, &table, "b", 3).await;
+        fail::cfg("rule::sweep_below_readers", "return").expect("fail points are built in");
+        swept.sweep().await;
+        fail::remove("rule::sweep_below_readers");
+    };
+    match a_commit_stands(&swept, CommitStep::PutData, &table, meanwhile.boxed()).await {
+        Err(Error::RolledBack { .. }) => expect(read(&swept.atlas, &table, "a").await, None),
+        other => Err(format!("the commit says {other:?}")),
+    }
 }
 
 /// Its rival was the deletion of the cell, of which sweep would leave no trace.

@@ -459,7 +459,7 @@ impl Leader {
 
     /// Decides whether a member may commit, and numbers it. Steps 3, 6, 7 and 9.
     async fn admit(&mut self, member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
-        if group.rolls_back(member.start_ts) {
+        if group.rolls_back(member.start_ts) && Rule::RefuseRolledBack.is_kept() {
             let _ = reply.send(Verdict::HasEntry);
             return;
         }
@@ -503,7 +503,8 @@ impl Leader {
     fn refusal(&self, member: &Member) -> Option<Verdict> {
         // Below the floor its entry may have been removed, and an absence has been taken for *rolled back* since.
         let below_floor = member.start_ts < self.entries.floor() && Rule::RefuseBelowFloor.is_kept();
-        if below_floor || member.start_ts < self.first_ts || self.rolled_back.contains(&member.start_ts) {
+        let rolled_back = self.rolled_back.contains(&member.start_ts) && Rule::RefuseRolledBack.is_kept();
+        if below_floor || member.start_ts < self.first_ts || rolled_back {
             return Some(Verdict::HasEntry);
         }
         // Here and not before it entered: whoever begins after the change must find this member applied, or refused.

@@ -13,3 +13,8 @@ fn child() {
 fn step_by_step_survives_a_kill_at_every_step() {
     crash::crash_at_every_step(common::CASSANDRA_STEPS, 2);
 }
+
+#[test]
+fn step_by_step_survives_a_kill_at_every_step_of_a_sweep() {
+    crash::crash_at_every_step_of_a_sweep(common::CASSANDRA_STEPS, 1, false);
+}

@@ -5,7 +5,7 @@ mod common;
 mod crash;
 
 use common::*;
-use crash::crash_at_every_step;
+use crash::{crash_at_every_step, crash_at_every_step_of_a_sweep};
 
 #[test]
 fn child() {
@@ -20,4 +20,9 @@ fn pipeline_survives_a_kill_at_every_step() {
 #[test]
 fn step_by_step_survives_a_kill_at_every_step() {
     crash_at_every_step(POSTGRES_STEPS, 3);
+}
+
+#[test]
+fn pipeline_survives_a_kill_at_every_step_of_a_sweep() {
+    crash_at_every_step_of_a_sweep(POSTGRES_PIPELINE, 2, true);
 }

@@ -220,7 +220,6 @@ pub(crate) fn crash_at_every_step(lane: Lane, times: usize) {
 }
 
 /// So many crashes at each step of a sweep, likewise. `has_floor`: entries of `_transactions` go on this store.
-#[allow(dead_code, reason = "not every store is killed there")]
 pub(crate) fn crash_at_every_step_of_a_sweep(lane: Lane, times: usize, has_floor: bool) {
     let steps = SweepStep::ALL.into_iter().filter(|step| has_floor || *step != SweepStep::FloorRaised);
     crash_at(lane, &steps.map(|step| Some(step.fail_point())).collect::<Vec<_>>(), times, 4);

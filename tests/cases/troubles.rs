@@ -2,7 +2,8 @@
 //! other, each time under another workload. All fields of the matrix are played on simulated time
 //! (`tests/simulation_matrix.rs`).
 //!
-//! `ATLAS_TROUBLE_ROUNDS=N` plays all of it N times.
+//! `ATLAS_TROUBLE_ROUNDS=N` plays all of it N times, each time under the next workload: 10 times is every trouble at every
+//! step of every workload.
 
 use crate::common::faulty::Faulty;
 use crate::common::leaving::Leaving;
@@ -71,11 +72,13 @@ pub(crate) async fn every_step_survives_every_trouble(lanes: &[Lane], commits: u
     let started = Instant::now();
     let mut happened: BTreeMap<(CommitStep, Trouble), u64> = BTreeMap::new();
     let mut impossible = BTreeMap::new();
+    let first_kind = seed as usize % Kind::ALL.len();
     for number in 0..rounds * CommitStep::ALL.len() {
-        let step = CommitStep::ALL[number % CommitStep::ALL.len()];
+        let (round, place) = (number / CommitStep::ALL.len(), number % CommitStep::ALL.len());
+        let step = CommitStep::ALL[place];
         for lane in lanes {
             seed += 1;
-            let kind = Kind::ALL[(seed % Kind::ALL.len() as u64) as usize];
+            let kind = Kind::ALL[(first_kind + place + round) % Kind::ALL.len()];
             for (trouble, times) in play(*lane, kind, step, seed, commits, &mut impossible).await {
                 *happened.entry((step, trouble)).or_default() += times;
             }

@@ -382,8 +382,8 @@ async fn the_immutable_timestamp_passes_no_open_snapshot() {
         tasks.push(tokio::spawn(async move {
             for _ in 0..3 {
                 let begun = match step_by_step {
-                    true => tracker.begin_at_start(&oracle).await,
-                    false => tracker.begin_at_watermark(&oracle).await,
+                    true => tracker.begin_at_start(&oracle, FOR_EVER).await,
+                    false => tracker.begin_at_watermark(&oracle, FOR_EVER).await,
                 };
                 let begun = begun.expect("it begins");
                 assert!(begun.read_ts <= begun.start_ts);

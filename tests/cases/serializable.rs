@@ -46,6 +46,7 @@ macro_rules! serializable_lane {
             who_used_a_table_that_was_made_anew_with_another_handler_begins_anew,
             what_is_to_be_done_on_success_is_done_once,
             nothing_is_done_on_success_without_one,
+            what_waits_to_be_done_may_abort_when_it_is_dropped,
             work_that_lost_its_locks_does_not_commit,
             work_with_locks_is_done_by_one_at_a_time,
         ]);
@@ -565,6 +566,30 @@ pub(crate) async fn nothing_is_done_on_success_without_one(store: TestStore) {
     write(&store.atlas, &t, &[("x", "2")]).await;
     assert_conflict(loser.commit().await);
     aborted.abort();
+}
+
+/// It is the application's, and may hold a handle of the very transaction.
+pub(crate) async fn what_waits_to_be_done_may_abort_when_it_is_dropped(store: TestStore) {
+    struct Aborts(Transaction);
+    impl Drop for Aborts {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+    let t = store.table(ConflictHandler::RetryOnWriteWrite).await;
+    let tx = store.begin().await;
+    put(&tx, &t, "x", "1").await;
+    let aborts = Aborts(tx.clone());
+    tx.on_success(move |_| drop(aborts)).expect("the transaction is open");
+    let (ended, end) = tokio::sync::oneshot::channel();
+    // A thread of its own: one that waits for itself must not keep the test from ending.
+    std::thread::spawn(move || {
+        tx.abort();
+        let _ = ended.send(());
+    });
+    let end = tokio::time::timeout(Duration::from_secs(10), end).await;
+    end.expect("it does not wait for itself").expect("it does not panic");
+    assert_eq!(read(&store.atlas, &t, "x").await, None);
 }
 
 /// Whoever holds a lock of the application while he works must not commit once another one may hold it.

@@ -38,6 +38,7 @@ macro_rules! sweep_lane {
                 what_was_swept_can_not_be_restored_from_this_store,
                 a_paused_sweep_stands_still_over_a_restart,
                 a_walk_finds_what_the_queue_does_not_know,
+                a_walk_over_a_new_table_begins_at_its_first_cell,
                 a_dry_run_removes_nothing,
                 a_hard_delete_leaves_no_version,
                 a_hard_delete_waits_for_readers,
@@ -485,26 +486,8 @@ pub(crate) async fn a_walk_finds_what_the_queue_does_not_know(lane: Lane) {
     let report = swept.atlas.sweep(from, no_progress()).await.expect("a walk");
     assert_eq!((report.tables[0].cells, report.tables[0].deleted), (3, 6));
     // Interrupted, and taken up again: by whoever does not wait for its end.
-    let interrupted = tokio::spawn({
-        let (atlas, request) =
-            (swept.atlas.clone(), SweepRequest { pause: Duration::from_secs(3600), ..small.clone() });
-        async move { atlas.sweep(request, no_progress()).await }
-    });
-    for _ in 0..600 {
-        if swept.counts(&table).await == (18, 6) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    // Its progress is written after the batch.
-    for _ in 0..600 {
-        if swept.atlas.sweep_status().await.expect("a status").tables[0].interrupted_at.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    interrupted.abort();
-    let _ = interrupted.await;
+    let counted = interrupted_walk(&swept, &table, &small).await;
+    assert_eq!(counted, (18, 6));
     let report = swept.atlas.sweep(small, no_progress()).await.expect("a walk");
     assert!(report.tables[0].resumed, "{report:?}");
     assert_eq!((report.tables[0].cells, report.tables[0].deleted), (7, 8), "{report:?}");
@@ -516,6 +499,46 @@ pub(crate) async fn a_walk_finds_what_the_queue_does_not_know(lane: Lane) {
         .await
         .expect_err("nothing would ever be read");
     assert!(matches!(error, Error::Usage(_)), "{error}");
+}
+
+/// Begins a walk, and leaves it behind its first batch. What is in the table then.
+async fn interrupted_walk(swept: &Swept, table: &TableRef, request: &SweepRequest) -> (u64, u64) {
+    let request = SweepRequest { pause: Duration::from_secs(3600), ..request.clone() };
+    let atlas = swept.atlas.clone();
+    let walk = tokio::spawn(async move { atlas.sweep(request, no_progress()).await });
+    // Its progress is written after the batch.
+    for _ in 0..600 {
+        if swept.atlas.sweep_status().await.expect("a status").tables[0].interrupted_at.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    walk.abort();
+    let _ = walk.await;
+    swept.counts(table).await
+}
+
+/// Where an earlier table of its name was left says nothing of it.
+pub(crate) async fn a_walk_over_a_new_table_begins_at_its_first_cell(lane: Lane) {
+    let swept = Swept::open(lane).await;
+    let table = swept.table("t", SweepStrategy::Conservative).await;
+    let small = SweepRequest { candidate_batch: 1, ..SweepRequest::default() };
+    for emptied in [false, true] {
+        for row in ["a", "b", "c"] {
+            overwrite(&swept.atlas, &table, row, 2).await;
+        }
+        interrupted_walk(&swept, &table, &small).await;
+        if emptied {
+            swept.atlas.truncate_table(&table).await.expect("it can be emptied");
+        } else {
+            swept.atlas.drop_table(&table).await.expect("it can be dropped");
+            swept.table("t", SweepStrategy::Conservative).await;
+        }
+        overwrite(&swept.atlas, &table, "a", 2).await;
+        let report = swept.atlas.sweep(SweepRequest::default(), no_progress()).await.expect("a walk");
+        assert!(!report.tables[0].resumed, "{report:?}");
+        assert_eq!(swept.counts(&table).await, (1, 1));
+    }
 }
 
 pub(crate) async fn a_dry_run_removes_nothing(lane: Lane) {

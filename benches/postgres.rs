@@ -11,7 +11,7 @@
 
 mod measure;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use atlas::config::{AtlasConfig, KvsConfig, PostgresKvs};
 use atlas::kvs_api::TableRef;
 use atlas::ops::Operations;
@@ -19,9 +19,11 @@ use atlas::schema::TableSpec;
 use atlas::transaction::{RunOptions, Transaction};
 use atlas::{Atlas, Cell};
 use clap::Parser;
-use measure::{
-    Arm, Machine, OPENING_BALANCE, Transfer, VALUE_LEN, Work, balance, key, measure, median, opening_value, table_of,
-};
+use measure::accounts::{OPENING_BALANCE, balance, key, opening_value};
+use measure::machine::Machine;
+use measure::server::{connect, server};
+use measure::statistics::median;
+use measure::{Arm, Transfer, VALUE_LEN, Work, measure, table_of};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use std::path::PathBuf;
@@ -29,7 +31,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::{Client, Statement};
 
 const LOAD_BATCH: u64 = 1000;
 /// What atlas has to reach, as a share of the yardstick.
@@ -61,31 +63,6 @@ struct Arguments {
     bench: bool,
 }
 
-/// Where the server is, from the variables that psql knows.
-fn server() -> PostgresKvs {
-    let usual = PostgresKvs::default();
-    let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-    PostgresKvs {
-        host: variable("PGHOST").unwrap_or(usual.host),
-        port: variable("PGPORT").and_then(|port| port.parse().ok()).unwrap_or(usual.port),
-        user: variable("PGUSER").unwrap_or(usual.user),
-        password: variable("PGPASSWORD").as_deref().unwrap_or_default().into(),
-        database: variable("PGDATABASE").unwrap_or(usual.database),
-        ..PostgresKvs::default()
-    }
-}
-
-async fn connect(server: &PostgresKvs) -> Result<Client> {
-    let mut config = tokio_postgres::Config::new();
-    config.host(&server.host).port(server.port).user(&server.user).dbname(&server.database);
-    if let Some(password) = server.password.reveal() {
-        config.password(password);
-    }
-    let (client, connection) = config.connect(NoTls).await.context("no connection to the server")?;
-    tokio::spawn(connection);
-    Ok(client)
-}
-
 // ---- atlas
 
 struct AtlasSide {
@@ -107,7 +84,7 @@ impl AtlasSide {
         let mut random = StdRng::seed_from_u64(1);
         for first in (0..arguments.accounts).step_by(LOAD_BATCH as usize) {
             let rows: Vec<_> = (first..arguments.accounts.min(first + LOAD_BATCH))
-                .map(|account| (AtlasSide::cell(account), opening_value(&mut random)))
+                .map(|account| (AtlasSide::cell(account), opening_value(&mut random, VALUE_LEN)))
                 .collect();
             atlas
                 .run(async |tx| {
@@ -260,7 +237,7 @@ impl OwnSide {
         for first in (0..arguments.accounts).step_by(LOAD_BATCH as usize) {
             let last = arguments.accounts.min(first + LOAD_BATCH);
             let ids: Vec<Vec<u8>> = (first..last).map(|account| key(account).to_vec()).collect();
-            let values: Vec<Vec<u8>> = (first..last).map(|_| opening_value(&mut random)).collect();
+            let values: Vec<Vec<u8>> = (first..last).map(|_| opening_value(&mut random, VALUE_LEN)).collect();
             let sql = "INSERT INTO bench_own.accounts SELECT * FROM unnest($1::bytea[], $2::bytea[])";
             client.execute(sql, &[&ids, &values]).await?;
         }

@@ -25,16 +25,16 @@ use atlas::schema::TableSpec;
 use atlas::transaction::{RunOptions, Transaction};
 use atlas::{Atlas, Cell};
 use clap::Parser;
-use measure::{
-    Arm, Machine, OPENING_BALANCE, Transfer, VALUE_LEN, Work, balance, key, measure, median, opening_value, table_of,
-};
+use measure::accounts::{OPENING_BALANCE, balance, key, opening_value};
+use measure::machine::Machine;
+use measure::statistics::median;
+use measure::{Arm, Transfer, VALUE_LEN, Work, disk, measure, rocks, table_of};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rocksdb::{
-    BlockBasedOptions, Cache, DBCompressionType, ErrorKind, IteratorMode, OptimisticTransactionDB,
-    OptimisticTransactionOptions, Options, WriteBatchWithTransaction, WriteOptions,
+    ErrorKind, IteratorMode, OptimisticTransactionDB, OptimisticTransactionOptions, WriteBatchWithTransaction,
+    WriteOptions,
 };
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ struct Arguments {
     /// Only atlas, for profiling.
     #[arg(long)]
     only_atlas: bool,
-    /// Where the stores are made; emptied first and last.
+    /// Where the stores are made, in a directory of their own that is removed again.
     #[arg(long, env = "ATLAS_BENCH_DIR", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/transfers"))]
     dir: PathBuf,
     /// Where the numbers are written as JSON.
@@ -97,22 +97,6 @@ extern "C" fn fdatasync(descriptor: i32) -> i32 {
     if rustix::fs::fdatasync(descriptor).is_ok() { 0 } else { -1 }
 }
 
-/// The median time of a 4 KiB write with its sync, in microseconds.
-fn probe_disk(dir: &Path) -> Result<f64> {
-    const WRITES: u64 = 200;
-    let path = dir.join("fsync-probe");
-    let file = std::fs::File::create(&path)?;
-    let mut micros = Vec::new();
-    for number in 0..WRITES {
-        let begun = Instant::now();
-        file.write_all_at(&[7; 4096], number * 4096)?;
-        file.sync_data()?;
-        micros.push(begun.elapsed().as_secs_f64() * 1e6);
-    }
-    std::fs::remove_file(path)?;
-    Ok(median(micros))
-}
-
 // ---- atlas
 
 struct AtlasSide {
@@ -137,7 +121,7 @@ impl AtlasSide {
             let mut random = StdRng::seed_from_u64(1);
             for first in (0..accounts).step_by(LOAD_BATCH as usize) {
                 let rows: Vec<_> = (first..accounts.min(first + LOAD_BATCH))
-                    .map(|account| (AtlasSide::cell(account), opening_value(&mut random)))
+                    .map(|account| (AtlasSide::cell(account), opening_value(&mut random, VALUE_LEN)))
                     .collect();
                 atlas
                     .run(async |tx| {
@@ -230,21 +214,12 @@ struct RocksSide {
 
 impl RocksSide {
     fn open(dir: &Path, accounts: u64, sync: bool) -> Result<RocksSide> {
-        let mut blocks = BlockBasedOptions::default();
-        blocks.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
-        blocks.set_bloom_filter(10.0, false);
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.set_block_based_table_factory(&blocks);
-        options.set_compression_type(DBCompressionType::Lz4);
-        options.set_bytes_per_sync(1 << 20);
-        options.set_max_background_jobs(2);
-        let db = OptimisticTransactionDB::open(&options, dir.join("rocksdb"))?;
+        let db = OptimisticTransactionDB::open(&rocks::options(BLOCK_CACHE_BYTES), dir.join("rocksdb"))?;
         let mut random = StdRng::seed_from_u64(1);
         for first in (0..accounts).step_by(LOAD_BATCH as usize) {
             let mut batch = WriteBatchWithTransaction::<true>::default();
             for account in first..accounts.min(first + LOAD_BATCH) {
-                batch.put(key(account), opening_value(&mut random));
+                batch.put(key(account), opening_value(&mut random, VALUE_LEN));
             }
             db.write(batch)?;
         }
@@ -331,8 +306,8 @@ impl Block {
     }
 }
 
-fn run_block(arguments: &Arguments, sync: bool) -> Result<Block> {
-    let dir = arguments.dir.join(if sync { "fsync-on" } else { "fsync-off" });
+fn run_block(arguments: &Arguments, stores: &Path, sync: bool) -> Result<Block> {
+    let dir = stores.join(if sync { "fsync-on" } else { "fsync-off" });
     std::fs::create_dir_all(&dir)?;
     SYNC_DELAY_US.store(0, Ordering::Relaxed);
     eprintln!("fsync {}: loading {} accounts on each side", if sync { "on" } else { "off" }, arguments.accounts);
@@ -357,7 +332,7 @@ fn run_block(arguments: &Arguments, sync: bool) -> Result<Block> {
     for arm in 0..arms.len() {
         run(arm, length.min(Duration::from_secs(2)), 7)?; // Caches and memtables are warm on all sides then.
     }
-    let before = probe_disk(&dir)?;
+    let before = disk::probe(&dir)?;
     for round in 0..arguments.rounds {
         let mut order: Vec<usize> = (0..arms.len()).collect();
         if round % 2 == 1 {
@@ -370,7 +345,7 @@ fn run_block(arguments: &Arguments, sync: bool) -> Result<Block> {
             arms[arm].samples.push(sample);
         }
     }
-    let after = probe_disk(&dir)?;
+    let after = disk::probe(&dir)?;
 
     let expected = arguments.accounts * OPENING_BALANCE;
     let sums = [("atlas", atlas.close()?), ("RocksDB", rocks.close()?)];
@@ -451,9 +426,7 @@ fn main() -> Result<()> {
         Some("off") => &[false],
         Some(other) => anyhow::bail!("--fsync is on or off, not {other}"),
     };
-    if arguments.dir.exists() {
-        std::fs::remove_dir_all(&arguments.dir)?;
-    }
+    let stores = disk::empty_stores(&arguments.dir)?;
     let mut report = report(&arguments);
     println!("atlas {}, librocksdb-sys {} (the same library on both sides)", report.atlas, report.rocksdb);
     println!("{}", report.machine);
@@ -462,12 +435,12 @@ fn main() -> Result<()> {
         arguments.accounts, arguments.rounds, arguments.seconds, arguments.fsync_delay_us
     );
     for sync in blocks {
-        let block = run_block(&arguments, *sync)?;
+        let block = run_block(&arguments, &stores, *sync)?;
         print_block(&block);
         report.blocks.push(block);
     }
     std::fs::write(&arguments.json, serde_json::to_string_pretty(&report)?)?;
-    std::fs::remove_dir_all(&arguments.dir)?;
+    disk::remove_stores(&stores)?;
     println!("\nBoth sums are right. Numbers: {}", arguments.json.display());
     if let Some(block) = report.blocks.iter().find(|block| block.fsync && block.yardstick.is_some()) {
         let verdict = if block.median_ratio >= BAR { "reached" } else { "missed" };

@@ -3,14 +3,25 @@
 // Each benchmark uses its part.
 #![allow(dead_code)]
 
-use anyhow::{Context, Result, ensure};
+// The files beside this one are also parts of the benchmark of peers, which is a workspace of its own.
+pub(crate) mod accounts;
+pub(crate) mod disk;
+pub(crate) mod machine;
+pub(crate) mod processor;
+pub(crate) mod rocks;
+pub(crate) mod server;
+pub(crate) mod statistics;
+
+use accounts::moved;
+use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
+use processor::{busy_seconds, cpu_seconds};
+use rand::Rng;
 use rand::rngs::StdRng;
-use rand::{Rng, RngCore};
+use statistics::median;
 use std::time::Instant;
 
 pub(crate) const VALUE_LEN: usize = 100;
-pub(crate) const OPENING_BALANCE: u64 = 1000;
 
 // ---- what is measured
 
@@ -75,32 +86,6 @@ pub(crate) fn measure(count_syncs: impl Fn() -> Result<u64>, work: impl FnOnce()
     })
 }
 
-/// Processor time of all threads of this process, RocksDB's own included.
-pub(crate) fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// Processor time of all programs of this machine, as far as it is told; in hundredths of seconds, which every Linux
-/// counts in.
-pub(crate) fn busy_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
-    let times: Vec<f64> = all.filter_map(|time| time.parse().ok()).collect();
-    // User, nice and system; idle and waiting for the disk do not count, nor does what interrupts take.
-    times.iter().take(3).sum::<f64>() / 100.0
-}
-
-pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    let half = numbers.len() / 2;
-    match numbers.len() {
-        0 => f64::NAN,
-        len if len % 2 == 1 => numbers[half],
-        _ => f64::midpoint(numbers[half - 1], numbers[half]),
-    }
-}
-
 // ---- accounts and transfers
 
 pub(crate) struct Transfer {
@@ -116,35 +101,10 @@ impl Transfer {
         Transfer { from, to, amount: random.random_range(1..=10) }
     }
 
-    /// The two values after the transfer. An account without enough pays what it has.
+    /// The two values after the transfer.
     pub(crate) fn apply(&self, from: &[u8], to: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
-        let amount = self.amount.min(balance(from)?);
-        Ok((with_balance(from, balance(from)? - amount), with_balance(to, balance(to)? + amount)))
+        moved(self.amount, from, to)
     }
-}
-
-/// 16 bytes, as keys that carry a little more than a number do.
-pub(crate) fn key(account: u64) -> [u8; 16] {
-    let mut key = *b"account:\0\0\0\0\0\0\0\0";
-    key[8..].copy_from_slice(&account.to_be_bytes());
-    key
-}
-
-/// A balance and bytes that do not compress.
-pub(crate) fn opening_value(random: &mut StdRng) -> Vec<u8> {
-    let mut value = vec![0; VALUE_LEN];
-    random.fill_bytes(&mut value);
-    with_balance(&value, OPENING_BALANCE)
-}
-
-pub(crate) fn balance(value: &[u8]) -> Result<u64> {
-    Ok(u64::from_be_bytes(*value.first_chunk().context("a value is too short")?))
-}
-
-pub(crate) fn with_balance(value: &[u8], balance: u64) -> Vec<u8> {
-    let mut value = value.to_vec();
-    value[..8].copy_from_slice(&balance.to_be_bytes());
-    value
 }
 
 // ---- rounds
@@ -204,33 +164,4 @@ pub(crate) fn table_of(arms: &[Arm]) -> comfy_table::Table {
         ]);
     }
     table
-}
-
-/// Processor, cores, kernel and load of this machine.
-#[derive(Debug, serde::Serialize)]
-pub(crate) struct Machine {
-    pub(crate) processor: String,
-    pub(crate) cores: usize,
-    pub(crate) kernel: String,
-    pub(crate) load: String,
-}
-
-impl Machine {
-    pub(crate) fn look() -> Machine {
-        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let processor =
-            text("/proc/cpuinfo").lines().find_map(|line| Some(line.strip_prefix("model name")?.to_owned()));
-        Machine {
-            processor: processor.unwrap_or_default().trim_start_matches([' ', '\t', ':']).to_owned(),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            kernel: text("/proc/sys/kernel/osrelease"),
-            load: text("/proc/loadavg"),
-        }
-    }
-}
-
-impl std::fmt::Display for Machine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} × {}, Linux {}, load {}", self.cores, self.processor, self.kernel, self.load)
-    }
 }

@@ -13,7 +13,9 @@ use crate::disk;
 use crate::keys::{Keys, Spread};
 use crate::measure::{Sample, measure, median, paired, settle};
 use crate::options::{Fsync, Plan};
-use crate::workload::{End, Job, LOAD_BATCH, OPENING_BALANCE, Population, Workload};
+use crate::shared::accounts::OPENING_BALANCE;
+use crate::shared::disk::probe;
+use crate::workload::{End, Job, LOAD_BATCH, Population, Workload};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::sync::Arc;
@@ -155,7 +157,7 @@ pub(crate) fn run(plan: &Plan, setting: Setting) -> Result<Block> {
             turn(&entrants[*place], arm.clients, plan.round.min(WARM_UP_MAX), 7)?;
         }
     }
-    let before = disk::probe(&directory)?;
+    let before = probe(&directory)?;
     for round in 0..plan.rounds {
         let mut order: Vec<usize> = (0..arms.len()).collect();
         if round % 2 == 1 {
@@ -169,7 +171,7 @@ pub(crate) fn run(plan: &Plan, setting: Setting) -> Result<Block> {
             arm.samples.push(sample);
         }
     }
-    let after = disk::probe(&directory)?;
+    let after = probe(&directory)?;
     disk::delay(0);
     leave(entrants, workload, plan.accounts)?;
     std::fs::remove_dir_all(&directory)?;
@@ -241,18 +243,7 @@ mod tests {
     use super::*;
 
     fn arm(name: Name, clients: usize, rates: &[f64]) -> Arm {
-        let sample = |per_second: &f64| Sample {
-            per_second: *per_second,
-            p50_us: 0.0,
-            p99_us: 0.0,
-            retries_percent: 0.0,
-            fsyncs_per_operation: 0.0,
-            cpu_us_per_operation: 0.0,
-            cores_used: 0.0,
-            cores_of_others: 0.0,
-            missing: 0,
-        };
-        Arm { name, clients, samples: rates.iter().map(sample).collect() }
+        Arm { name, clients, samples: rates.iter().map(|rate| Sample::of_rate(*rate)).collect() }
     }
 
     #[test]

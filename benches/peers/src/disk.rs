@@ -4,12 +4,8 @@
 // The one unsafe thing here is to stand in front of two functions of libc.
 #![allow(unsafe_code)]
 
-use crate::measure::median;
-use anyhow::Result;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 static SYNCS: AtomicU64 = AtomicU64::new(0);
 static DELAY_US: AtomicU64 = AtomicU64::new(0);
@@ -52,25 +48,11 @@ extern "C" fn fsync(descriptor: i32) -> i32 {
     if rustix::fs::fsync(descriptor).is_ok() { 0 } else { -1 }
 }
 
-/// The median time of a 4 KiB write with its sync, in microseconds.
-pub(crate) fn probe(directory: &Path) -> Result<f64> {
-    const WRITES: u64 = 200;
-    let path = directory.join("fsync-probe");
-    let file = std::fs::File::create(&path)?;
-    let mut micros = Vec::new();
-    for number in 0..WRITES {
-        let begun = Instant::now();
-        file.write_all_at(&[7; 4096], number * 4096)?;
-        file.sync_data()?;
-        micros.push(begun.elapsed().as_secs_f64() * 1e6);
-    }
-    std::fs::remove_file(path)?;
-    Ok(median(micros))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shared::disk::probe;
+    use anyhow::Result;
 
     #[test]
     fn syncs_of_files_are_counted() -> Result<()> {

@@ -1,41 +1,10 @@
-//! What the numbers were measured on: the machine, the versions of everything, and how much memory and disk is used.
+//! What the numbers were measured with: the versions of everything, and how much memory and disk is used.
 
 use crate::contenders::postgres;
+use crate::shared::machine::kib_of;
 use anyhow::{Context, Result};
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Machine {
-    pub(crate) processor: String,
-    pub(crate) cores: usize,
-    pub(crate) memory_mib: u64,
-    pub(crate) kernel: String,
-    pub(crate) load_before: String,
-}
-
-impl Machine {
-    pub(crate) fn look() -> Machine {
-        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-        let processor =
-            text("/proc/cpuinfo").lines().find_map(|line| Some(line.strip_prefix("model name")?.to_owned()));
-        Machine {
-            processor: processor.unwrap_or_default().trim_start_matches([' ', '\t', ':']).to_owned(),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            memory_mib: kib_of(&text("/proc/meminfo"), "MemTotal:").unwrap_or(0) >> 10,
-            kernel: text("/proc/sys/kernel/osrelease"),
-            load_before: text("/proc/loadavg"),
-        }
-    }
-}
-
-impl std::fmt::Display for Machine {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Machine { processor, cores, memory_mib, kernel, load_before } = self;
-        write!(f, "{cores} × {processor}, {memory_mib} MiB, Linux {kernel}, load {load_before}")
-    }
-}
 
 /// Versions of what is compared, as the lock file has them. That of librocksdb-sys is, behind the plus sign, RocksDB's.
 pub(crate) fn versions() -> Result<BTreeMap<String, String>> {
@@ -67,11 +36,6 @@ pub(crate) fn peak_memory() -> Option<u64> {
 /// Begins to count from what is in memory now. Where the kernel does not let us, the peak stays that of the process.
 pub(crate) fn forget_peak_memory() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-fn kib_of(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Bytes of all files below a directory.

@@ -22,6 +22,7 @@ mod machine;
 mod measure;
 mod options;
 mod report;
+mod shared;
 mod timestamps;
 mod workload;
 
@@ -29,13 +30,12 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use options::{Options, Plan, Row};
 use report::Report;
+use shared::disk::{empty_stores, remove_stores};
 
 fn main() -> Result<()> {
     let plan = Plan::of(Options::parse())?;
-    if plan.dir.exists() {
-        std::fs::remove_dir_all(&plan.dir)?;
-    }
-    std::fs::create_dir_all(&plan.dir)?;
+    let stores = empty_stores(&plan.dir)?;
+    let plan = Plan { dir: stores, ..plan };
     let mut report = Report::new(&plan)?;
     report.print_head();
     for row in &plan.rows {
@@ -43,7 +43,7 @@ fn main() -> Result<()> {
         // After each row: a run of hours that is interrupted has said what it knew.
         write(&plan, &report)?;
     }
-    std::fs::remove_dir_all(&plan.dir)?;
+    remove_stores(&plan.dir)?;
     let [met, all] = report.bars();
     println!("\n{met} of {all} bars are met.");
     Ok(())

@@ -1,6 +1,8 @@
 //! What one contender did in one round, and what medians make of it.
 
 use crate::disk;
+use crate::shared::processor::{busy_seconds, cpu_seconds};
+pub(crate) use crate::shared::statistics::median;
 use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -61,6 +63,24 @@ pub(crate) struct Sample {
     pub(crate) missing: u64,
 }
 
+#[cfg(test)]
+impl Sample {
+    /// One of which nothing but its rate matters.
+    pub(crate) fn of_rate(per_second: f64) -> Sample {
+        Sample {
+            per_second,
+            p50_us: 0.0,
+            p99_us: 0.0,
+            retries_percent: 0.0,
+            fsyncs_per_operation: 0.0,
+            cpu_us_per_operation: 0.0,
+            cores_used: 0.0,
+            cores_of_others: 0.0,
+            missing: 0,
+        }
+    }
+}
+
 /// `count_syncs` tells how many syncs there were so far.
 pub(crate) fn measure(count_syncs: impl Fn() -> Result<u64>, work: impl FnOnce() -> Result<Work>) -> Result<Sample> {
     let syncs = count_syncs()?;
@@ -102,31 +122,6 @@ pub(crate) fn settle(patience: Duration) {
     }
 }
 
-/// Processor time of all threads of this process.
-pub(crate) fn cpu_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// Processor time of all programs of this machine, in hundredths of seconds, which every Linux counts in.
-fn busy_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let all = stat.lines().next().unwrap_or_default().split_whitespace().skip(1);
-    let times: Vec<f64> = all.filter_map(|time| time.parse().ok()).collect();
-    // User, nice and system; idle and waiting for the disk do not count, nor does what interrupts take.
-    times.iter().take(3).sum::<f64>() / 100.0
-}
-
-pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    let half = numbers.len() / 2;
-    match numbers.len() {
-        0 => f64::NAN,
-        len if len % 2 == 1 => numbers[half],
-        _ => f64::midpoint(numbers[half - 1], numbers[half]),
-    }
-}
-
 /// The ratio of each round, both sides in the same one.
 pub(crate) fn paired(ours: &[Sample], theirs: &[Sample]) -> Vec<f64> {
     ours.iter().zip(theirs).map(|(ours, theirs)| ours.per_second / theirs.per_second).collect()
@@ -137,18 +132,7 @@ mod tests {
     use super::*;
 
     fn samples(rates: &[f64]) -> Vec<Sample> {
-        let sample = |per_second: &f64| Sample {
-            per_second: *per_second,
-            p50_us: 0.0,
-            p99_us: 0.0,
-            retries_percent: 0.0,
-            fsyncs_per_operation: 0.0,
-            cpu_us_per_operation: 0.0,
-            cores_used: 0.0,
-            cores_of_others: 0.0,
-            missing: 0,
-        };
-        rates.iter().map(sample).collect()
+        rates.iter().map(|rate| Sample::of_rate(*rate)).collect()
     }
 
     #[test]

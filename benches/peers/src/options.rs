@@ -3,7 +3,7 @@
 use crate::contenders::{self, Name};
 use crate::keys::Spread;
 use crate::workload::Workload;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -67,7 +67,7 @@ pub(crate) struct Options {
     /// Earlier transactions [default: 1000000]
     #[arg(long, value_name = "N")]
     pub(crate) growth_transactions: Option<u64>,
-    /// Where stores are made; emptied first and last
+    /// Where stores are made, in a directory of their own that is removed again
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) dir: Option<PathBuf>,
     /// Where the numbers are written
@@ -170,7 +170,10 @@ impl Plan {
             growth_versions: options.growth_versions,
             growth_transactions: options.growth_transactions.unwrap_or(usual(1_000_000, 10_000)),
             // Beside the program: where temporary files lie is often no disk.
-            dir: options.dir.map_or_else(|| anyhow::Ok(std::env::current_exe()?.with_file_name("stores")), Ok)?,
+            dir: match options.dir {
+                Some(dir) => dir,
+                None => std::env::current_exe()?.parent().context("the program lies in a directory")?.to_owned(),
+            },
             json: options.json,
             svg: options.svg,
         };

@@ -1,14 +1,14 @@
 //! The work that all contenders do: what a transaction consists of, and how clients come by the next one.
 
 use crate::keys::{Keys, Spread};
-use anyhow::{Context, Result};
+use crate::shared::accounts::{moved, opening_value, random_bytes};
+use anyhow::Result;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-pub(crate) const OPENING_BALANCE: u64 = 1000;
 /// Cells of one transaction when a store is filled.
 pub(crate) const LOAD_BATCH: u64 = 1000;
 const CELLS_PER_MULTI_GET: usize = 100;
@@ -174,7 +174,7 @@ impl Population {
     }
 
     fn value(&self, random: &mut StdRng) -> Vec<u8> {
-        bytes(random, self.value_len)
+        random_bytes(random, self.value_len)
     }
 }
 
@@ -253,7 +253,7 @@ impl Job {
             Workload::Update => update(random),
             // Anywhere in the table, as the identities of new things are, and never twice as far as chance can tell.
             Workload::Insert => {
-                Operation::Put { account: random.next_u64() | 1 << 63, value: bytes(random, INSERTED_LEN) }
+                Operation::Put { account: random.next_u64() | 1 << 63, value: random_bytes(random, INSERTED_LEN) }
             }
             Workload::Load => unreachable!("a load ends when everything is loaded"),
             Workload::Ycsb(Mix::A) if percent < 50 => read(random),
@@ -297,45 +297,16 @@ impl Transfer {
         Transfer { from, to, amount: random.random_range(1..=10) }
     }
 
-    /// The two values after the transfer. An account without enough pays what it has.
+    /// The two values after the transfer.
     pub(crate) fn apply(&self, from: &[u8], to: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
-        let amount = self.amount.min(balance(from)?);
-        Ok((with_balance(from, balance(from)? - amount), with_balance(to, balance(to)? + amount)))
+        moved(self.amount, from, to)
     }
-}
-
-/// 16 bytes, as keys that carry a little more than a number do.
-pub(crate) fn key(account: u64) -> [u8; 16] {
-    let mut key = *b"account:\0\0\0\0\0\0\0\0";
-    key[8..].copy_from_slice(&account.to_be_bytes());
-    key
-}
-
-/// Bytes that do not compress.
-fn bytes(random: &mut StdRng, len: usize) -> Vec<u8> {
-    let mut value = vec![0; len];
-    random.fill_bytes(&mut value);
-    value
-}
-
-/// A balance, and bytes that do not compress.
-pub(crate) fn opening_value(random: &mut StdRng, len: usize) -> Vec<u8> {
-    with_balance(&bytes(random, len), OPENING_BALANCE)
-}
-
-pub(crate) fn balance(value: &[u8]) -> Result<u64> {
-    Ok(u64::from_be_bytes(*value.first_chunk().context("a value is too short")?))
-}
-
-fn with_balance(value: &[u8], balance: u64) -> Vec<u8> {
-    let mut value = value.to_vec();
-    value[..8].copy_from_slice(&balance.to_be_bytes());
-    value
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shared::accounts::{balance, with_balance};
     use rand::SeedableRng;
     use std::time::Duration;
 

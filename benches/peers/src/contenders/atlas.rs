@@ -3,7 +3,8 @@
 use super::{CACHE_BYTES, Contender, Name, Sum, postgres};
 use crate::drive::{Client, Performed, tasks};
 use crate::measure::{Work, own_syncs};
-use crate::workload::{Job, Operation, key};
+use crate::shared::accounts::key;
+use crate::workload::{Job, Operation};
 use anyhow::Result;
 use atlas::config::{AtlasConfig, ByteSize, KvsConfig, PostgresKvs};
 use atlas::ops::{Operations, ScanOptions};

@@ -182,7 +182,7 @@ pub(crate) struct Sum {
 impl Sum {
     pub(crate) fn add(&mut self, value: &[u8]) -> Result<()> {
         self.accounts += 1;
-        self.money += crate::workload::balance(value)?;
+        self.money += crate::shared::accounts::balance(value)?;
         Ok(())
     }
 }

@@ -6,7 +6,10 @@
 use super::{Contender, Name, Sum, atlas};
 use crate::drive::{Attempt, Client as Works, Performed, tasks};
 use crate::measure::Work;
-use crate::workload::{Job, Operation, key};
+use crate::shared::accounts::key;
+use crate::shared::server::variable;
+pub(crate) use crate::shared::server::{connect, server};
+use crate::workload::{Job, Operation};
 use ::atlas::config::PostgresKvs;
 use anyhow::{Context, Result};
 use std::pin::pin;
@@ -15,39 +18,11 @@ use tokio::runtime::Runtime;
 use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres::{Client, Statement};
 
 /// True if the environment names a server, as `scripts/with-postgres` does.
 pub(crate) fn is_there() -> bool {
     variable("PGHOST").is_some() || variable("PGPORT").is_some()
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|text| !text.is_empty())
-}
-
-/// Where the server is, from the variables that psql knows.
-pub(crate) fn server() -> PostgresKvs {
-    let usual = PostgresKvs::default();
-    PostgresKvs {
-        host: variable("PGHOST").unwrap_or(usual.host),
-        port: variable("PGPORT").and_then(|port| port.parse().ok()).unwrap_or(usual.port),
-        user: variable("PGUSER").unwrap_or(usual.user),
-        password: variable("PGPASSWORD").as_deref().unwrap_or_default().into(),
-        database: variable("PGDATABASE").unwrap_or(usual.database),
-        ..PostgresKvs::default()
-    }
-}
-
-async fn connect(server: &PostgresKvs) -> Result<Client> {
-    let mut config = tokio_postgres::Config::new();
-    config.host(&server.host).port(server.port).user(&server.user).dbname(&server.database);
-    if let Some(password) = server.password.reveal() {
-        config.password(password);
-    }
-    let (client, connection) = config.connect(NoTls).await.context("no connection to the server")?;
-    tokio::spawn(connection);
-    Ok(client)
 }
 
 pub(crate) async fn drop_schema(server: &PostgresKvs, schema: &str) -> Result<()> {

@@ -3,13 +3,14 @@
 use super::{CACHE_BYTES, Contender, Name, Sum};
 use crate::drive::{Attempt, Blocking, threads};
 use crate::measure::Work;
-use crate::workload::{Job, Operation, Transfer, key};
+use crate::shared::accounts::key;
+use crate::shared::rocks;
+use crate::workload::{Job, Operation, Transfer};
 use anyhow::{Context, Result};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBAccess, DBCompressionType, DBRawIteratorWithThreadMode,
-    DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, OptimisticTransactionDB, OptimisticTransactionOptions,
-    Options, SnapshotWithThreadMode, Transaction, TransactionDB, TransactionDBOptions, TransactionOptions, WriteBatch,
-    WriteBatchWithTransaction, WriteOptions,
+    ColumnFamilyDescriptor, DB, DBAccess, DBRawIteratorWithThreadMode, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind,
+    IteratorMode, OptimisticTransactionDB, OptimisticTransactionOptions, SnapshotWithThreadMode, Transaction,
+    TransactionDB, TransactionDBOptions, TransactionOptions, WriteBatch, WriteBatchWithTransaction, WriteOptions,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ enum Engine {
 
 impl Store {
     pub(crate) fn open(name: Name, directory: &Path, sync: bool) -> Result<Store> {
-        let options = options();
+        let options = rocks::options(CACHE_BYTES);
         let engine = match name {
             Name::RocksdbOptimistic => Engine::Optimistic(OptimisticTransactionDB::open(&options, directory)?),
             Name::RocksdbPessimistic => {
@@ -47,20 +48,6 @@ impl Store {
         options.set_sync(self.sync);
         options
     }
-}
-
-/// As atlas sets it, so far as it is said there: blocks in memory, blooms, compression.
-fn options() -> Options {
-    let mut blocks = BlockBasedOptions::default();
-    blocks.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
-    blocks.set_bloom_filter(10.0, false);
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.set_block_based_table_factory(&blocks);
-    options.set_compression_type(DBCompressionType::Lz4);
-    options.set_bytes_per_sync(1 << 20);
-    options.set_max_background_jobs(2);
-    options
 }
 
 impl Blocking for Store {

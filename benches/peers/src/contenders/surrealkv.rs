@@ -3,7 +3,8 @@
 use super::{CACHE_BYTES, Contender, Sum};
 use crate::drive::{Attempt, Client, Performed, tasks};
 use crate::measure::Work;
-use crate::workload::{Job, Operation, key};
+use crate::shared::accounts::key;
+use crate::workload::{Job, Operation};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::sync::Arc;

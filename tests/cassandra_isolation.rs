@@ -22,6 +22,6 @@ mod golden_stories {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn cassandra_steps() {
-        every_story_ends_as_told(TestStore::open(CASSANDRA_STEPS).await).await;
+        every_story_ends_as_told(CASSANDRA_STEPS).await;
     }
 }

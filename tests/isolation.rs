@@ -45,31 +45,31 @@ mod golden_stories {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn memory_steps() {
-        every_story_ends_as_told(TestStore::open(MEMORY_STEPS).await).await;
+        every_story_ends_as_told(MEMORY_STEPS).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn memory_pipeline() {
-        every_story_ends_as_told(TestStore::open(MEMORY_PIPELINE).await).await;
+        every_story_ends_as_told(MEMORY_PIPELINE).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn memory_pipeline_0() {
-        every_story_ends_as_told(TestStore::open(MEMORY_PIPELINE_0).await).await;
+        every_story_ends_as_told(MEMORY_PIPELINE_0).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn rocksdb_steps() {
-        every_story_ends_as_told(TestStore::open(ROCKSDB_STEPS).await).await;
+        every_story_ends_as_told(ROCKSDB_STEPS).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn rocksdb_pipeline() {
-        every_story_ends_as_told(TestStore::open(ROCKSDB_PIPELINE).await).await;
+        every_story_ends_as_told(ROCKSDB_PIPELINE).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn rocksdb_pipeline_1k() {
-        every_story_ends_as_told(TestStore::open(ROCKSDB_PIPELINE_1K).await).await;
+        every_story_ends_as_told(ROCKSDB_PIPELINE_1K).await;
     }
 }

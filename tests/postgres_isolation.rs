@@ -34,16 +34,16 @@ mod golden_stories {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn postgres_steps() {
-        every_story_ends_as_told(TestStore::open(POSTGRES_STEPS).await).await;
+        every_story_ends_as_told(POSTGRES_STEPS).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn postgres_pipeline() {
-        every_story_ends_as_told(TestStore::open(POSTGRES_PIPELINE).await).await;
+        every_story_ends_as_told(POSTGRES_PIPELINE).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn postgres_pipeline_0() {
-        every_story_ends_as_told(TestStore::open(POSTGRES_PIPELINE_0).await).await;
+        every_story_ends_as_told(POSTGRES_PIPELINE_0).await;
     }
 }

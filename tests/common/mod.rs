@@ -129,6 +129,15 @@ impl TestStore {
         TestStore { atlas, lane, place }
     }
 
+    /// A store that is not swept: for who looks at the versions that lie there.
+    pub async fn open_unswept(lane: Lane) -> TestStore {
+        let place = Place::new(lane.store);
+        let mut config = place.config(lane);
+        config.sweep.enabled = false;
+        let atlas = place.open_atlas(config).await;
+        TestStore { atlas, lane, place }
+    }
+
     pub fn dir(&self) -> &Path {
         &self.place.dir
     }

@@ -177,22 +177,22 @@ impl Scene {
         if step != self.step {
             return None;
         }
-        let (trouble, share) = {
-            let mut state = self.state.lock();
-            state.reached += 1;
-            let spared = !state.reached.is_multiple_of(self.spared) || state.turn >= self.times_max;
-            // What the store is to do next is waited for.
-            if spared || self.faulty.is_armed() {
-                return None;
-            }
-            let turn = usize::try_from(state.turn).expect("a small number");
-            let trouble = self.troubles[turn % self.troubles.len()];
-            if trouble == Trouble::LostLocks && !self.take_locks_away(start_ts) {
-                return None; // They were lost already, by a jump of the clock: the next commit has some.
-            }
-            state.turn += 1;
-            (trouble, state.random.random_range(0.0..1.0))
-        };
+        // Until what is to go wrong is armed: of two commits that come at the same time the second would arm something
+        // else in its place.
+        let mut state = self.state.lock();
+        state.reached += 1;
+        let spared = !state.reached.is_multiple_of(self.spared) || state.turn >= self.times_max;
+        // What the store is to do next is waited for.
+        if spared || self.faulty.is_armed() {
+            return None;
+        }
+        let turn = usize::try_from(state.turn).expect("a small number");
+        let trouble = self.troubles[turn % self.troubles.len()];
+        if trouble == Trouble::LostLocks && !self.take_locks_away(start_ts) {
+            return None; // They were lost already, by a jump of the clock: the next commit has some.
+        }
+        state.turn += 1;
+        let share = state.random.random_range(0.0..1.0);
         let count = self.happened[&trouble].clone();
         let late = self.times.late_max.mul_f64(share);
         let fault = match trouble {

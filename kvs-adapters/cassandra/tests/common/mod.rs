@@ -64,6 +64,9 @@ impl Namespace {
     }
 }
 
+/// How often the removal of what a test made is tried.
+const CLEANING_ATTEMPTS: u32 = 20;
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         let config = self.config.clone();
@@ -77,8 +80,16 @@ impl Drop for Namespace {
                     return;
                 };
                 let session = session(&config).await;
-                let dropped = session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {keyspace}"), ()).await;
-                dropped.expect("the keyspace can be dropped");
+                let drop = format!("DROP KEYSPACE IF EXISTS {keyspace}");
+                // A cluster that is busy with the other tests may take longer than one request may.
+                for _ in 0..CLEANING_ATTEMPTS {
+                    match session.query_unpaged(drop.clone(), ()).await {
+                        Ok(_) => return,
+                        Err(error) => eprintln!("the keyspace is not dropped yet: {error}"),
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                panic!("the keyspace {keyspace} can't be dropped");
             });
         });
         if cleaned.join().is_err() && !std::thread::panicking() {

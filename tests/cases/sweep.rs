@@ -506,15 +506,18 @@ async fn interrupted_walk(swept: &Swept, table: &TableRef, request: &SweepReques
     let request = SweepRequest { pause: Duration::from_secs(3600), ..request.clone() };
     let atlas = swept.atlas.clone();
     let walk = tokio::spawn(async move { atlas.sweep(request, no_progress()).await });
+    let mut is_left = false;
     // Its progress is written after the batch.
     for _ in 0..600 {
-        if swept.atlas.sweep_status().await.expect("a status").tables[0].interrupted_at.is_some() {
+        is_left = swept.atlas.sweep_status().await.expect("a status").tables[0].interrupted_at.is_some();
+        if is_left {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     walk.abort();
     let _ = walk.await;
+    assert!(is_left, "the walk has not come behind its first batch");
     swept.counts(table).await
 }
 

@@ -26,7 +26,7 @@ pub mod trouble;
 
 pub use place::{Place, Site};
 
-use atlas::config::{ByteSize, CommitModeChoice, KvsConfig, TransactionConfig};
+use atlas::config::{AtlasConfig, ByteSize, CommitModeChoice, KvsConfig, TransactionConfig};
 use atlas::ops::{BeginOptions, Operations, ScanOptions};
 use atlas::schema::{ConflictHandler, TableSpec};
 use atlas::transaction::Transaction;
@@ -122,18 +122,18 @@ impl TestStore {
     }
 
     pub async fn open_with(lane: Lane, change: impl FnOnce(&mut TransactionConfig)) -> TestStore {
-        let place = Place::new(lane.store);
-        let mut config = place.config(lane);
-        change(&mut config.transactions);
-        let atlas = place.open_atlas(config).await;
-        TestStore { atlas, lane, place }
+        TestStore::open_as(lane, |config| change(&mut config.transactions)).await
     }
 
     /// A store that is not swept: for who looks at the versions that lie there.
     pub async fn open_unswept(lane: Lane) -> TestStore {
+        TestStore::open_as(lane, |config| config.sweep.enabled = false).await
+    }
+
+    async fn open_as(lane: Lane, change: impl FnOnce(&mut AtlasConfig)) -> TestStore {
         let place = Place::new(lane.store);
         let mut config = place.config(lane);
-        config.sweep.enabled = false;
+        change(&mut config);
         let atlas = place.open_atlas(config).await;
         TestStore { atlas, lane, place }
     }

@@ -409,19 +409,14 @@ impl Cluster {
         match entry.state {
             State::Ready => Ok(()),
             State::New => {
-                for definition in Table::definitions(&self.keyspace, table, entry.kind, id) {
-                    self.change_schema(&definition).await?;
+                let made = self.make_ready(catalog, entry).await;
+                if matches!(made, Ok(Some(true))) {
+                    return Ok(());
                 }
-                if let Some(doomed) = entry.doomed {
-                    self.remove_cql_tables(table, entry.kind, doomed).await?;
-                }
-                let ready = self.compare(&catalog.ready, &(table.name(), id), "creating a table").await;
-                let applied = self.settle_outcome(ready).await?;
-                // Somebody else was faster, and a third may have dropped the table again before ours were made.
-                if applied == Some(false) && self.entry(catalog, table).await?.is_none_or(|now| !now.owns(id)) {
-                    self.remove_cql_tables(table, entry.kind, id).await?;
-                }
-                Ok(())
+                // Somebody else was faster, or nobody knows; and a third may have dropped the table again before ours were
+                // made. Ids are used once, so what no entry owns is nobody's.
+                let cleared = self.remove_unowned(catalog, entry).await;
+                made.and(cleared)
             }
             State::Dropping => {
                 for id in [Some(id), entry.doomed].into_iter().flatten() {
@@ -431,6 +426,27 @@ impl Cluster {
                 self.settle_outcome(removed).await.map(drop)
             }
         }
+    }
+
+    /// Makes the tables of an entry and enters that they are there, unless somebody else has.
+    async fn make_ready(&self, catalog: &Catalog, entry: &Entry) -> Result<Option<bool>> {
+        let (table, id) = (&entry.table, entry.id);
+        for definition in Table::definitions(&self.keyspace, table, entry.kind, id) {
+            self.change_schema(&definition).await?;
+        }
+        if let Some(doomed) = entry.doomed {
+            self.remove_cql_tables(table, entry.kind, doomed).await?;
+        }
+        let ready = self.compare(&catalog.ready, &(table.name(), id), "creating a table").await;
+        self.settle_outcome(ready).await
+    }
+
+    /// Removes the tables of an entry that does not stand in the catalog any more.
+    async fn remove_unowned(&self, catalog: &Catalog, entry: &Entry) -> Result<()> {
+        if self.entry(catalog, &entry.table).await?.is_some_and(|now| now.owns(entry.id)) {
+            return Ok(());
+        }
+        self.remove_cql_tables(&entry.table, entry.kind, entry.id).await
     }
 
     async fn remove_cql_tables(&self, table: &TableRef, kind: TableKind, id: Uuid) -> Result<()> {

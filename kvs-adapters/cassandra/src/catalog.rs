@@ -35,6 +35,8 @@ const CATALOG: &str = "atlas_tables";
 const VERSION_MIN: u32 = 4;
 /// How often a change is tried that others get in the way of.
 const ROUNDS_MAX: u32 = 50;
+/// Between two looks for a catalog that somebody is making.
+const CATALOG_PAUSE: Duration = Duration::from_millis(100);
 const SCHEMA_ATTEMPTS: u32 = 5;
 
 /// An entry of the catalog.
@@ -272,11 +274,15 @@ impl Cluster {
 
     /// The entry without a name tells the format. Whoever finds none writes it.
     async fn check_format(&self, catalog: &Catalog) -> Result<()> {
-        for _ in 0..ROUNDS_MAX {
-            let rows: Vec<EntryRow> = self
-                .rows(&catalog.one, &("",), "reading the catalog")
-                .await
-                .map_err(|trouble| self.no_catalog(trouble))?;
+        for round in 1..=ROUNDS_MAX {
+            let rows: Vec<EntryRow> = match self.rows(&catalog.one, &("",), "reading the catalog").await {
+                // A node tells of a table that somebody is making before it can be used.
+                Err(Trouble::Missing(_)) if round < ROUNDS_MAX => {
+                    sleep(CATALOG_PAUSE).await;
+                    continue;
+                }
+                rows => rows.map_err(|trouble| self.no_catalog(trouble))?,
+            };
             match rows.first().map(|row| &*row.1) {
                 Some(FORMAT) => return Ok(()),
                 Some(other) => {

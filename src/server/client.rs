@@ -5,6 +5,7 @@
 //! server keeps the outcome; only if that fails too, it is `UNKNOWN_OUTCOME`.
 
 use super::challenge::Challenge;
+use super::coalesce::Coalescer;
 use super::locks::{LockLease, LockOps};
 use super::proto as pb;
 use super::socket;
@@ -54,6 +55,7 @@ pub struct RemoteAtlas {
     target: Target,
     channel: Channel,
     credentials: Credentials,
+    timestamps: Arc<Coalescer>,
     pid: u32,
     version: String,
     store_id: Option<Uuid>,
@@ -175,8 +177,9 @@ impl RemoteAtlas {
 
     async fn greet(target: Target, credentials: Credentials) -> Result<RemoteAtlas> {
         let channel = target.channel();
+        let timestamps = Arc::new(coalescer(channel.clone(), credentials.clone()));
         let (version, store_id, namespace) = (String::new(), None, None);
-        let mut remote = RemoteAtlas { target, channel, credentials, pid: 0, version, store_id, namespace };
+        let mut remote = RemoteAtlas { target, channel, credentials, timestamps, pid: 0, version, store_id, namespace };
         let request = pb::HelloRequest { version: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL };
         let mut client = remote.admin_client();
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.hello(request)).await.map_err(|_| {
@@ -306,6 +309,15 @@ impl Target {
     }
 }
 
+/// Waiting callers share a request over this connection.
+fn coalescer(channel: Channel, credentials: Credentials) -> Coalescer {
+    let client = pb::timestamps_client::TimestampsClient::with_interceptor(channel, credentials);
+    Coalescer::new(move |count| {
+        let mut client = client.clone();
+        async move { Ok(client.fresh(pb::FreshRequest { count }).await?.into_inner().first) }
+    })
+}
+
 /// True if a call failed before a connection was there to carry it.
 fn was_not_sent(status: &Status) -> bool {
     let first = std::error::Error::source(status);
@@ -319,7 +331,9 @@ impl Operations for RemoteAtlas {
     }
 
     async fn fresh_timestamp(&self) -> Result<Timestamp> {
-        self.fresh_timestamps(1).await
+        let number = self.timestamps.fresh().await;
+        let number = number.map_err(|status| self.error("Timestamps.Fresh", Effect::Question, &status))?;
+        wire::timestamp(number).map_err(Malformed::in_answer)
     }
 
     async fn pin_fresh_timestamp(&self, hold: Duration) -> Result<Timestamp> {

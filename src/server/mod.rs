@@ -26,6 +26,7 @@
 
 pub(crate) mod challenge;
 mod client;
+mod coalesce;
 mod http;
 mod listen;
 mod locate;

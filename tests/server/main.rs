@@ -22,7 +22,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -224,6 +225,35 @@ async fn a_scan_has_the_rows_columns_direction_and_limit_asked_for() {
     assert_eq!(found(ScanOptions { columns, ..all.clone() }).await, "a/d b/d c/d d/d");
     let columns = ColumnSelection::Exactly([].into());
     assert_eq!(found(ScanOptions { columns, ..all }).await, "", "an empty set is not the same as none");
+    running.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn callers_that_share_a_connection_get_timestamps_of_their_own_above_all_before() {
+    let running = Running::start().await;
+    let remote = running.client().await;
+    // What anybody has seen by now.
+    let seen = Arc::new(AtomicU64::new(0));
+    let mut callers = JoinSet::new();
+    for _ in 0..64 {
+        let (remote, seen) = (remote.clone(), seen.clone());
+        callers.spawn(async move {
+            let mut numbers = Vec::new();
+            for _ in 0..50 {
+                let before = seen.load(SeqCst);
+                let number = remote.fresh_timestamp().await.unwrap().get();
+                assert!(number > before, "{number} was drawn before its caller asked, when {before} was out already");
+                seen.fetch_max(number, SeqCst);
+                numbers.push(number);
+            }
+            numbers
+        });
+    }
+    let mut numbers = callers.join_all().await.concat();
+    numbers.sort_unstable();
+    let all = numbers.len();
+    numbers.dedup();
+    assert_eq!((numbers.len(), all), (64 * 50, 64 * 50), "each has its own");
     running.shut_down().await;
 }
 

@@ -9,12 +9,13 @@ use atlas::backup::{BackupLock, BackupSource, Contents};
 use atlas::config::{AtlasConfig, CommitModeChoice};
 use atlas::ops::{BackupRequest, BeginOptions, Operations, TransactionOps, no_progress};
 use atlas::schema::StoreRecord;
+use atlas::transaction::entry::transactions_table;
 use atlas::{Atlas, Cell, Error, Result, Timestamp, exit};
-use atlas_kvs::KeyValueService;
+use atlas_kvs::{Durability, KeyValueService};
 use backup_support::accounts::{
     State, TABLES, filled, memory, open, portable_request, restore_into, spec, state, table,
 };
-use backup_support::{open_repository, rocks, rocks_target, server_target};
+use backup_support::{Pretender, Snapshots, open_repository, rocks, rocks_target, server_target};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -190,6 +191,31 @@ async fn large_tables_are_cut_into_files_and_empty_ones_make_none() {
     assert_eq!(error.exit_code(), exit::DAMAGED, "{error}");
     let error = Atlas::with_store(AtlasConfig::default(), kvs).await.expect_err("it is no whole store");
     assert_eq!(error.exit_code(), exit::REFUSED, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_wait_for_the_disk_with_their_entry_where_a_crash_ends_the_restore_too() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let atlas = filled(&memory(), CommitModeChoice::Auto).await;
+    let request = portable_request(&dir.path().join("repo"), "one");
+    atlas.backup_create(request, no_progress()).await.expect("it can be taken");
+    for shared in [false, true] {
+        let mut store = Pretender::new(dir.path());
+        (store.snapshots, store.shared) = (Snapshots::None, shared);
+        let store = Arc::new(store);
+        let kvs: Arc<dyn KeyValueService> = store.clone();
+        restore_into(dir.path(), "one", &server_target(&kvs)).await.expect("it can be restored");
+        let writes = store.writes.lock().clone();
+        let entry = writes.iter().position(|(table, _)| *table == transactions_table()).expect("it was written");
+        assert_eq!(writes[entry].1, Durability::Synced);
+        let data: Vec<_> = writes.iter().enumerate().filter(|(_, (table, _))| !table.is_internal()).collect();
+        assert!(!data.is_empty());
+        for (place, (table, durability)) in data {
+            assert!(place < entry, "{table} was written after the entry");
+            let expected = if shared { Durability::Synced } else { Durability::Relaxed };
+            assert_eq!(*durability, expected, "{table}, shared: {shared}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

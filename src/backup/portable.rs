@@ -27,10 +27,14 @@ use crate::transaction::entry::{Entry, transactions_table};
 use crate::transaction::sweep_queue::sweep_queue_table;
 use crate::transaction::{committed_version, version_len};
 use crate::{Error, Result};
-use atlas_kvs::{KeyValueService, PutUnlessExists, TableKind, Timestamp, Value};
+use atlas_kvs::{
+    AtomicBatch, BatchOp, Cell, Durability, KeyValueService, Ownership, PutUnlessExists, TableKind, TableRef,
+    Timestamp, Value,
+};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +44,9 @@ const PAGE: usize = 128;
 
 /// Most bytes written into the store at a time, one cell excepted.
 const WRITE_SIZE: usize = 1 << 20;
+
+/// Most cells written into the store at a time: small ones take more memory than their bytes.
+const WRITE_CELLS: usize = 10_000;
 
 /// Bytes that a portable backup of a store would hold, estimated from what its tables hold.
 pub(super) async fn estimated_bytes(kvs: &dyn KeyValueService) -> Result<u64> {
@@ -152,6 +159,39 @@ fn read_cells(path: PathBuf, file: ManifestFile, meter: Arc<Meter>) -> BoxStream
     chunks::read(path, file, meter, move |source, send| cells::read_frames(source, &place, send))
 }
 
+/// Versions that are written together.
+type Versions = Vec<(Cell, Value)>;
+
+/// The cells of a file as versions at these start and commit timestamps, in batches. Made on the thread that reads, so
+/// that the next batch is ready when one is written.
+fn read_batches(
+    path: PathBuf,
+    file: ManifestFile,
+    meter: Arc<Meter>,
+    (start_ts, commit_ts): (Timestamp, Timestamp),
+) -> BoxStream<'static, Result<Versions>> {
+    let place = path.display().to_string();
+    chunks::read(path, file, meter, move |source, send| {
+        let batch = RefCell::new((Versions::new(), 0));
+        cells::read_frames(source, &place, &|cells| {
+            let (versions, size) = &mut *batch.borrow_mut();
+            for (cell, content) in cells {
+                *size += cell.row.len() + cell.column.len() + version_len(content.len());
+                versions.push((cell, Value { ts: start_ts, bytes: committed_version(&content, commit_ts) }));
+                if *size >= WRITE_SIZE || versions.len() >= WRITE_CELLS {
+                    send(std::mem::take(versions))?;
+                    *size = 0;
+                }
+            }
+            Ok(())
+        })?;
+        match batch.into_inner().0 {
+            rest if rest.is_empty() => Ok(()),
+            rest => send(rest),
+        }
+    })
+}
+
 /// Writes a portable backup into a store that holds nothing, several tables at once. `namespace` and `commit_mode` are
 /// what the store will be opened with.
 pub(super) async fn load(
@@ -170,12 +210,21 @@ pub(super) async fn load(
         kvs.create_table(&table.table, TableKind::Versioned, table.spec.to_metadata()).await?;
     }
     if let Some((start_ts, commit_ts)) = numbers(manifest, tables)? {
-        let load = Load { kvs, directory, manifest, start_ts, commit_ts };
+        let load = Load { kvs, directory, manifest, start_ts, commit_ts, relaxed: may_relax(kvs.as_ref()) };
         load.data(tables, jobs).await?;
         load.entry().await?;
     }
     // Last: they make it a store.
     write_records(kvs, manifest, namespace, commit_mode).await
+}
+
+/// Whether data need not wait for the disk until the entry after them does.
+///
+/// Only in a store of this process. A crash that takes writes back ends the restore too, and it begins anew from an
+/// empty store. A server may crash, lose what it had answered, and be back before we ask again: we would go on behind
+/// the gap.
+fn may_relax(kvs: &dyn KeyValueService) -> bool {
+    kvs.capabilities().atomic_batch && matches!(kvs.ownership(), Ownership::Exclusive(_))
 }
 
 /// The start and commit timestamp of everything; nothing for a backup without cells.
@@ -200,6 +249,8 @@ struct Load<'a> {
     manifest: &'a Manifest,
     start_ts: Timestamp,
     commit_ts: Timestamp,
+    /// See [`may_relax`].
+    relaxed: bool,
 }
 
 impl Load<'_> {
@@ -217,30 +268,27 @@ impl Load<'_> {
     async fn table(&self, place: usize, table: &PortableTable, meter: Arc<Meter>) -> Result<()> {
         let mut seen = 0;
         for file in self.manifest.chunks(&table_stem(place), table.files) {
-            let mut cells = read_cells(self.directory.join(&file.path), file, Arc::clone(&meter));
-            while let Some(cells) = cells.try_next().await? {
-                seen += cells.len() as u64;
-                self.put(table, cells).await?;
+            let numbers = (self.start_ts, self.commit_ts);
+            let mut batches = read_batches(self.directory.join(&file.path), file, Arc::clone(&meter), numbers);
+            while let Some(batch) = batches.try_next().await? {
+                seen += batch.len() as u64;
+                self.put(&table.table, batch).await?;
             }
         }
         check_count(self.manifest, table, seen)
     }
 
-    async fn put(&self, table: &PortableTable, cells: Cells) -> Result<()> {
-        let (mut versions, mut size) = (Vec::with_capacity(cells.len()), 0);
-        for (cell, content) in cells {
-            size += cell.row.len() + cell.column.len() + version_len(content.len());
-            let bytes = committed_version(&content, self.commit_ts);
-            versions.push((cell, Value { ts: self.start_ts, bytes }));
-            if size >= WRITE_SIZE {
-                self.kvs.put_versions(&table.table, std::mem::take(&mut versions)).await?;
-                size = 0;
-            }
+    async fn put(&self, table: &TableRef, versions: Versions) -> Result<()> {
+        if !self.relaxed {
+            return Ok(self.kvs.put_versions(table, versions).await?);
         }
-        Ok(self.kvs.put_versions(&table.table, versions).await?)
+        let put = |(cell, Value { ts, bytes })| BatchOp::Put { table: table.clone(), cell, ts, value: bytes };
+        let batch = AtomicBatch::new(versions.into_iter().map(put).collect());
+        Ok(self.kvs.apply(batch, Durability::Relaxed).await?)
     }
 
-    /// After the data, as in every commit.
+    /// After the data, as in every commit. Durable when it returns, and so are the data: what a crash takes back of
+    /// relaxed writes, it takes together with everything after them.
     async fn entry(&self) -> Result<()> {
         let entry = Entry::Committed(self.commit_ts).encode();
         let cell = Entry::cell(self.start_ts);

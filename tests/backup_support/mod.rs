@@ -263,6 +263,10 @@ pub(crate) struct Pretender {
     pub(crate) snapshots: Snapshots,
     /// After so many more changes of entries, what happens to the next.
     pub(crate) trouble: parking_lot::Mutex<Option<(u64, Trouble)>>,
+    /// Says that others can write into it, as a server does.
+    pub(crate) shared: bool,
+    /// Versions that were written, and entries that were written first, by their tables and in their order.
+    pub(crate) writes: parking_lot::Mutex<Vec<(TableRef, Durability)>>,
 }
 
 /// What snapshots a pretender has.
@@ -295,6 +299,8 @@ impl Pretender {
             snapshot_fails: false,
             snapshots: Snapshots::Files,
             trouble: parking_lot::Mutex::default(),
+            shared: false,
+            writes: parking_lot::Mutex::default(),
         }
     }
 }
@@ -356,7 +362,7 @@ impl KeyValueService for Pretender {
         Capabilities { store, ..self.inner.capabilities() }
     }
     fn ownership(&self) -> Ownership {
-        self.inner.ownership()
+        if self.shared { Ownership::Shared } else { self.inner.ownership() }
     }
     async fn create_table(&self, table: &TableRef, kind: TableKind, metadata: Bytes) -> atlas_kvs::Result<()> {
         self.inner.create_table(table, kind, metadata).await
@@ -395,6 +401,7 @@ impl KeyValueService for Pretender {
         self.inner.put(puts, ts).await
     }
     async fn put_versions(&self, table: &TableRef, versions: Vec<(Cell, Value)>) -> atlas_kvs::Result<()> {
+        self.writes.lock().push((table.clone(), Durability::Synced));
         self.inner.put_versions(table, versions).await
     }
     async fn add_sentinels(&self, table: &TableRef, cells: &[Cell]) -> atlas_kvs::Result<()> {
@@ -421,6 +428,7 @@ impl KeyValueService for Pretender {
         cell: &Cell,
         value: Bytes,
     ) -> atlas_kvs::Result<PutUnlessExists> {
+        self.writes.lock().push((table.clone(), Durability::Synced));
         self.inner.put_unless_exists(table, cell, value).await
     }
     async fn check_and_set(
@@ -448,6 +456,7 @@ impl KeyValueService for Pretender {
         }
     }
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> atlas_kvs::Result<()> {
+        self.writes.lock().extend(batch.ops.iter().map(|op| (op.table().clone(), durability)));
         self.inner.apply(batch, durability).await
     }
     async fn availability(&self) -> Availability {

@@ -73,29 +73,65 @@ impl Core {
         Ok(values)
     }
 
-    /// What a reader sees of a range, a page at a time. Cells without a visible value come with `None`.
+    /// What a reader sees of a range, a page at a time. Cells without a visible value come with `None`. The first page is
+    /// of `first_page` cells, for a reader who wants no more; should that not be enough, pages are as long as requested.
     pub(crate) fn read_pages<'a>(
         &'a self,
         table: &'a TableRef,
         request: Scan,
+        first_page: usize,
     ) -> impl Stream<Item = Result<Vec<(Cell, Option<Bytes>)>>> + Send + 'a {
         async_stream::try_stream! {
-            let (read_ts, page_size) = (request.read_before, request.page_size);
-            let mut pages = self.kvs.scan(table, request).ready_chunks(page_size);
+            let read_ts = request.read_before;
+            let mut is_short = first_page < request.page_size;
+            let mut pages = self.kvs.scan_pages(table, Scan { page_size: first_page, ..request.clone() });
             while let Some(page) = pages.next().await {
-                let mut cells = Vec::with_capacity(page.len());
-                let mut candidates = Vec::with_capacity(page.len());
-                for found in page {
-                    let (cell, version) = found?;
-                    cells.push(cell.clone());
-                    candidates.push(Some(Candidate { cell, version }));
-                }
-                let values = self.resolve(table, candidates, read_ts).await?;
+                let page = self.resolve_page(table, page?, read_ts).await?;
                 self.check_not_swept(table, read_ts).await?;
-                yield cells.into_iter().zip(values).collect();
+                let after = page.last().filter(|_| is_short && page.len() >= first_page).map(|(cell, _)| cell.clone());
+                yield page;
+                if after.is_some() {
+                    is_short = false;
+                    pages = self.kvs.scan_pages(table, Scan { after, ..request.clone() });
+                }
             }
             // Also of a range in which nothing was found.
             self.check_not_swept(table, read_ts).await?;
+        }
+    }
+
+    /// What a reader sees of cells whose newest version below its snapshot was found.
+    async fn resolve_page(
+        &self,
+        table: &TableRef,
+        found: Vec<(Cell, Value)>,
+        read_ts: Timestamp,
+    ) -> Result<Vec<(Cell, Option<Bytes>)>> {
+        let mut open = Vec::new();
+        let seen =
+            found.into_iter().enumerate().map(|(place, (cell, version))| match self.seen_at_once(&version, read_ts) {
+                Some(header) => {
+                    let value = (!header.tombstone).then(|| value::content(header, version.bytes));
+                    (cell, value)
+                }
+                None => {
+                    open.push((place, Candidate { cell: cell.clone(), version }));
+                    (cell, None)
+                }
+            });
+        let mut seen: Vec<_> = seen.collect();
+        for (place, content) in self.go_down(table, open, read_ts).await? {
+            seen[place].1 = content;
+        }
+        Ok(seen)
+    }
+
+    /// The header of a version that is visible by what it says itself; for all others more has to be looked at.
+    fn seen_at_once(&self, version: &Value, read_ts: Timestamp) -> Option<value::Header> {
+        let header = value::header(&version.bytes).filter(|_| version.ts != Timestamp::SENTINEL)?;
+        match self.entries.fate_of_inlined(header.commit_ts?) {
+            Fate::Committed(commit_ts) if commit_ts < read_ts => Some(header),
+            _ => None,
         }
     }
 
@@ -116,20 +152,32 @@ impl Core {
         self.swept.check(table, read_ts)
     }
 
-    /// Goes down from each candidate to the version visible at `read_ts`. `None` for cells that have none or whose
-    /// visible version is a tombstone.
+    /// What a reader sees of candidates, in the order given. `None` for cells that have no version visible at `read_ts`
+    /// or whose visible version is a tombstone.
     async fn resolve(
         &self,
         table: &TableRef,
         candidates: Vec<Option<Candidate>>,
         read_ts: Timestamp,
     ) -> Result<Vec<Option<Bytes>>> {
-        let mut visible = vec![None; candidates.len()];
-        let mut open: Vec<(usize, Candidate)> = candidates
-            .into_iter()
-            .enumerate()
-            .filter_map(|(place, candidate)| candidate.map(|candidate| (place, candidate)))
-            .collect();
+        let mut seen = vec![None; candidates.len()];
+        let candidates = candidates.into_iter().enumerate();
+        let open = candidates.filter_map(|(place, candidate)| candidate.map(|candidate| (place, candidate))).collect();
+        for (place, content) in self.go_down(table, open, read_ts).await? {
+            seen[place] = content;
+        }
+        Ok(seen)
+    }
+
+    /// Goes down from each candidate to the version visible at `read_ts`, and answers the contents of those that have
+    /// one: `None` for a tombstone.
+    async fn go_down(
+        &self,
+        table: &TableRef,
+        mut open: Vec<(usize, Candidate)>,
+        read_ts: Timestamp,
+    ) -> Result<Vec<(usize, Option<Bytes>)>> {
+        let mut visible = Vec::new();
         while !open.is_empty() {
             let looked_up = self.look_up_writers(table, &open).await?;
             let mut deeper = Vec::new();
@@ -145,7 +193,7 @@ impl Core {
                 };
                 match fate {
                     Fate::Committed(commit_ts) if commit_ts < read_ts => {
-                        visible[place] = (!header.tombstone).then_some(content);
+                        visible.push((place, (!header.tombstone).then_some(content)));
                     }
                     Fate::Committed(_) | Fate::RolledBack | Fate::Undecided => {
                         deeper.push((place, CellBound::new(cell, version.ts)));

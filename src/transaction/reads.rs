@@ -72,6 +72,13 @@ impl RangeRead {
         true
     }
 
+    /// Copies the cell up to which the range was consumed, whose bytes are part of the page it came with.
+    pub(crate) fn let_go_of_page(&self) {
+        if let Consumed::UpTo(cell) = &mut *self.consumed.lock() {
+            *cell = Cell::copy_from(&cell.row, &cell.column);
+        }
+    }
+
     fn freeze(&self, table: &TableRef) -> Option<ReadRange> {
         let (mut rows, columns) = (self.rows.clone(), self.columns.clone());
         let (mut first, mut last) = (Bound::Unbounded, Bound::Unbounded);

@@ -1,4 +1,11 @@
 //! Scans: pages of the store, resolved to one snapshot, with the own writes merged in.
+//!
+//! ```text
+//!   store    page │ page │ page          a page is read, resolved and checked as a whole
+//!   stream   cell cell cell cell …       and given cell by cell, own writes in between
+//! ```
+//!
+//! Within a page nothing is awaited.
 
 use super::handle::Inner;
 use super::reads::RangeRead;
@@ -6,12 +13,16 @@ use crate::ops::ScanOptions;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, Scan, TableRef};
 use bytes::Bytes;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::{BoxStream, Stream, StreamExt};
 use std::cmp::Ordering;
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 const PAGE_SIZE: usize = 256;
+/// First page of a scan with a limit, if nobody says how long pages are.
+const FIRST_PAGE_MAX: usize = 1_000;
 const PAGE_SIZE_MAX: usize = 10_000;
 
 /// What to scan, and for whom.
@@ -27,70 +38,140 @@ pub(crate) struct ScanJob {
 
 /// The scan as a stream. Holds a page in memory, and the own writes in the range.
 pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> {
-    let limit = job.options.limit;
-    let merged = async_stream::try_stream! {
-        let ScanJob { transaction, table, options, own, kept } = job;
-        let page_size = if options.page_size == 0 { PAGE_SIZE } else { options.page_size.min(PAGE_SIZE_MAX) };
-        let reverse = options.reverse;
-        let mut own: VecDeque<_> = if reverse { own.into_iter().rev().collect() } else { own.into() };
+    let ScanJob { transaction, table, options, own, kept } = job;
+    let reverse = options.reverse;
+    let own = if reverse { own.into_iter().rev().collect() } else { own.into() };
+    let left = options.limit.unwrap_or(u64::MAX);
+    let pages = pages(transaction.clone(), table, options);
+    let kept = kept.map(Kept);
+    MergedScan { transaction, reverse, pages: Some(pages), page: Vec::new().into_iter(), own, kept, left }.boxed()
+}
+
+type Seen = (Cell, Option<Bytes>);
+
+/// What the transaction sees in the store. Fails once the transaction is not open any more: what was fetched before the
+/// commit began is not given after it.
+fn pages(transaction: Arc<Inner>, table: TableRef, options: ScanOptions) -> BoxStream<'static, Result<Vec<Seen>>> {
+    let pages = async_stream::try_stream! {
+        let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let (page_size, first_page_max) = match options.page_size {
+            0 => (PAGE_SIZE, if options.limit.is_some() { FIRST_PAGE_MAX } else { PAGE_SIZE }),
+            given => (given.min(PAGE_SIZE_MAX), given.min(PAGE_SIZE_MAX)),
+        };
         let request = Scan {
             rows: options.rows,
             columns: options.columns,
             read_before: transaction.read_ts,
-            reverse,
+            reverse: options.reverse,
             after: None,
             page_size,
         };
-        let mut pages = std::pin::pin!(transaction.core.read_pages(&table, request));
+        let mut pages = std::pin::pin!(transaction.core.read_pages(&table, request, limit.clamp(1, first_page_max)));
         while let Some(page) = pages.next().await {
             let page = page?;
             transaction.check_open()?;
-            for (cell, value) in page {
-                while let Some((own_cell, own_value)) =
-                    own.pop_front_if(|(own_cell, _)| in_order(own_cell, &cell, reverse) == Ordering::Less)
-                {
-                    if let Some(own_value) = own_value {
-                        give(&kept, &own_cell, &transaction)?;
-                        yield (own_cell, own_value);
-                    }
-                }
-                // The own write of the same cell stands in for what the store has.
-                let value = match own.pop_front_if(|(own_cell, _)| *own_cell == cell) {
-                    Some((_, own_value)) => own_value,
-                    None => value,
-                };
-                if let Some(value) = value {
-                    give(&kept, &cell, &transaction)?;
-                    yield (cell, value);
-                }
-            }
+            yield page;
         }
         transaction.check_open()?;
-        for (own_cell, own_value) in own {
-            if let Some(own_value) = own_value {
-                give(&kept, &own_cell, &transaction)?;
-                yield (own_cell, own_value);
+    };
+    pages.boxed()
+}
+
+struct MergedScan {
+    transaction: Arc<Inner>,
+    reverse: bool,
+    /// Absent after the last page.
+    pages: Option<BoxStream<'static, Result<Vec<Seen>>>>,
+    page: std::vec::IntoIter<Seen>,
+    own: VecDeque<Seen>,
+    kept: Option<Kept>,
+    /// How many cells may still be given.
+    left: u64,
+}
+
+impl MergedScan {
+    /// The next cell of the page, or of the own writes before the end of the page.
+    fn next_here(&mut self) -> Option<(Cell, Bytes)> {
+        loop {
+            let (cell, value) = if self.own.is_empty() { self.page.next()? } else { self.next_merged()? };
+            if let Some(value) = value {
+                return Some((cell, value));
             }
         }
-        if kept.as_ref().is_some_and(|kept| !kept.gives_all()) {
-            Err(closed(&transaction))?;
+    }
+
+    fn next_merged(&mut self) -> Option<Seen> {
+        let Some((cell, _)) = self.page.as_slice().first() else {
+            // What the store has behind the page may come before the next own write.
+            return if self.pages.is_none() { self.own.pop_front() } else { None };
+        };
+        let order = self.own.front().map_or(Ordering::Greater, |(own, _)| in_order(own, cell, self.reverse));
+        if order == Ordering::Equal {
+            // The own write of the same cell stands in for what the store has.
+            self.page.next();
         }
-    };
-    match limit {
-        Some(limit) => merged.take(usize::try_from(limit).unwrap_or(usize::MAX)).boxed(),
-        None => merged.boxed(),
+        if order == Ordering::Greater { self.page.next() } else { self.own.pop_front() }
+    }
+
+    /// Before the cell is given: a reader that has it knows what lies up to it.
+    fn gives(&self, cell: &Cell) -> bool {
+        self.kept.as_ref().is_none_or(|Kept(range)| range.gives(cell))
+    }
+
+    /// The reader is told that there is no more.
+    fn gives_all(&self) -> bool {
+        self.kept.as_ref().is_none_or(|Kept(range)| range.gives_all())
+    }
+
+    /// Ends the stream.
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<(Cell, Bytes)>>> {
+        self.left = 0;
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Nothing more may be given: it would be a read that nobody checks.
+    fn closed(&self) -> Error {
+        let (start_ts, state) = (self.transaction.start_ts, "committing or committed");
+        self.transaction.check_open().err().unwrap_or(Error::TransactionClosed { start_ts, state })
     }
 }
 
-/// Before the cell is given: a reader that has it knows what lies up to it.
-fn give(kept: &Option<Arc<RangeRead>>, cell: &Cell, transaction: &Inner) -> Result<()> {
-    if kept.as_ref().is_none_or(|kept| kept.gives(cell)) { Ok(()) } else { Err(closed(transaction)) }
+impl Stream for MergedScan {
+    type Item = Result<(Cell, Bytes)>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let scan = self.get_mut();
+        while scan.left > 0 {
+            if let Some((cell, value)) = scan.next_here() {
+                if !scan.gives(&cell) {
+                    let closed = scan.closed();
+                    return scan.fail(closed);
+                }
+                scan.left -= 1;
+                return Poll::Ready(Some(Ok((cell, value))));
+            }
+            let Some(pages) = &mut scan.pages else {
+                scan.left = 0;
+                return if scan.gives_all() { Poll::Ready(None) } else { Poll::Ready(Some(Err(scan.closed()))) };
+            };
+            match ready!(pages.poll_next_unpin(cx)) {
+                Some(Ok(page)) => scan.page = page.into_iter(),
+                Some(Err(error)) => return scan.fail(error),
+                None => scan.pages = None,
+            }
+        }
+        Poll::Ready(None)
+    }
 }
 
-/// What was fetched before the commit began is not given after it: it would be a read that nobody checks.
-fn closed(transaction: &Inner) -> Error {
-    let state = "committing or committed";
-    transaction.check_open().err().unwrap_or(Error::TransactionClosed { start_ts: transaction.start_ts, state })
+/// What is told how far the scan is consumed. It stays with the transaction when the scan is over, and then must not
+/// keep the page alive.
+struct Kept(Arc<RangeRead>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.let_go_of_page();
+    }
 }
 
 fn in_order(a: &Cell, b: &Cell, reverse: bool) -> Ordering {

@@ -12,7 +12,7 @@
 
 use crate::{Error, Result};
 use atlas_kvs::{Cell, TableRef, Timestamp, Version};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 const TOMBSTONE: u8 = 1;
 const INLINED: u8 = 2;
@@ -89,6 +89,12 @@ pub(crate) fn header(bytes: &[u8]) -> Option<Header> {
 pub(crate) fn decode(table: &TableRef, cell: &Cell, bytes: &Bytes) -> Result<(Header, Bytes)> {
     let header = header(bytes).ok_or_else(|| damaged(table, cell))?;
     Ok((header, bytes.slice(header.len..)))
+}
+
+/// The content of a version with this header.
+pub(crate) fn content(header: Header, mut version: Bytes) -> Bytes {
+    version.advance(header.len);
+    version
 }
 
 /// Checks that a version can be read.

@@ -142,11 +142,13 @@ impl ConflictWindow {
         }
         let mut ordered = Vec::new();
         for key in keys.iter().filter(|key| key.seen_by_ranges) {
+            // A copy: the cell may be part of something large, such as the page of a scan.
+            let cell = Cell::copy_from(&key.cell.row, &key.cell.column);
             match self.ordered.get_mut(&key.table) {
-                Some(cells) => drop(cells.insert(key.cell.clone(), commit_ts)),
-                None => drop(self.ordered.insert(key.table.clone(), [(key.cell.clone(), commit_ts)].into())),
+                Some(cells) => drop(cells.insert(cell.clone(), commit_ts)),
+                None => drop(self.ordered.insert(key.table.clone(), [(cell.clone(), commit_ts)].into())),
             }
-            ordered.push((key.table.clone(), key.cell.clone()));
+            ordered.push((key.table.clone(), cell));
         }
         self.remembered += keys.len();
         let hashes = keys.iter().map(|key| key.hash).collect();

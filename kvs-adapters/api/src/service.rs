@@ -7,10 +7,14 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+/// Cells in a page that is made of single cells, at most.
+const PAGE_MAX: usize = 10_000;
 
 /// A store of versioned and atomic tables.
 ///
@@ -67,6 +71,14 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
     /// left out. Memory is bounded by a page, whatever the table holds. The stream sees every write that returned
     /// before the scan was called; of writes during the scan it may see any.
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)>;
+
+    /// What [`scan`](Self::scan) gives, by the page: for those who take many cells. No page is empty; how many cells one
+    /// holds is up to the store.
+    fn scan_pages(&self, table: &TableRef, request: Scan) -> ResultStream<Vec<(Cell, Value)>> {
+        let page_size = request.page_size.clamp(1, PAGE_MAX);
+        let pages = self.scan(table, request).ready_chunks(page_size);
+        pages.map(|cells| cells.into_iter().collect()).boxed()
+    }
 
     /// For each bound, in the order given, all versions below it, oldest first, the sentinel included. Asks every
     /// replica: what it does not show was removed everywhere.

@@ -78,6 +78,8 @@ macro_rules! conformance_tests {
                 empty_table_gives_nothing,
                 scan_sees_what_was_written_before,
                 writes_during_a_scan_disturb_nothing,
+                pages_hold_what_a_scan_gives,
+                page_ends_between_cells_not_within,
                 failed_scan_ends_after_its_error,
                 stream_borrows_nothing,
             ],

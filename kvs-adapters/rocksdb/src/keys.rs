@@ -17,17 +17,22 @@
 //!   … 00 01             just behind the last key of the cell (or row)
 //! ```
 
-use atlas_kvs::key::{MalformedKey, push_part, split_part};
+use atlas_kvs::key::{MalformedKey, push_part};
 use atlas_kvs::{Cell, Timestamp};
-use bytes::Bytes;
 
 /// Length of the timestamp at the end of a versioned key.
 const TIMESTAMP_LEN: usize = 8;
 
 /// The key of a cell, without a timestamp.
 pub(crate) fn of_cell(cell: &Cell) -> Vec<u8> {
-    let mut key = Vec::with_capacity(cell.row.len() + cell.column.len() + 4 + TIMESTAMP_LEN);
-    push_cell(&mut key, cell);
+    of_names(&cell.row, &cell.column)
+}
+
+/// The key of the cell of this row and column.
+pub(crate) fn of_names(row: &[u8], column: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(row.len() + column.len() + 4 + TIMESTAMP_LEN);
+    push_part(&mut key, row);
+    push_part(&mut key, column);
     key
 }
 
@@ -109,13 +114,17 @@ pub(crate) fn timestamp_within(key: &[u8], cell: &[u8]) -> Option<Result<Timesta
     Some(SplitKey { row: &[], column: &[], cell, rest }.timestamp())
 }
 
-/// Takes the escapes out of one part.
-pub(crate) fn unescape(part: &[u8]) -> Result<Bytes, MalformedKey> {
-    let plain = part.strip_suffix(&[0, 0]).ok_or(MalformedKey)?;
-    if !plain.contains(&0) {
-        return Ok(Bytes::copy_from_slice(plain));
+/// Writes one part without its escapes.
+pub(crate) fn unescape(part: &[u8], plain: &mut Vec<u8>) -> Result<(), MalformedKey> {
+    plain.clear();
+    let mut rest = part.strip_suffix(&[0, 0]).ok_or(MalformedKey)?;
+    while let Some(zero) = rest.iter().position(|&byte| byte == 0) {
+        let after = rest[zero + 1..].strip_prefix(&[0xff]).ok_or(MalformedKey)?;
+        plain.extend_from_slice(&rest[..=zero]);
+        rest = after;
     }
-    split_part(part).map(|(part, _)| part.into())
+    plain.extend_from_slice(rest);
+    Ok(())
 }
 
 /// Where the part that begins at `from` ends, its end mark included.
@@ -144,6 +153,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn unescaped(part: &[u8]) -> Result<Vec<u8>, MalformedKey> {
+        let mut plain = b"what stood there before".to_vec();
+        unescape(part, &mut plain).map(|()| plain)
+    }
+
     fn name() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(0xff), Just(b'a'), any::<u8>()], 0..6)
     }
@@ -164,8 +178,8 @@ mod tests {
             let key = of_version(&cell, Timestamp::saturating(ts));
             let split = SplitKey::new(&key).expect("the key was made here");
             prop_assert_eq!(split.timestamp(), Ok(Timestamp::saturating(ts)));
-            prop_assert_eq!(unescape(split.row).expect("a row was pushed"), row);
-            prop_assert_eq!(unescape(split.column).expect("a column was pushed"), column);
+            prop_assert_eq!(unescaped(split.row).expect("a row was pushed"), row);
+            prop_assert_eq!(unescaped(split.column).expect("a column was pushed"), column);
             prop_assert_eq!(prefix(&key), &of_cell(&cell)[..]);
             prop_assert_eq!(prefix(prefix(&key)), prefix(&key));
         }
@@ -175,12 +189,12 @@ mod tests {
             prop_assert!(key.starts_with(prefix(&key)));
             prop_assert_eq!(prefix(prefix(&key)), prefix(&key));
             if let Ok(split) = SplitKey::new(&key) {
-                unescape(split.row).expect("a split part has its end mark");
-                unescape(split.column).expect("a split part has its end mark");
+                unescaped(split.row).expect("a split part has its end mark");
+                unescaped(split.column).expect("a split part has its end mark");
                 let _ = split.timestamp();
                 let _ = split.expect_bare();
             }
-            let _ = unescape(&key);
+            let _ = unescaped(&key);
             let _ = timestamp_within(&key, b"a\0\0");
         }
     }

@@ -57,6 +57,7 @@ mod db;
 mod errors;
 mod keys;
 mod owner;
+mod page;
 mod read;
 mod scan;
 mod snapshot;

@@ -2,7 +2,8 @@
 //!
 //! A page is one call on one iterator, which is closed with it, so that a slow consumer pins neither blocks nor files;
 //! the next page seeks to where this one ended. It ends after so many cells or bytes, whichever comes first, and after
-//! so many steps, so that a long stretch without a visible cell does not become one long call.
+//! so many steps, so that a long stretch without a visible cell does not become one long call. A page on a thread of the
+//! runtime is so short that others hardly wait for it.
 //!
 //! Forward, the iterator stands on the newest version of a cell, backward on the oldest:
 //!
@@ -17,6 +18,7 @@
 use crate::db::{Db, Family, RawIterator};
 use crate::errors::{corrupt_key, read_failed};
 use crate::keys::{self, SplitKey};
+use crate::page::{Cells, Names, Next, Page};
 use crate::read::{Tier, split_version, timestamp_within, versions_here};
 use atlas_kvs::{
     AtomicScan, Cell, CellVersions, ColumnSelection, KvsError, Result, RowRange, Scan, TableKind, TableRef, Timestamp,
@@ -31,27 +33,11 @@ const BYTES_MAX: usize = 4 << 20;
 const CELLS_MAX: usize = 10_000;
 const STEPS_MAX: usize = 200_000;
 /// Of a page that is read on a thread of the runtime.
-const MEMORY_CELLS_MAX: usize = 64;
+const MEMORY_CELLS_MAX: usize = 500;
 const MEMORY_BYTES_MAX: usize = 256 << 10;
-const MEMORY_STEPS_MAX: usize = 512;
-
-/// Some cells, and where the next page begins.
-#[derive(Debug)]
-pub(crate) struct Page<T> {
-    pub(crate) items: Vec<T>,
-    pub(crate) next: Next,
-}
-
-/// Where to go on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
-    /// The scan is over.
-    End,
-    /// At the beginning: nothing was read.
-    Start,
-    /// Forward: at this key. Backward: before it.
-    At(Vec<u8>),
-}
+const MEMORY_STEPS_MAX: usize = 1_000;
+/// Deleted keys that RocksDB passes in one step on a thread of the runtime.
+const MEMORY_SKIPS_MAX: u64 = 1_000;
 
 /// The keys a scan is about, `lower` inclusive and `upper` exclusive, and how it goes through them.
 #[derive(Clone, Debug)]
@@ -162,6 +148,10 @@ impl<'a> Cursor<'a> {
         let mut options = tier.options();
         // Without it a seek asks the filter of one cell, and the scan ends with that cell.
         options.set_total_order_seek(true);
+        if tier == Tier::Memory {
+            // What lies behind a long run of deletions is reported as out of reach, as if it were on disk.
+            options.set_max_skippable_internal_keys(MEMORY_SKIPS_MAX);
+        }
         options.set_iterate_lower_bound(range.lower.clone());
         if let Some(upper) = range.upper {
             options.set_iterate_upper_bound(upper);
@@ -246,29 +236,6 @@ impl<'a> Cursor<'a> {
     fn timestamp_within(&self, cell: &[u8]) -> Result<Option<Timestamp>> {
         self.key().map_or(Ok(None), |key| timestamp_within(self.table, key, cell))
     }
-
-    fn value(&self) -> Bytes {
-        Bytes::copy_from_slice(self.iterator.value().unwrap_or_default())
-    }
-}
-
-/// Rows and columns of keys, decoded. Cells of a row share its bytes.
-#[derive(Default)]
-struct Decoder {
-    escaped_row: Vec<u8>,
-    row: Bytes,
-}
-
-impl Decoder {
-    fn cell(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>) -> Result<Cell> {
-        let damaged = |_| corrupt_key(table, key);
-        if self.escaped_row != split.row {
-            self.row = keys::unescape(split.row).map_err(damaged)?;
-            self.escaped_row.clear();
-            self.escaped_row.extend_from_slice(split.row);
-        }
-        Ok(Cell { row: self.row.clone(), column: keys::unescape(split.column).map_err(damaged)? })
-    }
 }
 
 /// What a column selection says about a cell that a scan meets.
@@ -278,36 +245,38 @@ enum Selected {
     No(Vec<u8>),
 }
 
-fn select_forward(columns: &ColumnSelection, cell: &Cell) -> Selected {
-    let start = |column: &Bytes| Selected::No(keys::of_cell(&Cell::new(cell.row.clone(), column.clone())));
-    let next_row = || Selected::No(keys::behind(keys::of_row(&cell.row)));
+fn select_forward(columns: &ColumnSelection, Names { row, column, .. }: &Names) -> Selected {
+    let start = |column: &Bytes| Selected::No(keys::of_names(row, column));
+    let next_row = || Selected::No(keys::behind(keys::of_row(row)));
     match columns {
         ColumnSelection::All => Selected::Yes,
-        ColumnSelection::Exactly(columns) => match columns.range(cell.column.clone()..).next() {
-            Some(column) if *column == cell.column => Selected::Yes,
-            Some(column) => start(column),
-            None => next_row(),
-        },
-        ColumnSelection::Range { start: first, .. } if cell.column < *first => start(first),
-        ColumnSelection::Range { end: Some(end), .. } if cell.column >= *end => next_row(),
+        ColumnSelection::Exactly(columns) => {
+            match columns.range::<[u8], _>((Bound::Included(&column[..]), Bound::Unbounded)).next() {
+                Some(selected) if selected == column => Selected::Yes,
+                Some(selected) => start(selected),
+                None => next_row(),
+            }
+        }
+        ColumnSelection::Range { start: first, .. } if column < first => start(first),
+        ColumnSelection::Range { end: Some(end), .. } if column >= end => next_row(),
         ColumnSelection::Range { .. } => Selected::Yes,
     }
 }
 
-fn select_backward(columns: &ColumnSelection, cell: &Cell) -> Selected {
-    let before = |column: &Bytes| keys::of_cell(&Cell::new(cell.row.clone(), column.clone()));
-    let previous_row = || Selected::No(keys::of_row(&cell.row));
+fn select_backward(columns: &ColumnSelection, Names { row, column, .. }: &Names) -> Selected {
+    let before = |column: &Bytes| keys::of_names(row, column);
+    let previous_row = || Selected::No(keys::of_row(row));
     match columns {
         ColumnSelection::All => Selected::Yes,
         ColumnSelection::Exactly(columns) => {
-            match columns.range((Bound::Unbounded, Bound::Included(cell.column.clone()))).next_back() {
-                Some(column) if *column == cell.column => Selected::Yes,
-                Some(column) => Selected::No(keys::behind(before(column))),
+            match columns.range::<[u8], _>((Bound::Unbounded, Bound::Included(&column[..]))).next_back() {
+                Some(selected) if selected == column => Selected::Yes,
+                Some(selected) => Selected::No(keys::behind(before(selected))),
                 None => previous_row(),
             }
         }
-        ColumnSelection::Range { start, .. } if cell.column < *start => previous_row(),
-        ColumnSelection::Range { end: Some(end), .. } if cell.column >= *end => Selected::No(before(end)),
+        ColumnSelection::Range { start, .. } if column < start => previous_row(),
+        ColumnSelection::Range { end: Some(end), .. } if column >= end => Selected::No(before(end)),
         ColumnSelection::Range { .. } => Selected::Yes,
     }
 }
@@ -323,10 +292,10 @@ impl Db {
         tier: Tier,
     ) -> Result<Page<(Cell, Value)>> {
         let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone() });
+            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
         };
         if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
-            return Ok(Page { items: Vec::new(), next: Next::End });
+            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
         }
         let cursor = Cursor::new(self, table, &family, range, from, tier);
         if scan.reverse { page_backward(cursor, scan, from) } else { page_forward(cursor, scan, from) }
@@ -342,10 +311,10 @@ impl Db {
         tier: Tier,
     ) -> Result<Page<CellVersions>> {
         let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone() });
+            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
         };
         if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
-            return Ok(Page { items: Vec::new(), next: Next::End });
+            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
         }
         // A cell of which the tier reaches only a part would have to be taken back: scans of versions are long anyway.
         debug_assert_eq!(tier, Tier::Disk, "scans of versions run on blocking threads");
@@ -362,10 +331,10 @@ impl Db {
         tier: Tier,
     ) -> Result<Page<(Cell, Bytes)>> {
         let Some(family) = self.family_for_scan(table, TableKind::Atomic, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone() });
+            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
         };
         if range.is_empty() {
-            return Ok(Page { items: Vec::new(), next: Next::End });
+            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
         }
         let cursor = Cursor::new(self, table, &family, range, from, tier);
         page_of_atomic(cursor, scan.reverse, from)
@@ -377,117 +346,175 @@ impl Db {
     }
 }
 
-fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
-    let mut items = Vec::new();
-    let mut decoder = Decoder::default();
-    // Nothing before it is of interest any more; the next page begins here.
-    let mut reached = from.clone();
-    let mut cell_key = Vec::new();
-    loop {
-        let Some(key) = cursor.key() else {
-            let next = if let Stop::End = cursor.stop()? { Next::End } else { reached };
-            return Ok(Page { items, next });
-        };
-        if cursor.page_is_full() {
-            return Ok(Page { items, next: Next::At(key.to_vec()) });
-        }
-        let (split, newest_ts) = split_version(cursor.table, key)?;
-        let cell = decoder.cell(cursor.table, key, &split)?;
-        cell_key.clear();
-        cell_key.extend_from_slice(split.cell);
-        if let Selected::No(target) = select_forward(&scan.columns, &cell) {
-            cursor.skip_to(&target);
-            reached = Next::At(target);
-            continue;
-        }
-        reached = Next::At(cell_key.clone());
-        let mut ts = Some(newest_ts);
-        if newest_ts >= scan.read_before {
-            let mut target = cell_key.clone();
-            keys::push_timestamp(&mut target, scan.read_before.previous());
-            cursor.skip_to(&target);
-            ts = cursor.timestamp_within(&cell_key)?;
-        }
-        let Some(ts) = ts else { continue };
-        let value = Value { ts, bytes: cursor.value() };
-        cursor.count(cell_key.len() + value.bytes.len());
-        items.push((cell, value));
-        let target = keys::behind(cell_key.clone());
-        cursor.skip_to(&target);
-        reached = Next::At(target);
+/// How far a page has come: nothing before it is of interest any more, and the next page begins there.
+struct Reached {
+    place: Place,
+    // Of the cell, where there is one.
+    cell_key: Vec<u8>,
+}
+
+enum Place {
+    /// Where the page began.
+    Start,
+    /// At the cell, of which nothing was taken.
+    Cell,
+    /// Done with the cell.
+    DoneWithCell,
+    Key(Vec<u8>),
+}
+
+impl Reached {
+    fn start() -> Reached {
+        Reached { place: Place::Start, cell_key: Vec::new() }
+    }
+
+    fn come_to(&mut self, cell_key: &[u8]) {
+        self.cell_key.clear();
+        self.cell_key.extend_from_slice(cell_key);
+        self.place = Place::Cell;
+    }
+
+    /// True if the cell of `key` was taken already.
+    fn is_done_with(&self, key: &[u8]) -> bool {
+        matches!(self.place, Place::DoneWithCell) && key.starts_with(&self.cell_key)
     }
 }
 
-fn page_backward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
-    let mut items = Vec::new();
-    let mut decoder = Decoder::default();
-    // Nothing at or behind it is of interest any more; the next page ends here.
-    let mut reached = from.clone();
-    let mut cell_key = Vec::new();
-    loop {
-        let Some(key) = cursor.key() else {
-            let next = if let Stop::End = cursor.stop()? { Next::End } else { reached };
-            return Ok(Page { items, next });
+fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
+    let mut cells = Cells::new(cursor.cells_left);
+    let mut names = Names::default();
+    let mut reached = Reached::start();
+    let next = |reached: Reached| match reached.place {
+        Place::Start => from.clone(),
+        Place::Cell => Next::At(reached.cell_key),
+        Place::DoneWithCell => Next::At(keys::behind(reached.cell_key)),
+        Place::Key(key) => Next::At(key),
+    };
+    while !cursor.page_is_full() {
+        let Some((key, value)) = cursor.iterator.item() else {
+            return Ok(match cursor.stop()? {
+                Stop::End => cells.into_page(Next::End),
+                Stop::FellShort => cells.into_short_page(next(reached)),
+            });
         };
-        if cursor.page_is_full() {
-            return Ok(Page { items, next: reached });
+        if reached.is_done_with(key) {
+            cursor.skip_to(&keys::behind(reached.cell_key.clone()));
+            continue;
         }
+        let (split, ts) = split_version(cursor.table, key)?;
+        reached.come_to(split.cell);
+        names.read(cursor.table, key, &split)?;
+        if let Selected::No(target) = select_forward(&scan.columns, &names) {
+            cursor.skip_to(&target);
+            reached.place = Place::Key(target);
+            continue;
+        }
+        if ts >= scan.read_before {
+            let mut target = reached.cell_key.clone();
+            keys::push_timestamp(&mut target, scan.read_before.previous());
+            cursor.skip_to(&target);
+            continue;
+        }
+        cells.push(&names, value, ts);
+        let len = split.cell.len() + value.len();
+        cursor.count(len);
+        reached.place = Place::DoneWithCell;
+        cursor.forward();
+    }
+    Ok(cells.into_page(next(reached)))
+}
+
+fn page_backward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
+    let mut cells = Cells::new(cursor.cells_left);
+    let mut names = Names::default();
+    let mut reached = Reached::start();
+    let mut newest = Newest::default();
+    let next = |reached: Reached| match reached.place {
+        Place::Start => from.clone(),
+        // A cell that is not done yet is read again by the next page.
+        Place::Cell => Next::At(keys::behind(reached.cell_key)),
+        Place::DoneWithCell => Next::At(reached.cell_key),
+        Place::Key(key) => Next::At(key),
+    };
+    while !cursor.page_is_full() {
+        let Some(key) = cursor.key() else {
+            return Ok(match cursor.stop()? {
+                Stop::End => cells.into_page(Next::End),
+                Stop::FellShort => cells.into_short_page(next(reached)),
+            });
+        };
         let (split, oldest_ts) = split_version(cursor.table, key)?;
-        let cell = decoder.cell(cursor.table, key, &split)?;
-        cell_key.clear();
-        cell_key.extend_from_slice(split.cell);
-        if let Selected::No(target) = select_backward(&scan.columns, &cell) {
+        reached.come_to(split.cell);
+        names.read(cursor.table, key, &split)?;
+        if let Selected::No(target) = select_backward(&scan.columns, &names) {
             cursor.skip_before(&target);
-            reached = Next::At(target);
+            reached.place = Place::Key(target);
             continue;
         }
         if oldest_ts < scan.read_before {
-            match newest_from_oldest(&mut cursor, &cell_key, oldest_ts, scan.read_before)? {
-                Ok(value) => {
-                    cursor.count(cell_key.len() + value.bytes.len());
-                    items.push((cell, value));
-                }
-                // The cell is read again by the next page.
-                Err(FellShort) => return Ok(Page { items, next: reached }),
+            if let Err(FellShort) = newest.find(&mut cursor, &reached.cell_key, oldest_ts, scan.read_before)? {
+                return Ok(cells.into_short_page(next(reached)));
             }
+            cells.push(&names, &newest.value, newest.ts);
+            cursor.count(reached.cell_key.len() + newest.value.len());
         }
-        cursor.skip_before(&cell_key);
-        reached = Next::At(cell_key.clone());
+        reached.place = Place::DoneWithCell;
+        cursor.skip_before(&reached.cell_key);
     }
+    Ok(cells.into_page(next(reached)))
 }
 
 struct FellShort;
 
-/// With the cursor on the oldest version of a cell: the newest below `read_before`. Leaves the cursor in the cell or
-/// before it.
-fn newest_from_oldest(
-    cursor: &mut Cursor<'_>,
-    cell_key: &[u8],
-    oldest_ts: Timestamp,
-    read_before: Timestamp,
-) -> Result<std::result::Result<Value, FellShort>> {
-    let mut newest = Value { ts: oldest_ts, bytes: cursor.value() };
-    for _ in 0..NEAR {
-        cursor.back();
-        if cursor.key().is_none()
-            && let Stop::FellShort = cursor.stop()?
-        {
-            return Ok(Err(FellShort));
-        }
-        match cursor.timestamp_within(cell_key)? {
-            Some(ts) if ts < read_before => newest = Value { ts, bytes: cursor.value() },
-            _ => return Ok(Ok(newest)),
-        }
+/// The newest version of a cell that a scan sees on its way backward.
+#[derive(Default)]
+struct Newest {
+    ts: Timestamp,
+    value: Vec<u8>,
+}
+
+impl Newest {
+    fn note(&mut self, ts: Timestamp, value: Option<&[u8]>) {
+        self.ts = ts;
+        self.value.clear();
+        self.value.extend_from_slice(value.unwrap_or_default());
     }
-    let mut target = cell_key.to_vec();
-    keys::push_timestamp(&mut target, read_before.previous());
-    cursor.iterator.seek(&target);
-    match cursor.timestamp_within(cell_key)? {
-        Some(ts) => Ok(Ok(Value { ts, bytes: cursor.value() })),
-        None => match cursor.stop()? {
-            Stop::FellShort => Ok(Err(FellShort)),
-            Stop::End => Err(lost_version(cursor.table, cell_key)),
-        },
+
+    /// With the cursor on the oldest version of a cell: the newest below `read_before`. Leaves the cursor in the cell or
+    /// before it.
+    fn find(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        cell_key: &[u8],
+        oldest_ts: Timestamp,
+        read_before: Timestamp,
+    ) -> Result<std::result::Result<(), FellShort>> {
+        self.note(oldest_ts, cursor.iterator.value());
+        for _ in 0..NEAR {
+            cursor.back();
+            if cursor.key().is_none()
+                && let Stop::FellShort = cursor.stop()?
+            {
+                return Ok(Err(FellShort));
+            }
+            match cursor.timestamp_within(cell_key)? {
+                Some(ts) if ts < read_before => self.note(ts, cursor.iterator.value()),
+                _ => return Ok(Ok(())),
+            }
+        }
+        let mut target = cell_key.to_vec();
+        keys::push_timestamp(&mut target, read_before.previous());
+        cursor.iterator.seek(&target);
+        match cursor.timestamp_within(cell_key)? {
+            Some(ts) => {
+                self.note(ts, cursor.iterator.value());
+                Ok(Ok(()))
+            }
+            None => match cursor.stop()? {
+                Stop::FellShort => Ok(Err(FellShort)),
+                Stop::End => Err(lost_version(cursor.table, cell_key)),
+            },
+        }
     }
 }
 
@@ -498,21 +525,21 @@ fn lost_version(table: &TableRef, cell_key: &[u8]) -> KvsError {
 }
 
 fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<CellVersions>> {
-    let mut items = Vec::new();
-    let mut decoder = Decoder::default();
+    let mut cells = Cells::new(cursor.cells_left);
+    let mut names = Names::default();
     let mut cell_key = Vec::new();
     loop {
         let Some(key) = cursor.key() else {
             cursor.stop()?;
-            return Ok(Page { items, next: Next::End });
+            return Ok(cells.into_page(Next::End));
         };
         if cursor.page_is_full() {
-            return Ok(Page { items, next: Next::At(key.to_vec()) });
+            return Ok(cells.into_page(Next::At(key.to_vec())));
         }
         let (split, newest_ts) = split_version(cursor.table, key)?;
         cell_key.clear();
         cell_key.extend_from_slice(split.cell);
-        let cell = decoder.cell(cursor.table, key, &split)?;
+        names.read(cursor.table, key, &split)?;
         if newest_ts >= scan.read_before {
             let mut target = cell_key.clone();
             keys::push_timestamp(&mut target, scan.read_before.previous());
@@ -522,32 +549,36 @@ fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<C
         cursor.steps_left = cursor.steps_left.saturating_sub(versions.len());
         if !versions.is_empty() {
             cursor.count(cell_key.len() + versions.len() * size_of::<atlas_kvs::Version>());
-            items.push(CellVersions { cell, versions });
+            cells.push(&names, &[], versions);
         }
     }
 }
 
 fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<Page<(Cell, Bytes)>> {
-    let mut items = Vec::new();
-    let mut decoder = Decoder::default();
-    let mut reached = from.clone();
-    loop {
-        let Some(key) = cursor.key() else {
-            let next = if let Stop::End = cursor.stop()? { Next::End } else { reached };
-            return Ok(Page { items, next });
+    let mut cells = Cells::new(cursor.cells_left);
+    let mut names = Names::default();
+    let mut reached = Reached::start();
+    let next = |reached: Reached| match reached.place {
+        Place::Start => from.clone(),
+        _ if reverse => Next::At(reached.cell_key),
+        _ => Next::At(keys::behind(reached.cell_key)),
+    };
+    while !cursor.page_is_full() {
+        let Some((key, value)) = cursor.iterator.item() else {
+            return Ok(match cursor.stop()? {
+                Stop::End => cells.into_page(Next::End),
+                Stop::FellShort => cells.into_short_page(next(reached)),
+            });
         };
-        if cursor.page_is_full() {
-            return Ok(Page { items, next: reached });
-        }
         let split = SplitKey::new(key)
             .and_then(|split| split.expect_bare().map(|()| split))
             .map_err(|_| corrupt_key(cursor.table, key))?;
-        let cell = decoder.cell(cursor.table, key, &split)?;
-        let (before, len) = (split.cell.to_vec(), key.len());
-        let value = cursor.value();
-        cursor.count(len + value.len());
-        items.push((cell, value));
-        reached = Next::At(if reverse { before } else { keys::behind(before) });
+        names.read(cursor.table, key, &split)?;
+        cells.push(&names, value, ());
+        reached.come_to(split.cell);
+        let len = key.len() + value.len();
+        cursor.count(len);
         if reverse { cursor.back() } else { cursor.forward() }
     }
+    Ok(cells.into_page(next(reached)))
 }

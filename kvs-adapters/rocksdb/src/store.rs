@@ -3,8 +3,9 @@
 use crate::config::RocksConfig;
 use crate::db::Db;
 use crate::owner::OwnerLock;
+use crate::page::{Next, Page};
 use crate::read::{Answers, Tier};
-use crate::scan::{KeyRange, Next, Page};
+use crate::scan::KeyRange;
 use crate::snapshot;
 use async_trait::async_trait;
 use atlas_kvs::{
@@ -14,9 +15,8 @@ use atlas_kvs::{
     TableRef, TableSize, Timestamp, Value, Version, VersionScan,
 };
 use bytes::Bytes;
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use parking_lot::RwLock;
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -349,13 +349,12 @@ where
     Ok(answers.found)
 }
 
-/// A stream of pages, flattened. The first page is tried in memory; from the second on, the next one is read while
-/// the current one is consumed.
+/// A scan by the page. Pages are read in memory, others having their turn between them, until one is not there; from
+/// then on blocking threads read them, each while the one before it is consumed.
 struct Pages<T> {
     inner: Arc<Inner>,
     epoch: u64,
     read: Arc<PageReader<T>>,
-    ready: VecDeque<T>,
     next: Next,
     ahead: Option<JoinHandle<Result<Page<T>>>>,
     tier: Tier,
@@ -368,55 +367,51 @@ impl<T: Send + 'static> Pages<T> {
         inner: &Arc<Inner>,
         tier: Tier,
         read: impl Fn(&Db, &Next, Tier) -> Result<Page<T>> + Send + Sync + 'static,
-    ) -> ResultStream<T> {
+    ) -> ResultStream<Vec<T>> {
         let epoch = match inner.db() {
             Ok(db) => db.epoch,
             Err(error) => return stream::iter([Err(error)]).boxed(),
         };
-        let pages = Pages {
-            inner: inner.clone(),
-            epoch,
-            read: Arc::new(read),
-            ready: VecDeque::new(),
-            next: Next::Start,
-            ahead: None,
-            tier,
-        };
+        let pages = Pages { inner: inner.clone(), epoch, read: Arc::new(read), next: Next::Start, ahead: None, tier };
         stream::try_unfold(pages, |mut pages| async move {
-            while pages.ready.is_empty() {
-                if pages.next == Next::End {
-                    return Ok(None);
+            while pages.next != Next::End {
+                let items = pages.turn().await?;
+                if !items.is_empty() {
+                    return Ok(Some((items, pages)));
                 }
-                pages.turn().await?;
             }
-            Ok(pages.ready.pop_front().map(|item| (item, pages)))
+            Ok(None)
         })
         .boxed()
     }
 
-    async fn turn(&mut self) -> Result<()> {
+    async fn turn(&mut self) -> Result<Vec<T>> {
         let is_first = self.next == Next::Start;
-        let page = match self.ahead.take() {
-            Some(ahead) => joined(ahead.await, || KvsError::Closed)?,
-            None => {
-                let db = self.inner.db_of(self.epoch)?;
-                match std::mem::replace(&mut self.tier, Tier::Disk) {
-                    Tier::Memory => (self.read)(&db, &self.next, Tier::Memory)?,
-                    Tier::Disk => {
-                        let (read, next) = (self.read.clone(), self.next.clone());
-                        read_blocking(move || read(&db, &next, Tier::Disk)).await?
-                    }
-                }
+        let page = match (self.ahead.take(), self.tier) {
+            (Some(ahead), _) => joined(ahead.await, || KvsError::Closed)?,
+            (None, Tier::Memory) => self.read_here(is_first).await?,
+            (None, Tier::Disk) => {
+                let (read, next, db) = (self.read.clone(), self.next.clone(), self.inner.db_of(self.epoch)?);
+                read_blocking(move || read(&db, &next, Tier::Disk)).await?
             }
         };
         // A page that was read ahead belongs to a store that may be closed by now.
         self.inner.db_of(self.epoch)?;
-        self.ready = page.items.into();
         self.next = page.next;
-        if !is_first && self.next != Next::End {
+        if self.tier == Tier::Disk && !is_first && self.next != Next::End {
             self.read_ahead();
         }
-        Ok(())
+        if page.fell_short {
+            self.tier = Tier::Disk;
+        }
+        Ok(page.items)
+    }
+
+    async fn read_here(&self, is_first: bool) -> Result<Page<T>> {
+        if !is_first {
+            tokio::task::yield_now().await;
+        }
+        (self.read)(&*self.inner.db_of(self.epoch)?, &self.next, Tier::Memory)
     }
 
     fn read_ahead(&mut self) {
@@ -424,6 +419,11 @@ impl<T: Send + 'static> Pages<T> {
         let (read, next) = (self.read.clone(), self.next.clone());
         self.ahead = Some(tokio::task::spawn_blocking(move || read(&*inner.db_of(epoch)?, &next, Tier::Disk)));
     }
+}
+
+/// The items of pages, one by one.
+fn flattened<T: Send + 'static>(pages: ResultStream<Vec<T>>) -> ResultStream<T> {
+    pages.map_ok(|page| stream::iter(page.into_iter().map(Ok))).try_flatten().boxed()
 }
 
 // ---- checks
@@ -514,6 +514,10 @@ impl KeyValueService for RocksStore {
     }
 
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
+        flattened(self.scan_pages(table, request))
+    }
+
+    fn scan_pages(&self, table: &TableRef, request: Scan) -> ResultStream<Vec<(Cell, Value)>> {
         if selects_nothing(&request.rows, &request.columns) {
             return self.nothing();
         }
@@ -536,9 +540,9 @@ impl KeyValueService for RocksStore {
             return self.nothing();
         }
         let (table, range) = (table.clone(), KeyRange::of_version_scan(&request));
-        Pages::stream(&self.inner, Tier::Disk, move |db, from, tier| {
+        flattened(Pages::stream(&self.inner, Tier::Disk, move |db, from, tier| {
             db.version_page(&table, &request, &range, from, tier)
-        })
+        }))
     }
 
     async fn put(&self, puts: Vec<(TableRef, Vec<(Cell, Bytes)>)>, ts: Timestamp) -> Result<()> {
@@ -605,9 +609,9 @@ impl KeyValueService for RocksStore {
             return self.nothing();
         }
         let (table, range) = (table.clone(), KeyRange::of_atomic_scan(&request));
-        Pages::stream(&self.inner, Tier::Memory, move |db, from, tier| {
+        flattened(Pages::stream(&self.inner, Tier::Memory, move |db, from, tier| {
             db.atomic_page(&table, &request, &range, from, tier)
-        })
+        }))
     }
 
     async fn put_unless_exists(&self, table: &TableRef, cell: &Cell, value: Bytes) -> Result<PutUnlessExists> {

@@ -3,14 +3,16 @@
 mod common;
 
 use atlas_kvs::{
-    AtomicScan, Cell, CellBound, ColumnSelection, KeyValueService, KvsError, RowRange, Scan, TableKind, Timestamp,
-    Value, VersionScan,
+    AtomicScan, Cell, CellBound, CellTimestamps, ColumnSelection, KeyValueService, KvsError, RowRange, Scan, TableKind,
+    Timestamp, Value, VersionScan,
 };
 use atlas_kvs_rocksdb::RocksStore;
 use bytes::Bytes;
 use common::{family_of, open, raw, table, ts, value, versioned};
 use futures::{StreamExt, TryStreamExt};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Moves everything that was written into table files.
 fn flush(dir: &std::path::Path, families: &[String]) {
@@ -157,6 +159,77 @@ async fn check(store: &RocksStore, model: &BTreeMap<Cell, BTreeMap<u64, Bytes>>)
             .map(|item| (item.cell, item.versions.iter().map(|version| version.ts.get()).collect::<Vec<_>>()))
             .collect();
         assert_eq!(found, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_goes_on_on_disk_where_memory_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    let cells: Vec<_> = (0..2000u32).map(|n| (Cell::copy_from(n.to_be_bytes(), "c"), value(5, [7; 200]))).collect();
+    store.put_versions(&data, cells.clone()).await.expect("a put");
+    store.close().await.expect("the store closes");
+    flush(dir.path(), &[family_of(dir.path(), &data)]);
+    let store = open(dir.path()).await;
+    for reverse in [false, true] {
+        store.reopen().await.expect("the store reopens");
+        let expected: Vec<_> = if reverse { cells.iter().rev().cloned().collect() } else { cells.clone() };
+        // Into the block cache: the first part of the scan.
+        let bounds = expected.iter().take(100).map(|(cell, _)| CellBound::new(cell.clone(), Timestamp::MAX));
+        store.get(&data, &bounds.collect::<Vec<_>>()).await.expect("a read");
+        let request = Scan { reverse, page_size: 400, ..Scan::new(RowRange::all(), Timestamp::MAX) };
+        let pages: Vec<_> = store.scan_pages(&data, request.clone()).try_collect().await.expect("a scan");
+        assert!((100..400).contains(&pages[0].len()), "the first page has {} cells", pages[0].len());
+        assert!(pages.concat() == expected, "every cell comes once");
+        // All of it is in the cache now.
+        let pages: Vec<_> = store.scan_pages(&data, request).try_collect().await.expect("a scan");
+        assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [400; 5]);
+        assert!(pages.concat() == expected, "every cell comes once");
+    }
+}
+
+#[tokio::test]
+async fn others_have_their_turn_between_pages() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    let cells = (0..2000u32).map(|n| (Cell::copy_from(n.to_be_bytes(), "c"), value(5, "v"))).collect();
+    store.put_versions(&data, cells).await.expect("a put");
+    let (turns, counted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let others = tokio::spawn({
+        let turns = turns.clone();
+        async move {
+            loop {
+                turns.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let mut pages = store.scan_pages(&data, Scan { page_size: 100, ..Scan::new(RowRange::all(), Timestamp::MAX) });
+    while let Some(page) = pages.try_next().await.expect("a scan") {
+        counted.fetch_add(page.len(), Ordering::SeqCst);
+    }
+    others.abort();
+    assert_eq!(counted.load(Ordering::SeqCst), 2000);
+    assert!(turns.load(Ordering::SeqCst) >= 19, "one turn at least between two pages");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_pass_long_runs_of_deletions() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    let cells: Vec<_> = (0..5000u32).map(|n| (Cell::copy_from(n.to_be_bytes(), "c"), value(5, "v"))).collect();
+    store.put_versions(&data, cells.clone()).await.expect("a put");
+    let gone = cells[10..4990].iter().map(|(cell, _)| CellTimestamps { cell: cell.clone(), timestamps: vec![ts(5)] });
+    store.delete_versions(&data, &gone.collect::<Vec<_>>()).await.expect("a deletion");
+    let mut expected = [&cells[..10], &cells[4990..]].concat();
+    for reverse in [false, true] {
+        let request = Scan { reverse, ..Scan::new(RowRange::all(), Timestamp::MAX) };
+        let found: Vec<_> = store.scan(&data, request).try_collect().await.expect("a scan");
+        assert_eq!(found, expected);
+        expected.reverse();
     }
 }
 

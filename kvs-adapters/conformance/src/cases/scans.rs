@@ -326,11 +326,56 @@ pub async fn writes_during_a_scan_disturb_nothing(store: &mut TestStore) {
     }
 }
 
+/// Pages hold the cells that a scan gives one by one, in the same order, and none of them is empty.
+pub async fn pages_hold_what_a_scan_gives(store: &mut TestStore) {
+    let t = sample(store).await;
+    let requests = [
+        everything(),
+        everything().columns(columns(&["x", "z"])),
+        everything().columns(column_range("y", None)),
+        Scan::new(RowRange::new("a\0", "c"), ts(9)),
+        Scan { after: Some(cell("b", "x")), ..everything() },
+        Scan::new(RowRange::new("d", "e"), Timestamp::MAX),
+        Scan::new(RowRange::new("b", "b"), Timestamp::MAX),
+    ];
+    for request in requests.into_iter().flat_map(|request| [request.clone(), request.reversed()]) {
+        for page_size in [0, 1, 2, 3, 100, usize::MAX] {
+            let request = Scan { page_size, ..request.clone() };
+            let pages = items(store.scan_pages(&t, request.clone())).await;
+            assert!(pages.iter().all(|page| !page.is_empty()), "{request:?}");
+            assert_eq!(pages.concat(), items(store.scan(&t, request.clone())).await, "{request:?}");
+        }
+    }
+}
+
+/// Where a page ends, the rest of the last cell's versions is passed: no cell comes twice, none is lost.
+pub async fn page_ends_between_cells_not_within(store: &mut TestStore) {
+    let t = versioned(store, "t").await;
+    let versions = (0..200).flat_map(|number| {
+        let cell = cell(format!("{:02}", number / 5), (number % 5).to_string());
+        (1..=number % 13 + 1).map(move |age| (cell.clone(), value(age, age.to_string())))
+    });
+    store.put_versions(&t, versions.collect()).await.expect("versions can be put");
+    for before in [2, 7, 100] {
+        let newest = |number: u64| (number % 13 + 1).min(before - 1);
+        let expected: Vec<_> =
+            (0..200).map(|number| format!("{:02}/{}@{2}={2}", number / 5, number % 5, newest(number))).collect();
+        for page_size in [1, 3, 16, 199, 200, 201] {
+            let request = Scan { page_size, ..Scan::new(RowRange::all(), ts(before)) };
+            assert_eq!(scan(store, &t, request.clone()).await, expected, "pages of {page_size}");
+            assert_eq!(scan(store, &t, request.reversed()).await, reversed(&expected), "pages of {page_size}");
+        }
+    }
+}
+
 /// A scan that can't be made says so in its first item and ends.
 pub async fn failed_scan_ends_after_its_error(store: &mut TestStore) {
     let mut stream = store.scan(&table("nowhere"), everything());
     assert_fails!(stream.next().await.expect("a failure is an item"), KvsError::NoSuchTable(_));
     assert!(stream.next().await.is_none(), "nothing comes after the error");
+    let mut pages = store.scan_pages(&table("nowhere"), everything());
+    assert_fails!(pages.next().await.expect("a failure is an item"), KvsError::NoSuchTable(_));
+    assert!(pages.next().await.is_none(), "nothing comes after the error");
 }
 
 /// Streams and their items belong to the caller: they outlive the reference to the store they came from.

@@ -1,0 +1,253 @@
+//! Pages of cells, and how their bytes are kept.
+//!
+//! An allocation each for the row, the column and the value of a cell would cost more than reading it. So the bytes of
+//! some cells lie in one piece of memory, which they share:
+//!
+//! ```text
+//!   row a │ column x │ value │ column y │ value │ row b │ column x │ value
+//!   └──────── a/x ───────────┘                  └──────────── b/x ───────┘
+//!   └────────┘     and      └─── a/y ───────────┘
+//! ```
+//!
+//! Pieces are short, because whoever keeps one cell keeps the piece it lies in. What is longer than a piece has one of
+//! its own.
+
+use crate::errors::corrupt_key;
+use crate::keys::{self, SplitKey};
+use atlas_kvs::{Cell, CellVersions, Result, TableRef, Timestamp, Value, Version};
+use bytes::Bytes;
+use std::ops::Range;
+
+/// A piece that is longer than this takes no more cells.
+const PIECE_LEN: usize = 8 << 10;
+/// A piece is this many times as long as a row at least, so that cells of a long row share it.
+const ROWS_PER_PIECE: usize = 8;
+
+/// Some cells, and where the next page begins.
+#[derive(Debug)]
+pub(crate) struct Page<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) next: Next,
+    /// The page ended because its tier did not reach what follows.
+    pub(crate) fell_short: bool,
+}
+
+/// Where to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The scan is over.
+    End,
+    /// At the beginning: nothing was read.
+    Start,
+    /// Forward: at this key. Backward: before it.
+    At(Vec<u8>),
+}
+
+/// What a page consists of.
+pub(crate) trait Item {
+    /// What is told of a cell beside its value.
+    type Beside;
+
+    fn new(cell: Cell, value: Bytes, beside: Self::Beside) -> Self;
+}
+
+impl Item for (Cell, Value) {
+    type Beside = Timestamp;
+
+    fn new(cell: Cell, bytes: Bytes, ts: Timestamp) -> (Cell, Value) {
+        (cell, Value { ts, bytes })
+    }
+}
+
+impl Item for (Cell, Bytes) {
+    type Beside = ();
+
+    fn new(cell: Cell, value: Bytes, (): ()) -> (Cell, Bytes) {
+        (cell, value)
+    }
+}
+
+impl Item for CellVersions {
+    type Beside = Vec<Version>;
+
+    fn new(cell: Cell, _: Bytes, versions: Vec<Version>) -> CellVersions {
+        CellVersions { cell, versions }
+    }
+}
+
+/// Row and column of a key, without their escapes.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) row: Vec<u8>,
+    pub(crate) column: Vec<u8>,
+    escaped_row: Vec<u8>,
+}
+
+impl Names {
+    /// Takes the names out of a key.
+    pub(crate) fn read(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>) -> Result<()> {
+        let damaged = |_| corrupt_key(table, key);
+        if self.escaped_row != split.row {
+            keys::unescape(split.row, &mut self.row).map_err(damaged)?;
+            self.escaped_row.clear();
+            self.escaped_row.extend_from_slice(split.row);
+        }
+        keys::unescape(split.column, &mut self.column).map_err(damaged)
+    }
+}
+
+/// The cells of a page under way.
+pub(crate) struct Cells<T: Item> {
+    closed: Vec<T>,
+    piece: Vec<u8>,
+    // Invariant: all ranges lie in `piece`.
+    open: Vec<Place<T::Beside>>,
+    cells_max: usize,
+}
+
+/// Where the names and the value of a cell lie.
+struct Place<B> {
+    row: Range<usize>,
+    column: Range<usize>,
+    value: Range<usize>,
+    beside: B,
+}
+
+impl<T: Item> Cells<T> {
+    pub(crate) fn new(cells_max: usize) -> Cells<T> {
+        Cells { closed: Vec::new(), piece: Vec::new(), open: Vec::new(), cells_max }
+    }
+
+    pub(crate) fn push(&mut self, names: &Names, value: &[u8], beside: T::Beside) {
+        let Names { row, column, .. } = names;
+        let last_row =
+            self.open.last().map(|place| place.row.clone()).filter(|range| self.piece[range.clone()] == *row);
+        let row = match last_row {
+            Some(range) if self.has_room(row.len(), column.len() + value.len()) => range,
+            _ => {
+                self.make_room(row.len(), row.len() + column.len() + value.len());
+                self.copy(row)
+            }
+        };
+        let (column, value) = (self.copy(column), self.copy(value));
+        self.open.push(Place { row, column, value, beside });
+    }
+
+    fn has_room(&self, row_len: usize, len: usize) -> bool {
+        self.piece.len() + len <= PIECE_LEN.max(ROWS_PER_PIECE * row_len)
+    }
+
+    fn make_room(&mut self, row_len: usize, len: usize) {
+        if !self.has_room(row_len, len) {
+            self.close_piece();
+        }
+        if self.piece.capacity() == 0 {
+            // If all cells are like this one.
+            let cells_left = self.cells_max.saturating_sub(self.closed.len()).max(1);
+            self.piece.reserve_exact(len.saturating_mul(cells_left).min(PIECE_LEN).max(len));
+        }
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.piece.len();
+        self.piece.extend_from_slice(bytes);
+        start..self.piece.len()
+    }
+
+    fn close_piece(&mut self) {
+        let mut piece = std::mem::take(&mut self.piece);
+        if piece.len() < piece.capacity() / 2 {
+            piece.shrink_to_fit();
+        }
+        let piece = Bytes::from(piece);
+        self.closed.extend(self.open.drain(..).map(|Place { row, column, value, beside }| {
+            let cell = Cell { row: piece.slice(row), column: piece.slice(column) };
+            T::new(cell, piece.slice(value), beside)
+        }));
+    }
+
+    /// The page, which ends at `next`.
+    pub(crate) fn into_page(mut self, next: Next) -> Page<T> {
+        self.close_piece();
+        Page { items: self.closed, next, fell_short: false }
+    }
+
+    /// The page, which ends because its tier does not reach further.
+    pub(crate) fn into_short_page(self, next: Next) -> Page<T> {
+        Page { fell_short: true, ..self.into_page(next) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(row: &[u8], column: &[u8]) -> Names {
+        Names { row: row.to_vec(), column: column.to_vec(), ..Names::default() }
+    }
+
+    /// Bytes that someone keeps who keeps nothing but this.
+    fn held_by(bytes: Bytes) -> usize {
+        bytes.try_into_mut().expect("nobody else keeps the piece").capacity()
+    }
+
+    #[test]
+    fn a_kept_value_keeps_no_more_than_its_piece() {
+        let mut cells = Cells::<(Cell, Bytes)>::new(10_000);
+        for number in 0..10_000u32 {
+            cells.push(&names(&number.to_be_bytes(), b"c"), &[7; 100], ());
+        }
+        let items = cells.into_page(Next::End).items;
+        assert_eq!(items.len(), 10_000);
+        let mut held = 0;
+        // From the back: the first cell of a piece is left alone with all of it.
+        for (cell, value) in items.into_iter().rev() {
+            drop(cell);
+            held = held.max(value.try_into_mut().map_or(0, |piece| piece.capacity()));
+        }
+        assert!(held > PIECE_LEN / 2 && held <= PIECE_LEN, "{held} bytes are kept");
+    }
+
+    #[test]
+    fn a_page_of_few_cells_takes_no_whole_piece() {
+        let mut cells = Cells::<(Cell, Bytes)>::new(256);
+        cells.push(&names(b"r", b"c"), &[7; 10], ());
+        let (cell, value) = cells.into_page(Next::End).items.pop().expect("one cell was pushed");
+        drop(value);
+        drop(cell.column);
+        assert!(held_by(cell.row) < 100);
+    }
+
+    #[test]
+    fn a_long_value_lies_by_itself() {
+        let mut cells = Cells::<(Cell, Bytes)>::new(256);
+        for (column, len) in [(b"a", 10), (b"b", 100 << 10), (b"c", 10)] {
+            cells.push(&names(b"row", column), &vec![7; len], ());
+        }
+        let items = cells.into_page(Next::End).items;
+        assert_eq!(items.iter().map(|(_, value)| value.len()).collect::<Vec<_>>(), [10, 100 << 10, 10]);
+        for (cell, value) in items {
+            let len = value.len();
+            drop(cell);
+            assert!(held_by(value) <= len + 100);
+        }
+    }
+
+    #[test]
+    fn cells_of_a_row_share_it_even_if_it_is_long() {
+        let row = vec![b'r'; 60 << 10];
+        let mut cells = Cells::<(Cell, Bytes)>::new(100);
+        for column in 0..100u8 {
+            cells.push(&names(&row, &[column]), b"value", ());
+        }
+        let items = cells.into_page(Next::End).items;
+        assert!(
+            items
+                .iter()
+                .zip(0..)
+                .all(|((cell, value), column)| { cell.row == row && cell.column[..] == [column] && value == "value" })
+        );
+        let first = items[0].0.row.as_ptr();
+        assert!(items.iter().all(|(cell, _)| cell.row.as_ptr() == first));
+    }
+}

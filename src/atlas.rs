@@ -737,6 +737,7 @@ impl Operations for Atlas {
             forget_walk(kvs.clone(), &table).await?;
             let dropped = kvs.drop_table(&table).await;
             manager.forget_table(&table);
+            manager.forget_cells(&dropped);
             Ok(dropped?)
         };
         self.store.backup_lock.gate().run(dropped).await
@@ -749,7 +750,9 @@ impl Operations for Atlas {
         let truncated = async move {
             raise_deletion_floor(&manager).await?;
             forget_walk(kvs.clone(), &table).await?;
-            Ok(kvs.truncate_table(&table).await?)
+            let truncated = kvs.truncate_table(&table).await;
+            manager.forget_cells(&truncated);
+            Ok(truncated?)
         };
         self.store.backup_lock.gate().run(truncated).await
     }

@@ -65,6 +65,14 @@ pub(crate) enum Rule {
     ApplyBeforePublish,
     /// And only after it is durable.
     SyncBeforePublish,
+    /// The memory of cells learns of a group before others can see it.
+    NoteBeforePublish,
+    /// A reader brings nothing into that memory that was overwritten since.
+    BringInUnlessOvertaken,
+    /// A group whose outcome was unknown leaves nothing in it.
+    ForgetTheUnknown,
+    /// Nor does a table that was dropped or truncated.
+    ForgetWhatWasRemoved,
     /// It lets others see a group before it tells its members.
     PublishBeforeAnswer,
     /// The lease is looked at after a number was chosen.
@@ -148,6 +156,10 @@ impl Rule {
             Rule::SeeMembersAhead => "rule::see_members_ahead",
             Rule::ApplyBeforePublish => "rule::apply_before_publish",
             Rule::SyncBeforePublish => "rule::sync_before_publish",
+            Rule::NoteBeforePublish => "rule::note_before_publish",
+            Rule::BringInUnlessOvertaken => "rule::bring_in_unless_overtaken",
+            Rule::ForgetTheUnknown => "rule::forget_the_unknown",
+            Rule::ForgetWhatWasRemoved => "rule::forget_what_was_removed",
             Rule::PublishBeforeAnswer => "rule::publish_before_answer",
             Rule::LookAtTheLease => "rule::look_at_the_lease",
             Rule::NumbersAboveTheBound => "rule::numbers_above_the_bound",

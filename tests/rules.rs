@@ -10,6 +10,9 @@ mod common;
 #[allow(unused_macros, reason = "some of its cases are run here")]
 #[path = "cases/faults.rs"]
 mod faults;
+#[allow(unused_macros, reason = "one of its cases is run here")]
+#[path = "cases/isolation.rs"]
+mod isolation;
 #[path = "cases/rules.rs"]
 mod rules;
 #[allow(dead_code, unused_macros, reason = "some of its cases are run here")]
@@ -57,6 +60,7 @@ fn every_rule_that_is_left_out_is_missed_by_its_test() {
         "rule::see_members_ahead" => faults::of_two_rivals_in_one_group_one_commits(MEMORY_PIPELINE),
         "rule::snapshot_at_watermark" => faults::a_group_is_seen_when_it_is_durable_and_not_before(MEMORY_PIPELINE),
         "rule::sync_before_publish" => rules::groups_are_synced(),
+        "rule::forget_what_was_removed" => remembering(MEMORY_PIPELINE, isolation::what_was_removed_is_not_remembered),
         // Backup.
         "rule::settle_before_copy" => faults::settling_waits_for_commit_timestamps_that_were_drawn(MEMORY_STEPS),
         "rule::settle_before_copy" => faults::a_marker_waits_for_the_group_before_it(MEMORY_PIPELINE),
@@ -91,6 +95,12 @@ fn every_rule_that_is_left_out_is_missed_by_its_test() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A case on a store that remembers what was read.
+async fn remembering<F: Future<Output = ()>>(lane: common::Lane, case: impl Fn(TestStore) -> F) {
+    let usual = atlas::config::TransactionConfig::default().cell_cache;
+    case(TestStore::open_with(lane, |transactions| transactions.cell_cache = usual).await).await;
 }
 
 async fn serializable_on<F: Future<Output = ()>>(lane: common::Lane, case: impl Fn(TestStore) -> F) {

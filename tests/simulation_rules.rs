@@ -9,7 +9,7 @@ mod simulation;
 use simulation::{Scenario, simulate};
 
 /// Each rule, and within how many seeds its absence must show.
-const RULES: [(&str, u64); 16] = [
+const RULES: [(&str, u64); 19] = [
     ("rule::lock_writes", 200),
     ("rule::check_writes", 50),
     ("rule::data_before_commit_ts", 200),
@@ -25,6 +25,9 @@ const RULES: [(&str, u64); 16] = [
     ("rule::count_from_snapshot", 50),
     ("rule::snapshot_before_number", 50),
     ("rule::publish_before_answer", 50),
+    ("rule::note_before_publish", 100),
+    ("rule::bring_in_unless_overtaken", 100),
+    ("rule::forget_the_unknown", 400),
     ("rule::see_members_ahead", 50),
 ];
 

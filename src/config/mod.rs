@@ -104,6 +104,9 @@ pub struct TransactionConfig {
     pub pipeline_size_max: ByteSize,
     /// Most bytes of one group of commits.
     pub group_size_max: ByteSize,
+    /// Most bytes of cells that are kept in memory where commits go through the pipeline, so that reads of what was read or
+    /// written lately ask no store; 0 for none.
+    pub cell_cache: ByteSize,
     /// A transaction older than this is aborted.
     #[serde(with = "duration_text")]
     pub timeout: Duration,
@@ -239,6 +242,7 @@ impl Default for TransactionConfig {
             write_size_max: ByteSize(256 << 20),
             pipeline_size_max: ByteSize(1 << 20),
             group_size_max: ByteSize(8 << 20),
+            cell_cache: ByteSize(64 << 20),
             timeout: Duration::from_secs(3600),
             lock_timeout: Duration::from_secs(60),
             attempts_max: 50,

@@ -1,6 +1,7 @@
 //! What all transactions of a store share.
 
 use super::buffer::TableWrites;
+use super::cell_cache::CellCache;
 use super::constraint::Constraint;
 use super::entry::Fate;
 use super::mend::Mender;
@@ -32,6 +33,8 @@ pub(crate) struct Core {
     pub(crate) config: TransactionConfig,
     pub(crate) mender: Arc<Mender>,
     pub(crate) swept: SweptTables,
+    /// Where one leader commits for all.
+    pub(crate) cells: Option<Arc<CellCache>>,
     pub(crate) path: CommitPath,
 }
 

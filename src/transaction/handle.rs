@@ -150,7 +150,20 @@ impl Transaction {
     /// [`Error::TooOld`] if the snapshot was swept, [`Error::TransactionClosed`] and [`Error::TimedOut`] as they say.
     /// Cancel safe.
     pub async fn get(&self, table: &TableRef, cell: &Cell) -> Result<Option<Bytes>> {
-        Ok(self.get_many(table, std::slice::from_ref(cell)).await?.pop().flatten())
+        let spec = self.inner.core.schema.spec(table).await?;
+        {
+            let mut writes = self.inner.open_writes()?;
+            if let Some(own) = writes.buffer.get(table, cell) {
+                return Ok(own);
+            }
+            self.inner.keep_cells(&mut writes.reads, table, &spec, std::slice::from_ref(cell));
+        }
+        let value = self.inner.core.read_cell(table, cell, self.inner.read_ts).await?;
+        if value.is_none() && !Rule::RecheckAbsences.is_kept() {
+            self.inner.open_writes()?.reads.forget_cell(table, cell);
+        }
+        self.inner.check_open()?;
+        Ok(value)
     }
 
     /// The values of cells, in the order given; see [`get`](Self::get).

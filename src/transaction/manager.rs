@@ -1,5 +1,6 @@
 //! Opening a store for transactions, and beginning them.
 
+use super::cell_cache::CellCache;
 use super::constraint::Constraint;
 use super::core::{CommitPath, Core, SchemaCache};
 use super::entry::{CleanedWindows, Entry, TransactionsFloor, transactions_table};
@@ -12,6 +13,7 @@ use super::sweep_queue::sweep_queue_table;
 use super::swept::SweptTables;
 use super::table::TransactionTable;
 use super::tracker::{Begun, SnapshotTracker};
+use super::turns::Turns;
 use crate::config::{CommitModeChoice, TransactionConfig};
 use crate::lock::LockService;
 use crate::ops::BeginOptions;
@@ -19,7 +21,9 @@ use crate::rule::Rule;
 use crate::schema::{ConflictHandler, FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, refuse_unfinished_restore};
 use crate::timestamp::{LeaseOptions, TimestampOracle, read_stored};
 use crate::{Error, Result};
-use atlas_kvs::{AtomicScan, Durability, KeyValueService, Ownership, RowRange, TableKind, TableRef, Timestamp};
+use atlas_kvs::{
+    AtomicScan, Durability, KeyValueService, KvsError, Ownership, RowRange, TableKind, TableRef, Timestamp,
+};
 use bytes::Bytes;
 use futures::stream::StreamExt;
 use parking_lot::RwLock;
@@ -41,6 +45,7 @@ pub struct TransactionManager {
     locks: Arc<LockService>,
     store: Arc<StoreRecord>,
     work_ids: Arc<AtomicU64>,
+    turns: Arc<Turns>,
 }
 
 /// How to open a store for transactions.
@@ -95,6 +100,8 @@ impl TransactionManager {
         let config = options.transactions;
         let mender = Arc::new(Mender::new(kvs.clone()));
         let schema = Arc::new(SchemaCache::new(kvs.clone()));
+        let whole = pipeline.then(|| CellCache::new(config.cell_cache.len(), tracker.watermark().next())).flatten();
+        let cells = whole.map(Arc::new);
         let path = if pipeline {
             CommitPath::Pipeline(Pipeline::start(
                 kvs.clone(),
@@ -102,6 +109,7 @@ impl TransactionManager {
                 tracker.clone(),
                 entries.clone(),
                 schema.clone(),
+                cells.clone(),
                 Groups { durability: options.durability, size_max: config.group_size_max.len(), claim },
             ))
         } else {
@@ -114,9 +122,9 @@ impl TransactionManager {
         let constraints = RwLock::new(HashMap::new());
         // Read after the takeover: a former owner that swept had it written down while its lease was valid.
         let swept = SweptTables::load(kvs.clone()).await?;
-        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, swept, path };
+        let core = Core { kvs, oracle, tracker, entries, schema, constraints, config, mender, swept, cells, path };
         let (core, store, work_ids) = (Arc::new(core), Arc::new(store), Arc::new(AtomicU64::new(1)));
-        Ok(TransactionManager { core, locks, store, work_ids })
+        Ok(TransactionManager { core, locks, store, work_ids, turns: Arc::default() })
     }
 
     /// The store below.
@@ -247,6 +255,18 @@ impl TransactionManager {
         self.core.schema.forget(table);
     }
 
+    /// Forgets what is remembered of cells, after a table was dropped or what was in it removed, or that was tried.
+    ///
+    /// A group that was applied before the removal may be noted after this: that changes what is held, and nothing is.
+    pub(crate) fn forget_cells<T>(&self, removed: &std::result::Result<T, KvsError>) {
+        let Some(cells) = self.core.cells.as_ref().filter(|_| Rule::ForgetWhatWasRemoved.is_kept()) else { return };
+        match removed {
+            // It may still come, and nobody would be told when.
+            Err(error) if error.is_indeterminate() => cells.close(),
+            _ => cells.forget_all(),
+        }
+    }
+
     /// A table is about to be dropped. A later one of its name may make other promises than those who used it knew.
     pub(crate) fn begin_drop(&self, table: &TableRef, handler: ConflictHandler) {
         let (now, oldest) = (self.core.oracle.last_issued(), self.core.tracker.immutable_ts());
@@ -306,6 +326,11 @@ impl TransactionManager {
         {
             pipeline.release(attempt.work_id);
         }
+    }
+
+    /// Who may try next after losing what stands in a conflict.
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     pub(crate) fn attempts_max(&self) -> u32 {

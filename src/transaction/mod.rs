@@ -13,6 +13,7 @@
 //! the same steps, named in [`CommitStep`], and readers decide visibility in one place (`read`).
 
 mod buffer;
+mod cell_cache;
 mod commit;
 mod constraint;
 mod core;
@@ -34,6 +35,7 @@ pub mod sweep_queue;
 mod swept;
 mod table;
 mod tracker;
+mod turns;
 mod value;
 mod window;
 

@@ -25,6 +25,7 @@
 //! that somebody took over, the leader ends, and whoever comes later is told so.
 
 use super::buffer::LocalWriteBuffer;
+use super::cell_cache::CellCache;
 use super::core::SchemaCache;
 use super::entry::{Entry, Fate, transactions_table};
 use super::reads::Reads;
@@ -45,7 +46,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 /// How many requests wait in the queue; more wait before it.
@@ -150,6 +151,9 @@ pub(crate) struct Pipeline {
     requests: mpsc::Sender<Request>,
     window_floor: Arc<AtomicU64>,
     oracle: Arc<TimestampOracle>,
+    tracker: Arc<SnapshotTracker>,
+    /// Told whenever a group was published.
+    published: Arc<Notify>,
 }
 
 impl Pipeline {
@@ -160,19 +164,23 @@ impl Pipeline {
         tracker: Arc<SnapshotTracker>,
         entries: Arc<TransactionTable>,
         schema: Arc<SchemaCache>,
+        cells: Option<Arc<CellCache>>,
         groups: Groups,
     ) -> Pipeline {
         let Groups { durability, size_max, claim } = groups;
         let (requests, queue) = mpsc::channel(QUEUE);
         let first_ts = tracker.watermark().next();
         let window_floor = Arc::new(AtomicU64::new(first_ts.get()));
+        let published = Arc::new(Notify::new());
         let leader = Leader {
             kvs,
             fence: oracle.batch_fence(),
             oracle: oracle.clone(),
-            tracker,
+            tracker: tracker.clone(),
+            published: published.clone(),
             entries,
             schema,
+            cells,
             durability,
             group_size_max: size_max,
             first_ts,
@@ -183,7 +191,7 @@ impl Pipeline {
             _claim: claim,
         };
         tokio::spawn(leader.run(queue));
-        Pipeline { requests, window_floor, oracle }
+        Pipeline { requests, window_floor, oracle, tracker, published }
     }
 
     /// Commits below this can't be checked by the leader any more.
@@ -206,6 +214,20 @@ impl Pipeline {
             commit_ts: None,
             reason: "the commit pipeline ended before it answered".to_owned(),
         })
+    }
+
+    /// Waits until whoever begins has a snapshot above a commit that was met in a conflict: before that the same work can
+    /// only lose again. Ends when the commit is seen, not if its group fails.
+    pub(crate) async fn published(&self, commit_ts: Timestamp) {
+        loop {
+            let mut told = std::pin::pin!(self.published.notified());
+            // Before the look, so that no telling is missed between the two.
+            told.as_mut().enable();
+            if self.tracker.watermark() >= commit_ts {
+                return;
+            }
+            told.await;
+        }
     }
 
     /// Writes *rolled back* for a transaction that put data ahead and can't commit.
@@ -258,8 +280,10 @@ struct Leader {
     fence: Option<Arc<BatchFence>>,
     oracle: Arc<TimestampOracle>,
     tracker: Arc<SnapshotTracker>,
+    published: Arc<Notify>,
     entries: Arc<TransactionTable>,
     schema: Arc<SchemaCache>,
+    cells: Option<Arc<CellCache>>,
     durability: Durability,
     group_size_max: usize,
     /// Start timestamps below this belong to an earlier epoch, whose transactions are void.
@@ -586,7 +610,15 @@ impl Leader {
             match self.kvs.apply(batch.clone(), durability).await {
                 Ok(()) => {
                     let last = group.commits.last().map(|accepted| accepted.commit_ts);
-                    self.acknowledge(group).await;
+                    if Rule::NoteBeforePublish.is_kept() {
+                        self.note_in_cells(&group, &batch);
+                        self.acknowledge(group).await;
+                    } else {
+                        let noted = Group { commits: Vec::new(), ..Group::default() };
+                        self.acknowledge(group).await;
+                        tokio::time::sleep(REOPEN_PAUSE).await;
+                        self.note_in_cells(&noted, &batch);
+                    }
                     if let (Some(last), false) = (last, Rule::PublishBeforeAnswer.is_kept()) {
                         tokio::time::sleep(REOPEN_PAUSE).await;
                         self.tracker.publish(last);
@@ -614,6 +646,19 @@ impl Leader {
         }
     }
 
+    /// Before the group is published: nobody has a snapshot above it that could be shown what it has replaced.
+    fn note_in_cells(&self, group: &Group, batch: &AtomicBatch) {
+        let Some(cells) = &self.cells else { return };
+        cells.note_batch(batch);
+        for accepted in &group.commits {
+            if let Payload::PutAhead = accepted.member.payload {
+                for key in &accepted.member.keys {
+                    cells.forget(&key.table, &key.cell, accepted.commit_ts);
+                }
+            }
+        }
+    }
+
     async fn acknowledge(&mut self, group: Group) {
         let first = group.commits.first().map(|accepted| accepted.member.start_ts);
         if let Some(first) = first {
@@ -628,6 +673,7 @@ impl Leader {
         if let Some(last) = group.commits.last().filter(|_| Rule::PublishBeforeAnswer.is_kept()) {
             // After the sync, before the answers, in the order of commits.
             self.tracker.publish(last.commit_ts);
+            self.published.notify_waiters();
         }
         if let Some(first) = first {
             reach(CommitStep::Published, first).await;
@@ -658,6 +704,9 @@ impl Leader {
         loop {
             match self.try_settle(&waiting, &roll_backs).await {
                 Ok(settled) => {
+                    if let Some(cells) = self.cells.as_ref().filter(|_| Rule::ForgetTheUnknown.is_kept()) {
+                        cells.forget_all();
+                    }
                     if let Some(last_commit) = last_commit {
                         self.tracker.publish(last_commit);
                     }

@@ -61,16 +61,50 @@ impl Core {
         cells: Vec<Cell>,
         read_ts: Timestamp,
     ) -> Result<Vec<Option<Bytes>>> {
-        let bounds: Vec<CellBound> = cells.into_iter().map(|cell| CellBound::new(cell, read_ts)).collect();
-        let found = self.kvs.get(table, &bounds).await?;
-        let candidates = bounds
-            .into_iter()
-            .zip(found)
-            .map(|(bound, version)| version.map(|version| Candidate { cell: bound.cell, version }))
-            .collect();
-        let values = self.resolve(table, candidates, read_ts).await?;
+        let mut values = vec![None; cells.len()];
+        let moment = self.cells.as_ref().map(|cells| cells.moment());
+        let mut bounds = Vec::new();
+        let mut places = Vec::new();
+        for (place, cell) in cells.into_iter().enumerate() {
+            match self.cells.as_ref().and_then(|cells| cells.get(table, &cell, read_ts)) {
+                Some(content) => values[place] = content,
+                None => {
+                    bounds.push(CellBound::new(cell, read_ts));
+                    places.push(place);
+                }
+            }
+        }
+        if !bounds.is_empty() {
+            let found = self.kvs.get(table, &bounds).await?;
+            let mut open = Vec::new();
+            for ((place, bound), version) in places.into_iter().zip(bounds).zip(found) {
+                let Some(version) = version else { continue };
+                match self.seen_at_once(&version, read_ts) {
+                    Some(header) => {
+                        let content = (!header.tombstone).then(|| value::content(header, version.bytes));
+                        if let (Some(cells), Some(moment)) = (&self.cells, moment) {
+                            cells.bring_in(moment, table, &bound.cell, read_ts, version.ts, content.as_ref());
+                        }
+                        values[place] = content;
+                    }
+                    None => open.push((place, Candidate { cell: bound.cell, version })),
+                }
+            }
+            for (place, content) in self.go_down(table, open, read_ts).await? {
+                values[place] = content;
+            }
+        }
         self.check_not_swept(table, read_ts).await?;
         Ok(values)
+    }
+
+    /// What a reader at `read_ts` sees of one cell.
+    pub(crate) async fn read_cell(&self, table: &TableRef, cell: &Cell, read_ts: Timestamp) -> Result<Option<Bytes>> {
+        if let Some(content) = self.cells.as_ref().and_then(|cells| cells.get(table, cell, read_ts)) {
+            self.check_not_swept(table, read_ts).await?;
+            return Ok(content);
+        }
+        Ok(self.read_cells(table, vec![cell.clone()], read_ts).await?.pop().flatten())
     }
 
     /// What a reader sees of a range, a page at a time. Cells without a visible value come with `None`. The first page is
@@ -150,23 +184,6 @@ impl Core {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         self.swept.check(table, read_ts)
-    }
-
-    /// What a reader sees of candidates, in the order given. `None` for cells that have no version visible at `read_ts`
-    /// or whose visible version is a tombstone.
-    async fn resolve(
-        &self,
-        table: &TableRef,
-        candidates: Vec<Option<Candidate>>,
-        read_ts: Timestamp,
-    ) -> Result<Vec<Option<Bytes>>> {
-        let mut seen = vec![None; candidates.len()];
-        let candidates = candidates.into_iter().enumerate();
-        let open = candidates.filter_map(|(place, candidate)| candidate.map(|candidate| (place, candidate))).collect();
-        for (place, content) in self.go_down(table, open, read_ts).await? {
-            seen[place] = content;
-        }
-        Ok(seen)
     }
 
     /// Goes down from each candidate to the version visible at `read_ts`, and answers the contents of those that have

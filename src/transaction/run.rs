@@ -1,7 +1,9 @@
 //! Doing work in a transaction, again and again until it commits.
 
+use super::core::CommitPath;
 use super::handle::{Attempt, Transaction};
 use super::manager::TransactionManager;
+use super::turns::Lost;
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::BeginOptions;
 use crate::{Error, Result};
@@ -14,6 +16,9 @@ use tokio::time::Instant;
 /// Pause before the second attempt; doubled for each one after it.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// After so many attempts that lost a conflict it is time to keep out of each other's way.
+const LOSSES_WITHOUT_PAUSE: u32 = 10;
 
 /// Errors that can tell whether the same work may succeed when done anew.
 pub trait Retriable: From<Error> {
@@ -103,6 +108,7 @@ impl TransactionManager {
         let deadline = Instant::now().checked_add(options.timeout.unwrap_or(self.timeout()));
         let mut attempt = Abandon { manager: self, attempt: self.new_work() };
         let mut counted = 0;
+        let mut turn = None;
         for number in 1.. {
             let begin = BeginOptions { read_only: options.read_only, at: options.at, timeout: options.timeout };
             let outcome = match self.begin_holding(begin, attempt.attempt, locks).await {
@@ -128,7 +134,17 @@ impl TransactionManager {
                 attempt.attempt.losses += 1;
             }
             tracing::debug!(attempt = number, error = error.as_atlas().map(tracing::field::display), "trying again");
-            tokio::time::sleep(pause).await;
+            // Given back first: who holds one turn and waits for another could wait for one who waits for him.
+            drop(turn.take());
+            turn = match (&self.core().path, error.as_atlas().and_then(Lost::by)) {
+                (CommitPath::Pipeline(pipeline), Some(lost)) if number <= LOSSES_WITHOUT_PAUSE => {
+                    self.turns().after(lost, pipeline).await
+                }
+                _ => {
+                    tokio::time::sleep(pause).await;
+                    None
+                }
+            };
         }
         unreachable!("attempts are bounded")
     }

@@ -62,6 +62,7 @@ macro_rules! lane {
             a_large_transaction_loses_to_a_small_one_that_was_faster,
             a_small_transaction_loses_to_a_large_one_that_was_faster,
             a_dropped_table_fails_its_own_writers_only,
+            what_was_removed_is_not_remembered,
             run_does_the_work_again_after_a_conflict,
             run_gives_up_after_its_attempts,
             run_returns_other_errors_at_once,
@@ -984,6 +985,31 @@ pub(crate) async fn a_dropped_table_fails_its_own_writers_only(store: TestStore)
 }
 
 // ---- run
+
+/// Neither of a table that was emptied, nor of one that was dropped and made anew.
+pub(crate) async fn what_was_removed_is_not_remembered(store: TestStore) {
+    let t = store.table(ConflictHandler::RetryOnWriteWriteCell).await;
+    for drop in [false, true] {
+        write(&store.atlas, &t, &[("x", "old"), ("y", "old")]).await;
+        // Reading it is what one remembers it by; what is written once more is remembered by that.
+        assert_eq!(read(&store.atlas, &t, "x").await.as_deref(), Some("old"));
+        assert_eq!(read(&store.atlas, &t, "y").await.as_deref(), Some("old"));
+        write(&store.atlas, &t, &[("y", "newer")]).await;
+        if drop {
+            store.atlas.drop_table(&t).await.expect("it can be dropped");
+            store.table(ConflictHandler::RetryOnWriteWriteCell).await;
+        } else {
+            store.atlas.truncate_table(&t).await.expect("it can be emptied");
+        }
+        for row in ["x", "y"] {
+            assert_eq!(read(&store.atlas, &t, row).await, None, "{row}, dropped: {drop}");
+        }
+        write(&store.atlas, &t, &[("x", "new")]).await;
+        assert_eq!(read(&store.atlas, &t, "x").await.as_deref(), Some("new"));
+        write(&store.atlas, &t, &[("x", "newer")]).await;
+        assert_eq!(read(&store.atlas, &t, "x").await.as_deref(), Some("newer"));
+    }
+}
 
 pub(crate) async fn run_does_the_work_again_after_a_conflict(store: TestStore) {
     let t = store.table(ConflictHandler::RetryOnWriteWrite).await;

@@ -163,6 +163,9 @@ async fn run(scenario: &Scenario, path: &Path) -> Result<Ran, String> {
     config.transactions.commit_mode =
         if scenario.step_by_step { CommitModeChoice::StepByStep } else { CommitModeChoice::Pipeline };
     config.transactions.pipeline_size_max = ByteSize(scenario.pipeline_size_max);
+    if scenario.seed.is_multiple_of(4) {
+        config.transactions.cell_cache = ByteSize(0);
+    }
     let atlas = atlas::Atlas::with_store_and_clock(config, Arc::new(faulty.clone()), clock.clone());
     let atlas = atlas.await.map_err(|error| error.to_string())?;
     let chaos = Chaos::new(scenario.seed, scenario.faults_per_mille).with_latency(LATENCY_MAX, scenario.late_max);

@@ -99,7 +99,10 @@ impl Lane {
             // Shown when the test fails.
             eprintln!("transactions.pipelineSizeMax: {pipeline_size_max}");
         }
-        TransactionConfig { commit_mode: self.mode, pipeline_size_max, ..usual }
+        // None, one that holds a few cells, or as usual. Shown when the test fails.
+        let cell_cache = [ByteSize(0), ByteSize(2048), usual.cell_cache][rand::rng().random_range(0..3)];
+        eprintln!("transactions.cellCache: {cell_cache}");
+        TransactionConfig { commit_mode: self.mode, pipeline_size_max, cell_cache, ..usual }
     }
 }
 

@@ -25,7 +25,7 @@ use atlas_kvs::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::{
-    BoundColumnFamily, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode, DBWithThreadMode, MultiThreaded,
+    BoundColumnFamily, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode, DBWithThreadMode, ErrorKind, MultiThreaded,
     ReadOptions, WriteBatch, WriteOptions,
 };
 use std::collections::BTreeMap;
@@ -236,9 +236,22 @@ impl Db {
     /// The one place where anything is written. From the first failure on, nothing is: the log may or may not hold
     /// that batch, and a later one must not be acknowledged on top of it.
     fn write(&self, batch: WriteBatch, sync: bool) -> Result<()> {
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.write_opt(batch, &options).map(drop)
+    }
+
+    /// As [`write`](Self::write), without the disk. False if RocksDB would make the writer wait: nothing was written then.
+    fn write_at_once(&self, batch: WriteBatch) -> Result<bool> {
+        let mut options = WriteOptions::default();
+        options.set_no_slowdown(true);
+        self.write_opt(batch, &options)
+    }
+
+    fn write_opt(&self, batch: WriteBatch, options: &WriteOptions) -> Result<bool> {
         self.check_writable()?;
         if batch.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         if batch.size_in_bytes() > BATCH_BYTES_MAX {
             return Err(KvsError::Backend {
@@ -246,12 +259,15 @@ impl Db {
                 source: None,
             });
         }
-        let mut options = WriteOptions::default();
-        options.set_sync(sync);
-        self.rocks.write_opt(batch, &options).map_err(|error| {
-            self.broken.get_or_init(|| error.to_string());
-            KvsError::Indeterminate { reason: error.to_string(), source: Some(Box::new(error)) }
-        })
+        match self.rocks.write_opt(batch, options) {
+            Ok(()) => Ok(true),
+            // Said before anything was written, and only to who asked not to be slowed down.
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(false),
+            Err(error) => {
+                self.broken.get_or_init(|| error.to_string());
+                Err(KvsError::Indeterminate { reason: error.to_string(), source: Some(Box::new(error)) })
+            }
+        }
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -454,6 +470,18 @@ impl Db {
         if batch.ops.is_empty() {
             return Ok(());
         }
+        self.write(self.write_batch(&catalog, batch)?, sync)
+    }
+
+    /// Applies a small batch that need not be durable on the thread that asks: to memory and to the system's. False if it
+    /// would have to wait: nothing was written then.
+    pub(crate) fn apply_at_once(&self, batch: &AtomicBatch) -> Result<bool> {
+        let Some(catalog) = self.tables.try_read_recursive() else { return Ok(false) };
+        let write = self.write_batch(&catalog, batch)?;
+        self.write_at_once(write)
+    }
+
+    fn write_batch(&self, catalog: &Catalog, batch: &AtomicBatch) -> Result<WriteBatch> {
         let mut families: BTreeMap<(&TableRef, bool), Family<'_>> = BTreeMap::new();
         let mut write = WriteBatch::default();
         for op in &batch.ops {
@@ -463,7 +491,7 @@ impl Db {
             };
             let family = match families.entry((table, kind == TableKind::Atomic)) {
                 std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::btree_map::Entry::Vacant(new) => new.insert(self.family(&catalog, table, kind)?),
+                std::collections::btree_map::Entry::Vacant(new) => new.insert(self.family(catalog, table, kind)?),
             };
             match op {
                 BatchOp::Put { cell, ts, value, .. } => write.put_cf(family, keys::of_version(cell, *ts), value),
@@ -471,7 +499,7 @@ impl Db {
                 BatchOp::Remove { cell, .. } => write.delete_cf(family, keys::of_cell(cell)),
             }
         }
-        self.write(write, sync)
+        Ok(write)
     }
 }
 

@@ -34,6 +34,8 @@ const LIMITS: Limits = Limits {
 };
 /// More cells than this are not looked up on a thread of the runtime: other tasks wait meanwhile.
 const MEMORY_READS_MAX: usize = 128;
+/// More writes than this are not made on a thread of the runtime.
+const MEMORY_WRITES_MAX: usize = 128;
 /// How long to wait until running operations let go of the database.
 const DRAIN: Duration = Duration::from_secs(60);
 
@@ -646,6 +648,11 @@ impl KeyValueService for RocksStore {
                 BatchOp::Set { cell, value, .. } => check_write(cell, value)?,
                 BatchOp::Remove { cell, .. } => check_write(cell, &[])?,
             }
+        }
+        // Two changes of threads cost more than a small batch does.
+        let small = batch.guard.is_none() && batch.ops.len() <= MEMORY_WRITES_MAX;
+        if durability == Durability::Relaxed && small && db.apply_at_once(&batch)? {
+            return Ok(());
         }
         write_blocking(move || db.apply(&batch, durability == Durability::Synced)).await
     }

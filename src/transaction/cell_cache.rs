@@ -49,8 +49,8 @@ pub(crate) struct CellCache {
     generation: AtomicU64,
     /// Nothing is brought in any more.
     closed: AtomicBool,
-    /// Commits below this left no mark.
-    marked_from: Timestamp,
+    /// Of commits below this some have left no mark.
+    marked_from: AtomicU64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -116,7 +116,7 @@ impl CellCache {
             latches: (0..LATCHES).map(|_| Mutex::new(())).collect(),
             generation: AtomicU64::new(0),
             closed: AtomicBool::new(false),
-            marked_from,
+            marked_from: AtomicU64::new(marked_from.get()),
         })
     }
 
@@ -141,14 +141,17 @@ impl CellCache {
         start_ts: Timestamp,
         content: Option<&Bytes>,
     ) {
-        // A snapshot of the past may have been followed by a commit of which nobody here knows.
-        if read_ts < self.marked_from || content.is_some_and(|content| content.len() > VALUE_LEN_MAX) {
+        if content.is_some_and(|content| content.len() > VALUE_LEN_MAX) {
             return;
         }
         let hash = hash_of(table, cell);
         let _latch = self.latches[hash % LATCHES].lock();
         let overtaken = self.marks[hash % MARKS].load(Ordering::Relaxed) >= read_ts.get();
         if overtaken && Rule::BringInUnlessOvertaken.is_kept() {
+            return;
+        }
+        // A snapshot of the past may have been followed by a commit of which nobody here knows.
+        if read_ts.get() < self.marked_from.load(Ordering::SeqCst) {
             return;
         }
         if self.generation.load(Ordering::SeqCst) != moment.0 || self.closed.load(Ordering::SeqCst) {
@@ -196,6 +199,13 @@ impl CellCache {
         let _latch = self.latches[hash % LATCHES].lock();
         self.marks[hash % MARKS].fetch_max(commit_ts.get(), Ordering::Relaxed);
         self.cells.remove(&PlaceRef { table, cell });
+    }
+
+    /// Forgets everything, of commits up to `last` that were not noted one by one: a snapshot below them brings nothing in
+    /// any more, now or later.
+    pub(crate) fn forget_up_to(&self, last: Timestamp) {
+        self.marked_from.fetch_max(last.next().get(), Ordering::SeqCst);
+        self.forget_all();
     }
 
     /// Forgets everything, also what readers are about to bring in.
@@ -337,6 +347,16 @@ mod tests {
         let content = Bytes::from_static(b"one");
         cache.bring_in(before, &table(), &cell("a"), ts(20), ts(11), Some(&content));
         assert_eq!(seen(&cache, 99), None);
+    }
+
+    #[test]
+    fn a_snapshot_below_commits_that_were_not_noted_brings_nothing_in() {
+        let cache = cache();
+        cache.forget_up_to(ts(30));
+        read(&cache, 30, 11, "one");
+        assert_eq!(seen(&cache, 99), None);
+        read(&cache, 31, 11, "one");
+        assert_eq!(seen(&cache, 99), value_of("one"));
     }
 
     #[test]

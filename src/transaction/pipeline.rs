@@ -704,10 +704,10 @@ impl Leader {
         loop {
             match self.try_settle(&waiting, &roll_backs).await {
                 Ok(settled) => {
-                    if let Some(cells) = self.cells.as_ref().filter(|_| Rule::ForgetTheUnknown.is_kept()) {
-                        cells.forget_all();
-                    }
                     if let Some(last_commit) = last_commit {
+                        if let Some(cells) = self.cells.as_ref().filter(|_| Rule::ForgetTheUnknown.is_kept()) {
+                            cells.forget_up_to(last_commit);
+                        }
                         self.tracker.publish(last_commit);
                     }
                     return self.tell_settled(settled, waiting, roll_backs, &reason);

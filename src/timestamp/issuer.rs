@@ -25,21 +25,24 @@ pub(super) struct Issuer {
     pub(super) kvs: Arc<dyn KeyValueService>,
     pub(super) stored: MetaRecord<OracleRecord>,
     pub(super) right: Right,
-    // Invariant: next <= bound, and every number below `next` was issued or wasted.
-    pub(super) numbers: Mutex<Numbers>,
+    pub(super) numbers: Numbers,
     // Held while the record is changed, so that one move of the bound serves all who wait for it. Holds the record as
     // it stands for all we know, and the bytes to compare with.
     pub(super) extension: tokio::sync::Mutex<(OracleRecord, Bytes)>,
     pub(super) lost: CancellationToken,
 }
 
+/// The numbers at hand. Who draws one takes no latch: threads that begin at the same time would wait for each other.
 #[derive(Debug)]
 pub(super) struct Numbers {
-    pub(super) next: u64,
-    pub(super) bound: u64,
-    /// Why nothing is issued any more.
-    pub(super) lost: Option<String>,
+    // Invariant: without the mark it is at most the bound, and every number below was issued or wasted.
+    next: AtomicU64,
+    bound: AtomicU64,
+    lost: Mutex<Option<String>>,
 }
+
+/// Marks the next number when none is issued any more, so that whoever is about to take it fails. Timestamps end below.
+const CLOSED: u64 = 1 << 63;
 
 /// How an outdated issuer learns that it is outdated.
 #[derive(Debug)]
@@ -61,7 +64,7 @@ pub(super) async fn renew_for_ever(issuer: Arc<Issuer>) {
     let Right::Leased { lease, .. } = &issuer.right else { return };
     let period = renewal_period(lease.length);
     lease.clock.sleep(period).await;
-    while issuer.numbers.lock().lost.is_none() {
+    while !issuer.numbers.is_lost() {
         // The time to the next attempt runs from before this one, which may take long.
         let next = lease.clock.sleep(period);
         // A renewal that hangs must not use up the lease: a second one may be answered.
@@ -71,7 +74,7 @@ pub(super) async fn renew_for_ever(issuer: Arc<Issuer>) {
             () = lease.clock.sleep(lease.length / 2) => Err(run_out()),
         };
         if let Err(error) = renewed {
-            if issuer.numbers.lock().lost.as_deref() == Some(GIVEN_UP) {
+            if issuer.numbers.lost().as_deref() == Some(GIVEN_UP) {
                 return; // By ourselves, while the renewal was on its way.
             }
             tracing::warn!(%error, "the lease on the store was not renewed");
@@ -81,8 +84,71 @@ pub(super) async fn renew_for_ever(issuer: Arc<Issuer>) {
 }
 
 impl Numbers {
+    fn new(next: u64, bound: u64) -> Numbers {
+        Numbers { next: AtomicU64::new(next), bound: AtomicU64::new(bound), lost: Mutex::new(None) }
+    }
+
+    /// Fails once nothing is issued any more.
     pub(super) fn check(&self) -> Result<()> {
-        self.lost.as_deref().map_or(Ok(()), |reason| Err(lost(reason)))
+        if self.next.load(Ordering::SeqCst) & CLOSED == 0 {
+            return Ok(());
+        }
+        // Marked under the latch, with the reason.
+        self.lost.lock().as_deref().map_or(Ok(()), |reason| Err(lost(reason)))
+    }
+
+    /// Why nothing is issued any more.
+    pub(super) fn lost(&self) -> Option<String> {
+        self.check().err().and_then(|_| self.lost.lock().clone())
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.next.load(Ordering::SeqCst) & CLOSED != 0
+    }
+
+    pub(super) fn bound(&self) -> u64 {
+        self.bound.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn next(&self) -> u64 {
+        self.next.load(Ordering::SeqCst) & !CLOSED
+    }
+
+    /// Takes `count` numbers and answers the first; `None` if there are not so many.
+    pub(super) fn take(&self, count: u64) -> Result<Option<u64>> {
+        let mut next = self.next.load(Ordering::SeqCst);
+        loop {
+            if next & CLOSED != 0 {
+                self.check()?;
+            }
+            // A bound read too early is one that is too low.
+            if self.bound().saturating_sub(next) < count {
+                return Ok(None);
+            }
+            match self.next.compare_exchange_weak(next, next + count, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(first) => return Ok(Some(first)),
+                Err(now) => next = now,
+            }
+        }
+    }
+
+    /// Goes on at `next`, if it is not there yet. The bound must reach as far.
+    pub(super) fn skip_to(&self, next: u64) {
+        // What is closed stays so: the mark makes it the greatest.
+        self.next.fetch_max(next, Ordering::SeqCst);
+    }
+
+    fn set_bound(&self, bound: u64) {
+        self.bound.store(bound, Ordering::SeqCst);
+    }
+
+    /// Issues nothing any more; the first reason counts. Answers it, whether it is the one that was given, and the
+    /// number that would have come next: nothing at or above it was issued, or will be.
+    fn close(&self, reason: String) -> (String, bool, u64) {
+        let mut lost = self.lost.lock();
+        let is_first = lost.is_none();
+        let reason = lost.get_or_insert(reason).clone();
+        (reason, is_first, self.next.fetch_or(CLOSED, Ordering::SeqCst) & !CLOSED)
     }
 }
 
@@ -102,24 +168,20 @@ impl Issuer {
             kvs,
             stored,
             right,
-            numbers: Mutex::new(Numbers { next: first.get(), bound: record.bound.get(), lost: None }),
+            numbers: Numbers::new(first.get(), record.bound.get()),
             extension: tokio::sync::Mutex::new((record, bytes)),
             lost: CancellationToken::new(),
         }
     }
 
     pub(super) fn last_issued(&self) -> Timestamp {
-        Timestamp::saturating(self.numbers.lock().next - 1)
+        Timestamp::saturating(self.numbers.next() - 1)
     }
 
     /// For good. The first reason counts.
     pub(super) fn lose(&self, reason: String) -> Error {
-        let (error, by_others) = {
-            let mut numbers = self.numbers.lock();
-            let by_others = numbers.lost.is_none();
-            let reason = numbers.lost.get_or_insert(reason);
-            (lost(reason), by_others)
-        };
+        let (reason, by_others, _) = self.numbers.close(reason);
+        let error = lost(&reason);
         self.give_up_lease();
         if by_others {
             tracing::error!(%error, "no timestamps are issued any more");
@@ -142,7 +204,7 @@ impl Issuer {
             }
             Right::InProcess(_) => Ok(true),
             Right::Leased { lease, .. } if lease.is_held() => Ok(true),
-            Right::Leased { .. } => self.numbers.lock().check().map(|()| false),
+            Right::Leased { .. } => self.numbers.check().map(|()| false),
         }
     }
 
@@ -152,7 +214,7 @@ impl Issuer {
             && !lease.is_held()
         {
             let held = lease.wait_until_held().await;
-            self.numbers.lock().check()?;
+            self.numbers.check()?;
             return if held { Ok(()) } else { Err(run_out()) };
         }
         self.extend(count).await
@@ -161,11 +223,11 @@ impl Issuer {
     pub(super) async fn extend(&self, count: u64) -> Result<()> {
         let mut extension = self.extension.lock().await;
         let wanted = {
-            let numbers = self.numbers.lock();
-            if numbers.bound - numbers.next >= count {
+            let (next, bound) = (self.numbers.next(), self.numbers.bound());
+            if bound.saturating_sub(next) >= count {
                 return Ok(()); // Somebody moved the bound while we waited for our turn.
             }
-            numbers.next.max(numbers.bound) + BLOCK
+            next.max(bound) + BLOCK
         };
         self.move_bound(&mut extension, wanted).await
     }
@@ -179,12 +241,12 @@ impl Issuer {
             });
         }
         if Mistake::IssueBeforeTheBound.is_made() {
-            self.numbers.lock().bound = bound;
+            self.numbers.set_bound(bound);
         }
         while extension.0.bound.get() < bound {
             self.write(extension, Timestamp::saturating(bound)).await?;
         }
-        self.numbers.lock().bound = extension.0.bound.get();
+        self.numbers.set_bound(extension.0.bound.get());
         Ok(())
     }
 
@@ -217,7 +279,7 @@ impl Issuer {
     /// record was ours, but not as we knew it.
     pub(super) async fn write(&self, extension: &mut (OracleRecord, Bytes), bound: Timestamp) -> Result<bool> {
         // After a release too: the record is not ours any more, and that is no news.
-        self.numbers.lock().check()?;
+        self.numbers.check()?;
         let (record, bytes) = &*extension;
         let (asked, next) = match &self.right {
             Right::InProcess(_) => (Duration::ZERO, OracleRecord { bound, ..record.clone() }),
@@ -260,12 +322,8 @@ impl Issuer {
             return Ok(());
         }
         let mut extension = self.extension.lock().await;
-        let next = {
-            let mut numbers = self.numbers.lock();
-            // From here on nothing is issued, so `next` is a bound: nothing at or above it ever was.
-            numbers.lost.get_or_insert_with(|| GIVEN_UP.to_owned());
-            numbers.next
-        };
+        // From here on nothing is issued, so `next` is a bound: nothing at or above it ever was.
+        let (_, _, next) = self.numbers.close(GIVEN_UP.to_owned());
         self.give_up_lease();
         let mut bound = Timestamp::saturating(next);
         let mut attempts = 0;

@@ -72,7 +72,7 @@ impl TimestampOracle {
 
     /// Nothing at or above this was issued by this instance.
     pub fn bound(&self) -> Timestamp {
-        Timestamp::saturating(self.issuer.numbers.lock().bound)
+        Timestamp::saturating(self.issuer.numbers.bound())
     }
 
     /// The last number issued, or the one before the first this instance can issue.
@@ -82,7 +82,7 @@ impl TimestampOracle {
 
     /// True once this instance issues nothing any more: it was released, or another one took over.
     pub fn is_lost(&self) -> bool {
-        self.issuer.numbers.lock().lost.is_some()
+        self.issuer.numbers.is_lost()
     }
 
     /// Cancelled when another instance has taken over. A release does not cancel it.
@@ -121,7 +121,7 @@ impl TimestampOracle {
         if !self.issuer.lost.is_cancelled() {
             return None;
         }
-        self.issuer.numbers.lock().lost.as_deref().map(lost)
+        self.issuer.numbers.lost().as_deref().map(lost)
     }
 
     /// One number above all whose request was answered before this call.
@@ -151,16 +151,7 @@ impl TimestampOracle {
 
     /// Numbers from the block at hand, without waiting; `None` if it does not hold enough, or if the lease has run out.
     pub(crate) fn try_fresh_range(&self, count: u64) -> Result<Option<TimestampRange>> {
-        let first = {
-            let mut numbers = self.issuer.numbers.lock();
-            numbers.check()?;
-            if numbers.bound - numbers.next < count {
-                return Ok(None);
-            }
-            let first = numbers.next;
-            numbers.next += count;
-            first
-        };
+        let Some(first) = self.issuer.numbers.take(count)? else { return Ok(None) };
         // After the number was chosen, right before the answer: a check before it could be outdated by the choice.
         let held = !Rule::LookAtTheLease.is_kept() || self.issuer.holds_right()?;
         Ok(held.then(|| TimestampRange { first: Timestamp::saturating(first), count }))
@@ -172,7 +163,7 @@ impl TimestampOracle {
     /// [`Error::Refused`] for a jump over more than [`super::LARGE_JUMP`], unless `allow_large_jump`.
     pub async fn fast_forward(&self, target: Timestamp, allow_large_jump: bool) -> Result<FastForward> {
         let mut extension = self.issuer.extension.lock().await;
-        self.issuer.numbers.lock().check()?;
+        self.issuer.numbers.check()?;
         let before = self.last_issued().next();
         if target < before {
             return Ok(FastForward::inclusive(before, before));
@@ -180,8 +171,7 @@ impl TimestampOracle {
         check_jump(before, target, allow_large_jump)?;
         let after = target.next();
         self.issuer.move_bound(&mut extension, after.get() + BLOCK).await?;
-        let mut numbers = self.issuer.numbers.lock();
-        numbers.next = numbers.next.max(after.get());
+        self.issuer.numbers.skip_to(after.get());
         Ok(FastForward::inclusive(before, after))
     }
 

@@ -158,6 +158,7 @@ impl Transaction {
             }
             self.inner.keep_cells(&mut writes.reads, table, &spec, std::slice::from_ref(cell));
         }
+        tokio::task::coop::consume_budget().await;
         let value = self.inner.core.read_cell(table, cell, self.inner.read_ts).await?;
         if value.is_none() && !Rule::RecheckAbsences.is_kept() {
             self.inner.open_writes()?.reads.forget_cell(table, cell);
@@ -186,6 +187,7 @@ impl Transaction {
             self.inner.keep_cells(&mut writes.reads, table, &spec, &unwritten);
         }
         if !unwritten.is_empty() {
+            tokio::task::coop::consume_budget().await;
             let found = self.inner.core.read_cells(table, unwritten, self.inner.read_ts).await?;
             for (place, value) in places.into_iter().zip(found) {
                 if value.is_none() && !Rule::RecheckAbsences.is_kept() {

@@ -170,6 +170,8 @@ impl TransactionManager {
     }
 
     pub(crate) async fn begin_attempt(&self, options: BeginOptions, attempt: Attempt) -> Result<Transaction> {
+        // Where memory answers everything nothing else ever makes way for other tasks of the thread.
+        tokio::task::coop::consume_budget().await;
         let core = &self.core;
         // Before the snapshot is registered: a transaction must not believe that it may still read when it does not count
         // any more.
@@ -224,7 +226,7 @@ impl TransactionManager {
             CommitPath::Pipeline(pipeline) => pipeline.settle().await?,
             CommitPath::StepByStep(steps) => {
                 steps.settle(up_to, patience).await?;
-                self.core.tracker.publish_with(|| up_to.previous());
+                self.core.tracker.publish(up_to.previous());
             }
         }
         Ok(())
@@ -235,7 +237,7 @@ impl TransactionManager {
         match &self.core.path {
             CommitPath::Pipeline(pipeline) => pipeline.settle().await?,
             // Open transactions are registered, so with none open everything issued so far is in the past.
-            CommitPath::StepByStep(_) => self.core.tracker.publish_with(|| self.core.oracle.last_issued()),
+            CommitPath::StepByStep(_) => self.core.tracker.publish(self.core.oracle.last_issued()),
         }
         Ok(self.core.tracker.immutable_ts())
     }

@@ -31,6 +31,7 @@ mod run;
 mod scan;
 mod step;
 mod step_by_step;
+mod stripe;
 pub mod sweep_queue;
 mod swept;
 mod table;

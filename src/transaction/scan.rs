@@ -70,6 +70,7 @@ fn pages(transaction: Arc<Inner>, table: TableRef, options: ScanOptions) -> BoxS
         while let Some(page) = pages.next().await {
             let page = page?;
             transaction.check_open()?;
+            tokio::task::coop::consume_budget().await;
             yield page;
         }
         transaction.check_open()?;

@@ -238,7 +238,7 @@ impl StepByStep {
         }
         // Open transactions are registered in the tracker from before they have a number until their commit has ended;
         // those that ended undecided are in the register by then, which is therefore looked at second.
-        tracker.publish_with(|| self.oracle.last_issued());
+        tracker.publish(self.oracle.last_issued());
         let open = tracker.immutable_ts();
         let undecided = self.register.lock().drawn.values().map(|drawn| drawn.start_ts).min();
         self.predecessors.raise_mark(undecided.map_or(open, |start_ts| open.min(start_ts))).await

@@ -1,7 +1,7 @@
 //! The parts of atlas that several threads share, compiled with the mutexes and tasks of `shuttle`, which decides at each
 //! of them who goes on.
 //!
-//! The modules are those of the crate itself, taken by their paths: not a line is different. What they use of `tokio`
+//! The modules are those of the crate itself, taken by their paths: not a line is different, but for the choice of a stripe. What they use of `tokio`
 //! and `parking_lot` comes from wrappers of the same names. Atomics are the usual ones: between two accesses of one
 //! nothing is explored, as if each were part of the step before it.
 
@@ -31,6 +31,18 @@ pub mod timestamp;
 
 #[path = "../../../src/transaction"]
 mod transaction {
+    // Any stripe, instead of the one of the thread: all threads of an exploration are one.
+    pub(crate) mod stripe {
+        #[path = "../stripe.rs"]
+        mod of_threads;
+
+        pub(crate) use of_threads::CachePadded;
+        use shuttle::rand::Rng;
+
+        pub(crate) fn own(stripes: usize) -> usize {
+            shuttle::rand::thread_rng().gen_range(0..stripes)
+        }
+    }
     pub(crate) mod tracker;
 }
 

@@ -39,6 +39,30 @@ mod of_serializable_tables {
     serializable_lane!(rocksdb_pipeline_1k, ROCKSDB_PIPELINE_1K);
 }
 
+/// With the memory of cells as it usually is, which other tests have or not.
+mod of_remembered_cells {
+    use crate::common::*;
+    use crate::isolation::what_was_read_before_is_read_anew_after_a_commit;
+
+    async fn on(lane: Lane) {
+        let usual = atlas::config::TransactionConfig::default().cell_cache;
+        let store = TestStore::open_with(lane, |transactions| transactions.cell_cache = usual).await;
+        what_was_read_before_is_read_anew_after_a_commit(store).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn small_transactions() {
+        on(MEMORY_PIPELINE).await;
+        on(ROCKSDB_PIPELINE).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn large_transactions() {
+        on(MEMORY_PIPELINE_0).await;
+        on(ROCKSDB_PIPELINE_0).await;
+    }
+}
+
 mod golden_stories {
     use crate::common::*;
     use crate::stories::every_story_ends_as_told;

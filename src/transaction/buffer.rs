@@ -4,6 +4,7 @@ use atlas_kvs::{Cell, ColumnSelection, RowRange, TableRef};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::sync::Arc;
 
 /// What a cell counts beside its bytes towards the size of a transaction: keys, timestamps, headers.
 pub(crate) const CELL_OVERHEAD: usize = 32;
@@ -62,6 +63,14 @@ impl LocalWriteBuffer {
     /// Bytes of all names and values, and [`CELL_OVERHEAD`] for each cell.
     pub(crate) fn size(&self) -> usize {
         self.size
+    }
+
+    /// Every cell that is written.
+    pub(crate) fn cells(&self) -> Arc<[(TableRef, Cell)]> {
+        let of_table = |(table, writes): (&TableRef, &TableWrites)| {
+            writes.keys().map(|cell| (table.clone(), cell.clone())).collect::<Vec<_>>()
+        };
+        self.tables.iter().flat_map(of_table).collect()
     }
 
     pub(crate) fn tables(&self) -> &BTreeMap<TableRef, TableWrites> {

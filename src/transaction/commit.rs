@@ -128,12 +128,13 @@ impl CommitJob {
         self.check_required_locks()?;
         self.check_conditions().await?;
         let keys = self.conflict_keys(handlers).await?;
+        let payload = || Payload::PutAhead { cells: self.buffer.cells() };
         // Before the data too: what has lost already need not be written.
         let mut checked_from = self.check_large(pipeline, &keys, transaction.read_ts).await?;
         // No fence here, also where others can reach the store: data without an entry is never seen, however late it
         // comes, and the entry is written behind the fence.
         if !Rule::DataBeforeEntry.is_kept()
-            && let Entered::Done(outcome) = self.enter(pipeline, keys.clone(), Payload::PutAhead, checked_from).await
+            && let Entered::Done(outcome) = self.enter(pipeline, keys.clone(), payload(), checked_from).await
         {
             self.put_queue_and_data(None).await?;
             return outcome;
@@ -151,7 +152,7 @@ impl CommitJob {
                     return Err(error);
                 }
             };
-            match self.enter(pipeline, keys.clone(), Payload::PutAhead, checked_from).await {
+            match self.enter(pipeline, keys.clone(), payload(), checked_from).await {
                 Entered::Done(Err(error)) if !matches!(error, Error::UnknownOutcome { .. }) => {
                     let _ = pipeline.roll_back(transaction.start_ts).await;
                     return Err(error);

@@ -97,7 +97,10 @@ pub(crate) enum Payload {
         size: usize,
     },
     /// Nothing: data and sweep entries were put ahead, and those puts have returned.
-    PutAhead,
+    PutAhead {
+        /// The cells that were written, of all tables: conflict keys are of some.
+        cells: Arc<[(TableRef, Cell)]>,
+    },
 }
 
 /// The leader's answer to a member.
@@ -190,7 +193,7 @@ impl Pipeline {
             reserved: Reservations::default(),
             _claim: claim,
         };
-        tokio::spawn(leader.run(queue));
+        spawn(leader, queue);
         Pipeline { requests, window_floor, oracle, tracker, published }
     }
 
@@ -270,6 +273,34 @@ impl Pipeline {
             what: "the commit pipeline".to_owned(),
             reason: "it was stopped".to_owned(),
         })
+    }
+}
+
+/// Sets the leader to work: on a thread of its own where the store keeps whoever writes waiting. As a task it would wait
+/// for another thread to write and for one of the runtime to go on, twice for each group, and groups are short.
+///
+/// Not in a runtime with one thread, where everything is done in one order.
+fn spawn(leader: Leader, queue: mpsc::Receiver<Request>) {
+    let runtime = tokio::runtime::Handle::current();
+    let is_alone = runtime.runtime_flavor() != tokio::runtime::RuntimeFlavor::MultiThread;
+    if is_alone || !leader.kvs.writes_keep_waiting() {
+        drop(tokio::spawn(leader.run(queue)));
+        return;
+    }
+    // Handed over when the thread is there: where there are no more threads to be had, the leader is a task.
+    let (hand_over, handed_over) = std::sync::mpsc::sync_channel::<(Leader, mpsc::Receiver<Request>)>(1);
+    let handle = runtime.clone();
+    let work = move || {
+        let Ok((leader, queue)) = handed_over.recv() else { return };
+        atlas_kvs::allow_waiting();
+        handle.block_on(leader.run(queue));
+    };
+    match std::thread::Builder::new().name("atlas-commits".to_owned()).spawn(work) {
+        Ok(_) => hand_over.send((leader, queue)).expect("the thread waits for it"),
+        Err(error) => {
+            tracing::warn!(%error, "no thread for commits; they share those of the runtime");
+            drop(runtime.spawn(leader.run(queue)));
+        }
     }
 }
 
@@ -412,7 +443,7 @@ impl Leader {
             if !markers.is_empty() || queue.is_empty() {
                 // Between groups no commit is on its way, and later ones are numbered above what was issued so far:
                 // everything at or below the last number issued is decided.
-                self.tracker.publish_with(|| self.oracle.last_issued());
+                self.tracker.publish(self.oracle.last_issued());
             }
             for marker in markers {
                 let _ = marker.send(());
@@ -456,7 +487,7 @@ impl Leader {
                 Request::Commit(member, reply) => {
                     size += match &member.payload {
                         Payload::Batch { size, .. } => *size,
-                        Payload::PutAhead => 0,
+                        Payload::PutAhead { .. } => 0,
                     };
                     self.admit(member, reply, &mut group).await;
                 }
@@ -489,7 +520,7 @@ impl Leader {
         }
         if let Some(verdict) = self.refusal(&member) {
             let lost = matches!(verdict, Verdict::Conflict { .. } | Verdict::ReadConflict { .. });
-            if lost && matches!(member.payload, Payload::PutAhead) {
+            if lost && matches!(member.payload, Payload::PutAhead { .. }) {
                 self.reserve_for_loser(&Loser {
                     work_id: member.work_id,
                     losses: member.losses,
@@ -651,9 +682,9 @@ impl Leader {
         let Some(cells) = &self.cells else { return };
         cells.note_batch(batch);
         for accepted in &group.commits {
-            if let Payload::PutAhead = accepted.member.payload {
-                for key in &accepted.member.keys {
-                    cells.forget(&key.table, &key.cell, accepted.commit_ts);
+            if let Payload::PutAhead { cells: written } = &accepted.member.payload {
+                for (table, cell) in written.iter() {
+                    cells.forget(table, cell, accepted.commit_ts);
                 }
             }
         }
@@ -866,7 +897,7 @@ async fn build_batch(group: &mut Group) -> AtomicBatch {
                 cell: Entry::cell(start_ts),
                 value: Entry::encode_self_contained(commit_ts),
             },
-            Payload::PutAhead => entry_op(start_ts, Entry::Committed(commit_ts)),
+            Payload::PutAhead { .. } => entry_op(start_ts, Entry::Committed(commit_ts)),
         });
     }
     for (start_ts, _) in &group.roll_backs {

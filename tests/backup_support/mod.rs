@@ -361,6 +361,10 @@ impl KeyValueService for Pretender {
         let store = if self.snapshots == Snapshots::Files { "rocksdb" } else { "pretender" };
         Capabilities { store, ..self.inner.capabilities() }
     }
+    fn writes_keep_waiting(&self) -> bool {
+        self.inner.writes_keep_waiting()
+    }
+
     fn ownership(&self) -> Ownership {
         if self.shared { Ownership::Shared } else { self.inner.ownership() }
     }

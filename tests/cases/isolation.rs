@@ -103,6 +103,20 @@ pub(crate) async fn dirty_write_is_refused(store: TestStore) {
     assert_eq!(everything(&store.begin().await, &t).await, ["x/v=alice", "y/v=alice"]);
 }
 
+/// Whatever promises a table makes of writers: a cell that is remembered is not remembered for longer than it stands.
+pub(crate) async fn what_was_read_before_is_read_anew_after_a_commit(store: TestStore) {
+    for handler in ConflictHandler::ALL {
+        let t = store.table(handler).await;
+        for step in 0..3 {
+            let expected = (step > 0).then(|| step.to_string());
+            // Twice: the second may be answered from memory.
+            assert_eq!(read(&store.atlas, &t, "x").await, expected, "{handler}");
+            assert_eq!(read(&store.atlas, &t, "x").await, expected, "{handler}");
+            write(&store.atlas, &t, &[("x", &(step + 1).to_string())]).await;
+        }
+    }
+}
+
 /// G1a.
 pub(crate) async fn dirty_read_of_aborted_data_does_not_happen(store: TestStore) {
     let t = store.table(ConflictHandler::RetryOnWriteWrite).await;

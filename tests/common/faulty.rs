@@ -371,6 +371,10 @@ impl KeyValueService for Faulty {
         Capabilities { atomic_batch: has.atomic_batch && !self.no_batches, ..has }
     }
 
+    fn writes_keep_waiting(&self) -> bool {
+        self.inner.writes_keep_waiting()
+    }
+
     fn ownership(&self) -> Ownership {
         if self.database.is_some() { Ownership::Shared } else { self.inner.ownership() }
     }

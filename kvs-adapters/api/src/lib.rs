@@ -25,6 +25,7 @@ mod scan;
 mod service;
 mod snapshot;
 mod table;
+mod waiting;
 
 pub use batch::{AtomicBatch, BatchGuard, BatchOp, Durability};
 pub use cell::{Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Timestamp, Value, Version};
@@ -36,6 +37,7 @@ pub use service::{
 };
 pub use snapshot::{NodeStore, OpenSnapshot, PART_NAME_LEN_MAX, SnapshotPart, StreamSnapshot, is_part_name};
 pub use table::{TableDescription, TableKind, TableRef, TableSize};
+pub use waiting::{allow_waiting, may_wait};
 
 /// A stream of results that borrows nothing from the store. It ends after its first error.
 pub type ResultStream<T> = futures::stream::BoxStream<'static, Result<T>>;

@@ -149,6 +149,12 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Whether writes are calls that keep a thread busy until the disk has answered: then who writes all the time does well
+    /// to do so on a thread of his own that [may wait](crate::allow_waiting).
+    fn writes_keep_waiting(&self) -> bool {
+        false
+    }
+
     /// How much of the store answers. A closed store answers `NoQuorum`.
     async fn availability(&self) -> Availability;
 

@@ -297,8 +297,12 @@ async fn read_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Sen
     joined(tokio::task::spawn_blocking(work).await, || KvsError::Closed)
 }
 
-/// As [`read_blocking`] for what may write.
+/// As [`read_blocking`] for what may write. On a thread that may wait it is done there: two changes of threads for each
+/// write cost more than a small one takes.
 async fn write_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    if atlas_kvs::may_wait() {
+        return work();
+    }
     joined(tokio::task::spawn_blocking(work).await, || KvsError::Indeterminate {
         reason: "the runtime is shutting down".to_owned(),
         source: None,
@@ -650,11 +654,15 @@ impl KeyValueService for RocksStore {
             }
         }
         // Two changes of threads cost more than a small batch does.
-        let small = batch.guard.is_none() && batch.ops.len() <= MEMORY_WRITES_MAX;
+        let small = batch.guard.is_none() && batch.ops.len() <= MEMORY_WRITES_MAX && !atlas_kvs::may_wait();
         if durability == Durability::Relaxed && small && db.apply_at_once(&batch)? {
             return Ok(());
         }
         write_blocking(move || db.apply(&batch, durability == Durability::Synced)).await
+    }
+
+    fn writes_keep_waiting(&self) -> bool {
+        true
     }
 
     async fn availability(&self) -> Availability {

@@ -211,11 +211,11 @@ impl CellCache {
     /// Forgets everything, also what readers are about to bring in.
     pub(crate) fn forget_all(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
-        // Whoever has looked at the generation before has brought in what is cleared now.
-        for latch in &self.latches {
-            drop(latch.lock());
-        }
+        // All of them: whoever has looked at the generation before has brought in what is cleared now, and the leader does not
+        // replace in the middle of it what he has found before.
+        let latches: Vec<_> = self.latches.iter().map(|latch| latch.lock()).collect();
         self.cells.clear();
+        drop(latches);
     }
 
     /// Forgets everything and holds nothing from now on: what lies in the store may change at any time.

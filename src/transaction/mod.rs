@@ -19,6 +19,7 @@ mod constraint;
 mod core;
 pub mod entry;
 mod handle;
+mod leader_thread;
 mod manager;
 mod mend;
 mod pipeline;

@@ -28,6 +28,7 @@ use super::buffer::LocalWriteBuffer;
 use super::cell_cache::CellCache;
 use super::core::SchemaCache;
 use super::entry::{Entry, Fate, transactions_table};
+use super::leader_thread;
 use super::reads::Reads;
 use super::reservations::{Loser, Reservations};
 use super::step::{CommitStep, reach};
@@ -193,7 +194,7 @@ impl Pipeline {
             reserved: Reservations::default(),
             _claim: claim,
         };
-        spawn(leader, queue);
+        leader_thread::spawn(&*leader.kvs.clone(), move |gone| leader.run(queue, gone));
         Pipeline { requests, window_floor, oracle, tracker, published }
     }
 
@@ -273,34 +274,6 @@ impl Pipeline {
             what: "the commit pipeline".to_owned(),
             reason: "it was stopped".to_owned(),
         })
-    }
-}
-
-/// Sets the leader to work: on a thread of its own where the store keeps whoever writes waiting. As a task it would wait
-/// for another thread to write and for one of the runtime to go on, twice for each group, and groups are short.
-///
-/// Not in a runtime with one thread, where everything is done in one order.
-fn spawn(leader: Leader, queue: mpsc::Receiver<Request>) {
-    let runtime = tokio::runtime::Handle::current();
-    let is_alone = runtime.runtime_flavor() != tokio::runtime::RuntimeFlavor::MultiThread;
-    if is_alone || !leader.kvs.writes_keep_waiting() {
-        drop(tokio::spawn(leader.run(queue)));
-        return;
-    }
-    // Handed over when the thread is there: where there are no more threads to be had, the leader is a task.
-    let (hand_over, handed_over) = std::sync::mpsc::sync_channel::<(Leader, mpsc::Receiver<Request>)>(1);
-    let handle = runtime.clone();
-    let work = move || {
-        let Ok((leader, queue)) = handed_over.recv() else { return };
-        atlas_kvs::allow_waiting();
-        handle.block_on(leader.run(queue));
-    };
-    match std::thread::Builder::new().name("atlas-commits".to_owned()).spawn(work) {
-        Ok(_) => hand_over.send((leader, queue)).expect("the thread waits for it"),
-        Err(error) => {
-            tracing::warn!(%error, "no thread for commits; they share those of the runtime");
-            drop(runtime.spawn(leader.run(queue)));
-        }
     }
 }
 
@@ -422,8 +395,16 @@ impl Group {
 }
 
 impl Leader {
-    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
-        while let Some(first) = queue.recv().await {
+    /// Until it is told to stop, nobody is left who could ask, or `gone` says that the runtime of those who ask is gone.
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>, gone: impl Future<Output = ()>) {
+        let mut gone = std::pin::pin!(gone);
+        loop {
+            let first = tokio::select! {
+                biased;
+                first = queue.recv() => first,
+                () = &mut gone => return refuse_all_to_come(queue, "its runtime was shut down").await,
+            };
+            let Some(first) = first else { return };
             let mut group = self.gather(first, &mut queue).await;
             let stop = group.stop.take();
             let markers = std::mem::take(&mut group.markers);
@@ -437,7 +418,7 @@ impl Leader {
                     for stop in [stop, late].into_iter().flatten() {
                         let _ = stop.send(());
                     }
-                    return;
+                    return refuse_all_to_come(queue, "it was lost before a group of commits was settled").await;
                 }
             }
             if !markers.is_empty() || queue.is_empty() {
@@ -450,11 +431,9 @@ impl Leader {
             }
             self.forget();
             if let Some(stop) = stop {
-                queue.close();
-                // Who came behind the end is told that nothing was applied, instead of being left without an answer.
-                refuse_waiting(&mut queue, "it was closed");
+                // Whoever waits for room, which is none, must not keep the one who stops waiting.
                 let _ = stop.send(());
-                return;
+                return refuse_all_to_come(queue, "it was closed").await;
             }
         }
     }
@@ -766,7 +745,7 @@ impl Leader {
                         tell_unknown(&mut waiting, &reason);
                         return Err(Ended::Unsettled { stop: None });
                     }
-                    tokio::time::sleep(REOPEN_PAUSE).await;
+                    pause(REOPEN_PAUSE).await;
                 }
             }
             roll_backs.retain(|(_, reply)| !reply.is_closed());
@@ -972,6 +951,23 @@ fn refuse_waiting(queue: &mut mpsc::Receiver<Request>, reason: &str) -> Option<o
         stop = request.refuse(refusal).or(stop);
     }
     stop
+}
+
+/// Takes nothing more, and sends away who came behind the end, also who has room in the queue and is about to fill it:
+/// nobody is left without an answer.
+async fn refuse_all_to_come(mut queue: mpsc::Receiver<Request>, reason: &str) {
+    queue.close();
+    let refusal = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
+    while let Some(request) = queue.recv().await {
+        if let Some(stop) = request.refuse(refusal) {
+            let _ = stop.send(());
+        }
+    }
+}
+
+/// On a thread of the leader's own by waiting: the runtime may be gone.
+async fn pause(length: Duration) {
+    if atlas_kvs::may_wait() { std::thread::sleep(length) } else { tokio::time::sleep(length).await }
 }
 
 fn tell_unknown(waiting: &mut [Waiting], reason: &str) {

@@ -4,14 +4,17 @@
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The stripe of the thread that asks, below `stripes`.
-pub(crate) fn own(stripes: usize) -> usize {
+/// More than threads begin at a time, usually.
+pub(crate) const STRIPES: usize = 16;
+
+/// The stripe of the thread that asks.
+pub(crate) fn own() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static NUMBER: usize = THREADS.fetch_add(1, Ordering::Relaxed);
     }
     // A thread that is about to end has none any more.
-    NUMBER.try_with(|number| *number).unwrap_or(0) % stripes
+    NUMBER.try_with(|number| *number).unwrap_or(0) % STRIPES
 }
 
 /// Keeps what is in it on cache lines of its own. Processors fetch lines in pairs, so on two.

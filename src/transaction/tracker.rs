@@ -16,7 +16,7 @@
 //!     (oldest open)    another       are applied    their way
 //! ```
 
-use super::stripe::{self, CachePadded};
+use super::stripe::{self, CachePadded, STRIPES};
 use crate::planted::Mistake;
 use crate::rule::Rule;
 use crate::timestamp::TimestampOracle;
@@ -28,9 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// More than threads begin at a time, usually.
-const STRIPES: usize = 16;
 
 /// Registers snapshots and keeps the watermark.
 #[derive(Debug)]
@@ -156,7 +153,7 @@ impl SnapshotTracker {
         register_at: impl Fn(Timestamp, Timestamp) -> u64,
         read_at: impl Fn(Timestamp, Timestamp) -> Timestamp,
     ) -> Result<Begun> {
-        let number = stripe::own(STRIPES);
+        let number = stripe::own();
         loop {
             let begun = {
                 let mut stripe = self.stripes[number].lock();
@@ -186,7 +183,7 @@ impl SnapshotTracker {
     /// # Errors
     /// [`Error::Usage`] for a timestamp above the watermark: what commits below it is not settled yet.
     pub(crate) fn register_past(self: &Arc<Self>, read_ts: Timestamp, timeout: Duration) -> Result<Registration> {
-        let number = stripe::own(STRIPES);
+        let number = stripe::own();
         let mut stripe = self.stripes[number].lock();
         if read_ts > self.watermark().next() {
             return Err(Error::Usage(format!(

@@ -14,6 +14,7 @@ mod scene;
 #[path = "../operate/stage.rs"]
 mod stage;
 
+use atlas::ops::Operations;
 use atlas::transaction::entry::{CleanedWindows, Entry, Fate, transactions_table};
 use atlas::{Error, TableRef, Timestamp};
 use atlas_kvs::{AtomicScan, KeyValueService, RowRange};
@@ -23,7 +24,7 @@ use futures::TryStreamExt;
 use load::{Begun, Held, Load, Log, State, state};
 use scene::{Block, NODES, Scene, blocks_of};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// One at a time: they want all nodes up, or stop some, and what one does to the schema gets into the way of the other's
@@ -135,6 +136,8 @@ async fn one_command_restores_exactly_the_state_at_the_timestamp() {
     let across = Begun::new(&atlas, "across").await;
     let late = Begun::new(&atlas, "late").await;
     let began = [across.start_ts, late.start_ts];
+    // The original is read at the backup timestamp when the backup holds sweep back no longer.
+    atlas.pin_fresh_timestamp(Duration::from_secs(1200)).await.unwrap();
 
     scene.hold_snapshots();
     let backup = scene.begin("backup create --to repo --name one -o json");
@@ -228,6 +231,8 @@ async fn the_page_works_by_hand_as_it_stands() {
     load.acknowledge(100).await;
     let (across, late) = (Begun::new(&atlas, "across").await, Begun::new(&atlas, "late").await);
     let began = [across.start_ts, late.start_ts];
+    // The original is read at the backup timestamp when the backup holds sweep back no longer.
+    atlas.pin_fresh_timestamp(Duration::from_secs(1200)).await.unwrap();
 
     let blocks = blocks_of("Take it by hand");
     assert_eq!(blocks.iter().map(|block| &*block.place).collect::<Vec<_>>(), ["", "on-every-node", ""]);

@@ -431,7 +431,7 @@ impl Leader {
             }
             self.forget();
             if let Some(stop) = stop {
-                // Whoever waits for room, which is none, must not keep the one who stops waiting.
+                // First: who stops need not wait for those who come too late.
                 let _ = stop.send(());
                 return refuse_all_to_come(queue, "it was closed").await;
             }

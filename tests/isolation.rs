@@ -39,6 +39,28 @@ mod of_serializable_tables {
     serializable_lane!(rocksdb_pipeline_1k, ROCKSDB_PIPELINE_1K);
 }
 
+/// Who commits for others ends with the runtime of those who opened the store, and says so to those who kept a handle.
+#[test]
+fn a_runtime_that_ends_takes_the_leader_along() {
+    use common::*;
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let first = runtime();
+    let (store, table) = first.block_on(async {
+        let store = TestStore::open(ROCKSDB_PIPELINE).await;
+        let table = store.table(atlas::schema::ConflictHandler::default()).await;
+        write(&store.atlas, &table, &[("x", "1")]).await;
+        (store, table)
+    });
+    drop(first);
+    runtime().block_on(async {
+        let tx = store.begin().await;
+        put(&tx, &table, "x", "2").await;
+        let refused = tx.commit().await;
+        assert!(matches!(refused, Err(atlas::Error::Unavailable { .. })), "{refused:?}");
+        assert_eq!(read(&store.atlas, &table, "x").await.as_deref(), Some("1"));
+    });
+}
+
 /// With the memory of cells as it usually is, which other tests have or not.
 mod of_remembered_cells {
     use crate::common::*;
@@ -58,8 +80,8 @@ mod of_remembered_cells {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn large_transactions() {
-        on(MEMORY_PIPELINE_0).await;
-        on(ROCKSDB_PIPELINE_0).await;
+        on(MEMORY_PIPELINE_1K).await;
+        on(ROCKSDB_PIPELINE_1K).await;
     }
 }
 

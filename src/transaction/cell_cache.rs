@@ -350,6 +350,29 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_is_noted_while_all_is_forgotten_leaves_nothing() {
+        const CELLS: usize = 500;
+        const ROUNDS: usize = 200;
+        let cache = cache();
+        let cells: Vec<Cell> = (0..CELLS).map(|number| cell(&number.to_string())).collect();
+        let value = value::encode(Some(b"two"), Some(ts(25)));
+        let put = |cell: &Cell| BatchOp::Put { table: table(), cell: cell.clone(), ts: ts(21), value: value.clone() };
+        let group = AtomicBatch::new(cells.iter().map(put).collect());
+        let content = Bytes::from_static(b"one");
+        for _ in 0..ROUNDS {
+            for cell in &cells {
+                cache.bring_in(cache.moment(), &table(), cell, ts(30), ts(11), Some(&content));
+            }
+            assert!(!cache.cells.is_empty());
+            std::thread::scope(|scope| {
+                scope.spawn(|| cache.note_batch(&group));
+                scope.spawn(|| cache.forget_all());
+            });
+            assert_eq!(cache.cells.len(), 0);
+        }
+    }
+
+    #[test]
     fn a_snapshot_below_commits_that_were_not_noted_brings_nothing_in() {
         let cache = cache();
         cache.forget_up_to(ts(30));

@@ -1,12 +1,13 @@
 //! Opening a store for transactions, and beginning them.
 
 use super::cell_cache::CellCache;
+use super::claim::Claim;
 use super::constraint::Constraint;
 use super::core::{CommitPath, Core, SchemaCache};
 use super::entry::{CleanedWindows, Entry, TransactionsFloor, transactions_table};
 use super::handle::{Attempt, Transaction};
 use super::mend::Mender;
-use super::pipeline::{Claim, Groups, Pipeline};
+use super::pipeline::{Groups, Pipeline};
 use super::predecessors::Predecessors;
 use super::step_by_step::{SETTLE_WITHIN, StepByStep};
 use super::sweep_queue::sweep_queue_table;

@@ -14,11 +14,14 @@
 
 mod buffer;
 mod cell_cache;
+mod claim;
 mod commit;
 mod constraint;
 mod core;
 pub mod entry;
+mod group;
 mod handle;
+mod leader;
 mod leader_thread;
 mod manager;
 mod mend;
@@ -30,6 +33,7 @@ mod recheck;
 mod reservations;
 mod run;
 mod scan;
+mod settle_group;
 mod step;
 mod step_by_step;
 mod stripe;

@@ -361,6 +361,10 @@ impl KeyValueService for Pretender {
         let store = if self.snapshots == Snapshots::Files { "rocksdb" } else { "pretender" };
         Capabilities { store, ..self.inner.capabilities() }
     }
+    fn batches_at_once(&self) -> usize {
+        self.inner.batches_at_once()
+    }
+
     fn writes_keep_waiting(&self) -> bool {
         self.inner.writes_keep_waiting()
     }

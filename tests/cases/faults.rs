@@ -72,6 +72,9 @@ macro_rules! pipeline_lane {
                 a_member_whose_caller_went_away_commits_all_the_same,
                 a_group_without_an_answer_is_settled_after_opening_again,
                 a_refused_group_leaves_nothing_and_the_next_one_commits,
+                groups_that_overlap_are_seen_in_their_order,
+                a_group_behind_a_lost_one_is_settled_with_it,
+                a_marker_waits_for_every_group_on_its_way,
                 closing_a_store_that_can_not_be_opened_again_ends,
                 a_member_without_a_commit_timestamp_fails_and_may_come_again,
             ]
@@ -83,7 +86,14 @@ macro_rules! pipeline_lane {
 #[allow(unused_macros, reason = "not every store has the pipeline")]
 macro_rules! together_lane {
     ($name:ident, $lane:ident) => {
-        fault_lane!($name, $lane, [a_table_dropped_during_a_commit_fails_its_own_writers_only,]);
+        fault_lane!(
+            $name,
+            $lane,
+            [
+                a_table_dropped_during_a_commit_fails_its_own_writers_only,
+                a_refused_group_does_not_hold_up_the_one_behind_it,
+            ]
+        );
     };
 }
 
@@ -132,8 +142,22 @@ impl Fixture {
     }
 
     async fn open_with(lane: Lane, change: impl FnOnce(&mut atlas::config::TransactionConfig)) -> Fixture {
+        // Groups one after the other, unless the case is about those that overlap: what is held up stands in front of all.
+        Fixture::over(lane, 1, change).await
+    }
+
+    /// Over a store that takes two groups at the same time.
+    async fn overlapping(lane: Lane) -> Fixture {
+        Fixture::over(lane, 2, |_| ()).await
+    }
+
+    async fn over(
+        lane: Lane,
+        batches_at_once: usize,
+        change: impl FnOnce(&mut atlas::config::TransactionConfig),
+    ) -> Fixture {
         let place = Place::new(lane.store);
-        let faulty = Faulty::new(place.open().await);
+        let faulty = Faulty::new(place.open().await).taking_at_once(batches_at_once);
         let mut config = place.config(lane);
         change(&mut config.transactions);
         let atlas = Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("the store opens");
@@ -546,6 +570,112 @@ pub(crate) async fn a_table_dropped_during_a_commit_fails_its_own_writers_only(l
     }
     joined(kept).await.expect("the dropped table is none of its business");
     assert_eq!(everything(&store.begin().await, &store.t).await, ["a/v=1", "kept/v=1"]);
+}
+
+// ---- the pipeline: groups that overlap
+
+/// Two transactions in two groups, of which the first stands at the gate and the second is written already.
+async fn two_groups(store: &Fixture, fault: Fault, gate: &Gate) -> [JoinHandle<Result<Option<Timestamp>>>; 2] {
+    let before = store.faulty.calls(Op::Apply, &transactions_table());
+    store.faulty.on(Op::Apply).on_table(&transactions_table()).then(fault);
+    let first = committing(store.writer("first", "1").await);
+    gate.arrived().await;
+    let second = committing(store.writer("second", "1").await);
+    let written = async {
+        while store.faulty.calls(Op::Apply, &transactions_table()) < before + 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, written).await.expect("the second group does not wait for the first");
+    store.a_while().await;
+    [first, second]
+}
+
+pub(crate) async fn groups_that_overlap_are_seen_in_their_order(lane: Lane) {
+    for fault in [Fault::Hold, Fault::HoldAnswer] {
+        let store = Fixture::overlapping(lane).await;
+        let gate = Gate::new();
+        let [first, second] = two_groups(&store, fault(gate.clone()), &gate).await;
+        assert!(!second.is_finished(), "whoever begins after its answer would see the first one appear below it");
+        assert_eq!(everything(&store.begin().await, &store.t).await, [""; 0], "neither is published");
+        let rival = store.writer("second", "2").await;
+        gate.open();
+        let first = joined(first).await.expect("it commits").expect("it wrote");
+        let second = joined(second).await.expect("it commits").expect("it wrote");
+        assert!(first < second);
+        assert_eq!(everything(&store.begin().await, &store.t).await, ["first/v=1", "second/v=1"]);
+        let error = rival.commit().await.expect_err("it has not seen the second group");
+        assert!(matches!(error, Error::Conflict { .. }), "{error}");
+    }
+}
+
+pub(crate) async fn a_group_behind_a_lost_one_is_settled_with_it(lane: Lane) {
+    let store = Fixture::overlapping(lane).await;
+    let gate = Gate::new();
+    let [first, second] = two_groups(&store, Fault::HoldAndLose(gate.clone()), &gate).await;
+    let settling = Gate::new();
+    store.on_settling().then(Fault::Hold(settling.clone()));
+    gate.open();
+    settling.arrived().await;
+    store.a_while().await;
+    assert!(!second.is_finished(), "nobody knows yet what lies below it");
+    assert_eq!(everything(&store.begin().await, &store.t).await, [""; 0]);
+    settling.open();
+    let error = joined(first).await.expect_err("it was never applied");
+    assert!(error.is_retriable(), "{error}");
+    joined(second).await.expect("it was applied");
+    assert_eq!(everything(&store.begin().await, &store.t).await, ["second/v=1"]);
+    store.write("first", "again").await;
+}
+
+pub(crate) async fn a_refused_group_does_not_hold_up_the_one_behind_it(lane: Lane) {
+    let store = Fixture::overlapping(lane).await;
+    let gate = store.hold_group();
+    let gone = table(&store.atlas, "gone", ConflictHandler::RetryOnWriteWriteCell).await;
+    let writer = store.begin().await;
+    put(&writer, &gone, "x", "1").await;
+    let first = committing(writer);
+    gate.arrived().await;
+    let second = committing(store.writer("second", "1").await);
+    store.a_while().await;
+    store.atlas.drop_table(&gone).await.expect("the table can be dropped");
+    gate.open();
+    let error = joined(first).await.expect_err("its table is gone");
+    assert_eq!(error.code(), "NOT_FOUND", "{error}");
+    joined(second).await.expect("it commits");
+    assert_eq!(store.read("second").await.as_deref(), Some("1"));
+}
+
+pub(crate) async fn a_marker_waits_for_every_group_on_its_way(lane: Lane) {
+    for behind in [false, true] {
+        let store = Fixture::overlapping(lane).await;
+        let gate = Gate::new();
+        let tasks = if behind {
+            Vec::from(two_groups(&store, Fault::Hold(gate.clone()), &gate).await)
+        } else {
+            // Another group could take off beside it; the marker must not.
+            store.faulty.on(Op::Apply).on_table(&transactions_table()).then(Fault::Hold(gate.clone()));
+            let first = committing(store.writer("first", "1").await);
+            gate.arrived().await;
+            vec![first]
+        };
+        let backup_ts = store.atlas.fresh_timestamp().await.expect("a timestamp is issued");
+        let settling = tokio::spawn({
+            let manager = store.atlas.transactions().clone();
+            async move { manager.settle(backup_ts).await }
+        });
+        store.a_while().await;
+        assert!(!settling.is_finished(), "commits below the backup timestamp are still on their way");
+        gate.open();
+        joined(settling).await.expect("everything below is decided");
+        for task in tasks {
+            assert!(joined(task).await.expect("it commits").expect("it wrote") < backup_ts);
+        }
+        let options = BeginOptions { at: Some(backup_ts), ..BeginOptions::default() };
+        let at = store.atlas.transactions().begin(options).await.expect("the past can be read");
+        let expected = if behind { vec!["first/v=1", "second/v=1"] } else { vec!["first/v=1"] };
+        assert_eq!(everything(&at, &store.t).await, expected);
+    }
 }
 
 // ---- the pipeline: a group without an answer

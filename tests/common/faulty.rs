@@ -62,6 +62,8 @@ pub enum Fault {
     Hold(Gate),
     /// The call is carried out, and its answer waits at the gate.
     HoldAnswer(Gate),
+    /// The call waits at the gate, and is never carried out. Its answer is lost.
+    HoldAndLose(Gate),
 }
 
 impl Fault {
@@ -71,7 +73,7 @@ impl Fault {
         match self {
             Fault::Refuse | Fault::Delay(_) | Fault::DelayAnswer(_) | Fault::Hold(_) | Fault::HoldAnswer(_) => true,
             // What only reads can't have been applied.
-            Fault::LostApplied | Fault::LostNotApplied => !reads,
+            Fault::LostApplied | Fault::LostNotApplied | Fault::HoldAndLose(_) => !reads,
             // Whoever owns a store alone has no server in which a batch could wait.
             Fault::LostAppliedLater(_) | Fault::LostAppliedAfter(_) => {
                 !reads && (op != Op::Apply || matches!(ownership, Ownership::Shared))
@@ -145,6 +147,8 @@ pub struct Faulty {
     database: Option<Arc<Mutex<String>>>,
     /// The store behaves like one without atomic batches.
     no_batches: bool,
+    /// How many batches it takes at the same time, whatever the store says.
+    batches_at_once: Option<usize>,
 }
 
 /// How to say which calls a fault is for.
@@ -196,12 +200,18 @@ impl Faulty {
             armed: Arc::default(),
             database: None,
             no_batches: false,
+            batches_at_once: None,
         }
     }
 
     /// The store as one of several processes sees it.
     pub fn shared(inner: Arc<dyn KeyValueService>, database: Arc<Mutex<String>>) -> Faulty {
-        Faulty { database: Some(database), ..Faulty::new(inner) }
+        Faulty { database: Some(database), batches_at_once: Some(2), ..Faulty::new(inner) }
+    }
+
+    /// The store as one that takes so many batches at the same time.
+    pub fn taking_at_once(self, batches: usize) -> Faulty {
+        Faulty { batches_at_once: Some(batches), ..self }
     }
 
     /// The store without its atomic batches.
@@ -339,6 +349,10 @@ impl Faulty {
                 gate.pass().await;
                 call.await
             }
+            Some(Fault::HoldAndLose(gate)) => {
+                gate.pass().await;
+                Err(lost(op))
+            }
             Some(Fault::HoldAnswer(gate)) => {
                 let answer = call.await;
                 gate.pass().await;
@@ -373,6 +387,10 @@ impl KeyValueService for Faulty {
 
     fn writes_keep_waiting(&self) -> bool {
         self.inner.writes_keep_waiting()
+    }
+
+    fn batches_at_once(&self) -> usize {
+        self.batches_at_once.unwrap_or(self.inner.batches_at_once())
     }
 
     fn ownership(&self) -> Ownership {

@@ -155,6 +155,12 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
         false
     }
 
+    /// How many batches are written sooner when they are sent at the same time than one after the other: more than one for a
+    /// server that works on several connections at once.
+    fn batches_at_once(&self) -> usize {
+        1
+    }
+
     /// How much of the store answers. A closed store answers `NoQuorum`.
     async fn availability(&self) -> Availability;
 

@@ -107,6 +107,11 @@ fn check_len(what: &'static str, cell: &Cell, len: usize, limit: usize) -> Resul
 
 #[async_trait]
 impl KeyValueService for PostgresStore {
+    /// A connection has a process of the server to itself; a third would have little left to do but wait for the disk.
+    fn batches_at_once(&self) -> usize {
+        2
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             store: "postgres",

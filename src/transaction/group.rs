@@ -1,0 +1,145 @@
+//! A group of commits: what shares one batch.
+
+use super::cell_cache::CellCache;
+use super::entry::{Entry, transactions_table};
+use super::pipeline::{Member, Payload, Verdict};
+use super::step::{CommitStep, reach};
+use super::sweep_queue::sweep_queue_table;
+use super::value;
+use crate::{Error, Result};
+use atlas_kvs::{AtomicBatch, BatchOp, Cell, KvsError, TableRef, Timestamp};
+use std::collections::BTreeSet;
+use tokio::sync::oneshot;
+
+/// A member that is part of the batch.
+pub(super) struct Accepted {
+    pub(super) member: Box<Member>,
+    pub(super) commit_ts: Timestamp,
+    pub(super) reply: oneshot::Sender<Verdict>,
+}
+
+/// What shares one batch.
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) commits: Vec<Accepted>,
+    pub(super) roll_backs: Vec<(Timestamp, oneshot::Sender<Result<()>>)>,
+    pub(super) markers: Vec<oneshot::Sender<()>>,
+    pub(super) stop: Option<oneshot::Sender<()>>,
+}
+
+impl Group {
+    pub(super) fn commits(&self, start_ts: Timestamp) -> bool {
+        self.commits.iter().any(|accepted| accepted.member.start_ts == start_ts)
+    }
+
+    pub(super) fn rolls_back(&self, start_ts: Timestamp) -> bool {
+        self.roll_backs.iter().any(|(rolled_back, _)| *rolled_back == start_ts)
+    }
+
+    /// True if nothing is to be written for it.
+    pub(super) fn writes_nothing(&self) -> bool {
+        self.commits.is_empty() && self.roll_backs.is_empty()
+    }
+
+    /// True if it is written alone: when it has landed nothing is on its way, and nobody has seen what it rolls back.
+    pub(super) fn goes_alone(&self) -> bool {
+        !self.roll_backs.is_empty() || !self.markers.is_empty() || self.stop.is_some()
+    }
+
+    pub(super) fn last_commit(&self) -> Option<Timestamp> {
+        self.commits.last().map(|accepted| accepted.commit_ts)
+    }
+
+    /// Tells the memory of cells what the group has committed. Before the group is published: nobody has a snapshot above it yet
+    /// that could be shown what it has replaced.
+    pub(super) fn note_in(&self, cells: &CellCache, batch: &AtomicBatch) {
+        cells.note_batch(batch);
+        for accepted in &self.commits {
+            if let Payload::PutAhead { cells: written } = &accepted.member.payload {
+                for (table, cell) in written.iter() {
+                    cells.forget(table, cell, accepted.commit_ts);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn entry_op(start_ts: Timestamp, entry: Entry) -> BatchOp {
+    BatchOp::Set { table: transactions_table(), cell: Entry::cell(start_ts), value: entry.encode() }
+}
+
+/// Takes the data out of the members and puts it into a batch, commit timestamps filled in.
+pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
+    let mut batch = AtomicBatch::default();
+    let queue_table = sweep_queue_table();
+    for accepted in &mut group.commits {
+        let (start_ts, commit_ts) = (accepted.member.start_ts, accepted.commit_ts);
+        if let Payload::Batch { data, queue, .. } = &mut accepted.member.payload {
+            reach(CommitStep::EnqueueForSweep, start_ts).await;
+            for (cell, value) in queue.drain(..) {
+                batch.ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
+            }
+            reach(CommitStep::PutData, start_ts).await;
+            for (table, cell, unstamped) in data.drain(..) {
+                let value = value::stamp(unstamped, commit_ts);
+                batch.ops.push(BatchOp::Put { table, cell, ts: start_ts, value });
+            }
+        }
+        // Versions of the batch carry the commit timestamp; those that were put ahead do not.
+        batch.ops.push(match &accepted.member.payload {
+            Payload::Batch { .. } => BatchOp::Set {
+                table: transactions_table(),
+                cell: Entry::cell(start_ts),
+                value: Entry::encode_self_contained(commit_ts),
+            },
+            Payload::PutAhead { .. } => entry_op(start_ts, Entry::Committed(commit_ts)),
+        });
+    }
+    for (start_ts, _) in &group.roll_backs {
+        batch.ops.push(entry_op(*start_ts, Entry::RolledBack));
+    }
+    batch
+}
+
+/// Takes the members that write to a table that is gone out of the group and its batch.
+pub(super) fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut AtomicBatch) {
+    let writers: BTreeSet<Timestamp> = batch
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            BatchOp::Put { table, ts, .. } if table == gone => Some(*ts),
+            _ => None,
+        })
+        .collect();
+    if writers.is_empty() {
+        // Not a table of a member: one of our own is gone, and nobody can commit.
+        let error = KvsError::NoSuchTable(gone.clone());
+        return refuse_all(std::mem::take(group), || not_applied(&error));
+    }
+    let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
+    batch.ops.retain(|op| match op {
+        BatchOp::Put { ts, .. } => !writers.contains(ts),
+        BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
+    });
+    for accepted in std::mem::take(&mut group.commits) {
+        if writers.contains(&accepted.member.start_ts) {
+            let error = Error::NotFound { what: format!("table '{gone}'") };
+            let _ = accepted.reply.send(Verdict::Failed(error));
+        } else {
+            group.commits.push(accepted);
+        }
+    }
+}
+
+pub(super) fn not_applied(error: &KvsError) -> Error {
+    Error::Unavailable { what: "the store".to_owned(), reason: format!("nothing was applied: {error}") }
+}
+
+pub(super) fn refuse_all(group: Group, refusal: impl Fn() -> Error) {
+    for accepted in group.commits {
+        let _ = accepted.reply.send(Verdict::Failed(refusal()));
+    }
+    for (_, reply) in group.roll_backs {
+        let _ = reply.send(Err(refusal()));
+    }
+}

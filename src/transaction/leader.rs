@@ -1,0 +1,612 @@
+//! The leader of the pipeline: decides alone who commits, and in which order.
+//!
+//! It drains what is waiting, and for each member in order checks conflicts against the window of recent commits and the
+//! members ahead, draws the commit timestamp and adds data, sweep entries and commit entry to the batch. Then, in this
+//! order and for the group as a whole:
+//!
+//! ```text
+//!   apply and sync ──> publish the watermark ──> acknowledge
+//!        │                    │
+//!        │                    └ before the acknowledgement: whoever begins after it must see the commit
+//!        └ before the watermark: a reader must not see what a crash can take back
+//! ```
+//!
+//! **Where the store can write two groups at the same time**, the next one takes off while the one before is on its way.
+//! However they are written, they land in the order of their commits: what is published is everything up to a commit. The
+//! later group has been checked against the earlier one, and has seen nothing of it: whether that one commits makes no
+//! difference to it.
+
+use super::cell_cache::CellCache;
+use super::claim::Claim;
+use super::core::SchemaCache;
+use super::entry::Fate;
+use super::group::{Accepted, Group, build_batch, drop_writers_of, not_applied, refuse_all};
+use super::pipeline::{Member, Payload, Request, Verdict};
+use super::reservations::{Loser, Reservations};
+use super::settle_group::REOPEN_PAUSE;
+use super::step::{CommitStep, reach};
+use super::table::TransactionTable;
+use super::tracker::SnapshotTracker;
+use super::window::ConflictWindow;
+use crate::Error;
+use crate::rule::Rule;
+use crate::timestamp::{BatchFence, TimestampOracle};
+use atlas_kvs::{AtomicBatch, Durability, KeyValueService, KvsError, Timestamp};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesOrdered, StreamExt};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+/// How many transactions share a batch at most.
+const GROUP_MAX: usize = 4096;
+/// After this many losses the cells of a large transaction are reserved for its next attempt.
+const LOSSES_BEFORE_RESERVATION: u32 = 2;
+
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) kvs: Arc<dyn KeyValueService>,
+    /// What batches carry where others can reach the store.
+    pub(super) fence: Option<Arc<BatchFence>>,
+    pub(super) oracle: Arc<TimestampOracle>,
+    pub(super) tracker: Arc<SnapshotTracker>,
+    pub(super) published: Arc<Notify>,
+    pub(super) entries: Arc<TransactionTable>,
+    pub(super) schema: Arc<SchemaCache>,
+    pub(super) cells: Option<Arc<CellCache>>,
+    pub(super) durability: Durability,
+    pub(super) group_size_max: usize,
+    /// How many groups may be on their way at the same time.
+    pub(super) flights_max: usize,
+    /// Start timestamps below this belong to an earlier epoch, whose transactions are void.
+    pub(super) first_ts: Timestamp,
+    pub(super) window: ConflictWindow,
+    pub(super) window_floor: Arc<AtomicU64>,
+    /// Start timestamps of this epoch with the entry *rolled back*; the leader alone writes entries, so it need not
+    /// ask the store.
+    pub(super) rolled_back: BTreeSet<Timestamp>,
+    pub(super) reserved: Reservations,
+    /// Nobody else may open this store for commits in this process before the leader has ended. `None` where the
+    /// lease of the store sees to it.
+    pub(super) _claim: Option<Claim>,
+}
+
+/// The leader has to end in the middle of its work.
+pub(super) enum Ended {
+    /// The store is closed, or was not settled when it had to be.
+    Unsettled { stop: Option<oneshot::Sender<()>> },
+    /// Somebody else commits on the store now.
+    TakenOver,
+}
+
+/// What is left to do when a group has landed.
+struct Landing {
+    markers: Vec<oneshot::Sender<()>>,
+    stop: Option<oneshot::Sender<()>>,
+    /// The leader has to end.
+    ended: Option<Ended>,
+}
+
+type Written = std::result::Result<(), KvsError>;
+
+/// A group on its way into the store.
+struct Flight {
+    group: Group,
+    batch: AtomicBatch,
+}
+
+/// Groups on their way. They land in the order in which they took off.
+#[derive(Default)]
+pub(super) struct Flights {
+    // Invariant: one write for each flight, in the same order.
+    flights: VecDeque<Flight>,
+    writes: FuturesOrdered<BoxFuture<'static, Written>>,
+    /// What has to wait until everything has landed.
+    pub(super) held: Option<Request>,
+}
+
+impl Flights {
+    fn is_empty(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// Whether one more may take off beside these, of which there may be `flights_max`.
+    fn have_room(&self, flights_max: usize) -> bool {
+        self.held.is_none()
+            && self.flights.len() < flights_max
+            && !self.flights.iter().any(|flight| flight.group.goes_alone())
+    }
+
+    fn take_off(&mut self, flight: Flight, write: BoxFuture<'static, Written>) {
+        self.flights.push_back(flight);
+        self.writes.push_back(write);
+    }
+
+    /// The first that took off, when the store has answered for it; nothing if there is none. Cancel safe.
+    async fn next(&mut self) -> Option<(Flight, Written)> {
+        let written = self.writes.next().await?;
+        self.flights.pop_front().map(|flight| (flight, written))
+    }
+}
+
+/// What the leader hears of.
+enum Event {
+    Landed(Flight, Written),
+    Asked(Request),
+    NobodyIsLeft,
+    RuntimeIsGone,
+}
+
+impl Leader {
+    /// Until it is told to stop, nobody is left who could ask, or `gone` says that the runtime of those who ask is gone.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Request>, gone: impl Future<Output = ()>) {
+        let mut gone = std::pin::pin!(gone);
+        let mut flights = Flights::default();
+        let mut is_left_alone = false;
+        loop {
+            let landing = match next_event(&mut flights, self.flights_max, is_left_alone, &mut queue, &mut gone).await {
+                Event::RuntimeIsGone => return refuse_all_to_come(queue, "its runtime was shut down").await,
+                Event::NobodyIsLeft if flights.is_empty() => return,
+                Event::NobodyIsLeft => {
+                    is_left_alone = true;
+                    continue;
+                }
+                Event::Asked(first) => {
+                    let group = self.gather(first, &mut queue, &mut flights).await;
+                    if !group.writes_nothing() {
+                        let (flight, write) = self.take_off(group).await;
+                        flights.take_off(flight, write);
+                        continue;
+                    }
+                    // Nothing to write, but somebody may wait to hear that all is written. Never behind one on its way.
+                    Landing { markers: group.markers, stop: group.stop, ended: None }
+                }
+                Event::Landed(flight, written) => self.land(flight, written, &mut flights, &mut queue).await,
+            };
+            let Landing { markers, stop, ended } = landing;
+            // Known from the lease: nothing may be called settled, whatever the group was.
+            let ended = ended.or_else(|| self.oracle.lost_error().map(|_| Ended::TakenOver));
+            if let Some(ended) = ended {
+                // Markers and whoever waits behind them see their answers vanish, which says that nothing is settled.
+                return self.end(ended, stop, flights, queue).await;
+            }
+            if flights.is_empty() && (!markers.is_empty() || (queue.is_empty() && flights.held.is_none())) {
+                // No commit is on its way, and later ones are numbered above what was issued so far: everything at or
+                // below the last number issued is decided.
+                self.tracker.publish(self.oracle.last_issued());
+            }
+            for marker in markers {
+                let _ = marker.send(());
+            }
+            self.forget();
+            if let Some(stop) = stop {
+                // First: who stops need not wait for those who come too late.
+                let _ = stop.send(());
+                return refuse_all_to_come(queue, "it was closed").await;
+            }
+        }
+    }
+
+    /// Ends in the middle of its work. Nobody is left without an answer.
+    async fn end(
+        mut self,
+        ended: Ended,
+        stop: Option<oneshot::Sender<()>>,
+        mut flights: Flights,
+        mut queue: mpsc::Receiver<Request>,
+    ) {
+        match ended {
+            Ended::TakenOver => {
+                self.land_all(&mut flights, &mut queue).await;
+                let held = flights.held.and_then(|held| held.refuse(|| self.replaced()));
+                self.end_replaced(queue, [stop, held]).await;
+            }
+            Ended::Unsettled { stop: late } => {
+                let reason = "it was lost before a group of commits was settled";
+                let lost = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
+                let held = flights.held.and_then(|held| held.refuse(lost));
+                for stop in [stop, late, held].into_iter().flatten() {
+                    let _ = stop.send(());
+                }
+                refuse_all_to_come(queue, reason).await;
+            }
+        }
+    }
+
+    /// Ends because another owner has begun. Whoever is still waiting is told that nothing was applied.
+    async fn end_replaced(self, mut queue: mpsc::Receiver<Request>, stops: [Option<oneshot::Sender<()>>; 2]) {
+        queue.close();
+        while let Some(request) = queue.recv().await {
+            if let Some(stop) = request.refuse(|| self.replaced()) {
+                let _ = stop.send(());
+            }
+        }
+        for stop in stops.into_iter().flatten() {
+            let _ = stop.send(());
+        }
+    }
+
+    pub(super) fn replaced(&self) -> Error {
+        self.oracle.lose("the fence in the store was raised by another instance")
+    }
+
+    /// Takes what is waiting, admits it in order, and stops at the limits of a group, or before what has to wait until the
+    /// groups on their way have landed.
+    async fn gather(
+        &mut self,
+        first: Request,
+        queue: &mut mpsc::Receiver<Request>,
+        flights: &mut Flights,
+    ) -> Group {
+        let mut group = Group::default();
+        let mut size = 0;
+        let mut taken = 0;
+        let mut next = Some(first);
+        while let Some(request) = next {
+            match request {
+                Request::Commit(member, reply) => {
+                    size += match &member.payload {
+                        Payload::Batch { size, .. } => *size,
+                        Payload::PutAhead { .. } => 0,
+                    };
+                    self.admit(member, reply, &mut group).await;
+                }
+                // What they are told is about everything that came before, and who is rolled back may be on his way.
+                alone @ (Request::RollBack(..) | Request::Marker(_) | Request::Stop(_)) if !flights.is_empty() => {
+                    flights.held = Some(alone);
+                    return group;
+                }
+                // One start timestamp has one entry: who commits in this group is not rolled back in it.
+                Request::RollBack(start_ts, reply) if group.commits(start_ts) => {
+                    let reason = format!("transaction {start_ts} is being committed");
+                    let _ = reply.send(Err(Error::Unavailable { what: "the roll-back".to_owned(), reason }));
+                }
+                Request::RollBack(start_ts, reply) => group.roll_backs.push((start_ts, reply)),
+                Request::Marker(reply) => group.markers.push(reply),
+                Request::Lost(loser) => self.reserve_for_loser(&loser),
+                Request::Release(work_id) => self.reserved.remove(work_id),
+                Request::Stop(reply) => {
+                    group.stop = Some(reply);
+                    break;
+                }
+            }
+            taken += 1;
+            let full = size >= self.group_size_max || taken >= GROUP_MAX;
+            next = if full { None } else { queue.try_recv().ok() };
+        }
+        group
+    }
+
+    /// Decides whether a member may commit, and numbers it. Steps 3, 6, 7 and 9.
+    async fn admit(&mut self, member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
+        if group.rolls_back(member.start_ts) && Rule::RefuseRolledBack.is_kept() {
+            let _ = reply.send(Verdict::HasEntry);
+            return;
+        }
+        if let Some(verdict) = self.refusal(&member) {
+            let lost = matches!(verdict, Verdict::Conflict { .. } | Verdict::ReadConflict { .. });
+            if lost && matches!(member.payload, Payload::PutAhead { .. }) {
+                self.reserve_for_loser(&Loser {
+                    work_id: member.work_id,
+                    losses: member.losses,
+                    // Cells it reads too, where reads are checked. What it reads of ranges can't be reserved.
+                    keys: member.keys.iter().chain(&member.reads.cells).cloned().collect(),
+                    took: member.began.elapsed(),
+                });
+            }
+            let _ = reply.send(verdict);
+            return;
+        }
+        let start_ts = member.start_ts;
+        reach(CommitStep::CheckWriteConflicts, start_ts).await;
+        // After the conflict check and in the order of the queue: the order of commit timestamps is the order in
+        // which members were checked against each other.
+        let commit_ts = match self.oracle.fresh().await {
+            Ok(commit_ts) => commit_ts,
+            Err(error) => {
+                let _ = reply.send(Verdict::Failed(error));
+                return;
+            }
+        };
+        reach(CommitStep::TakeCommitTs, start_ts).await;
+        // Before the batch is applied: the members behind must see this one. If the batch fails, conflicts with it
+        // are too many, never too few.
+        if Rule::SeeMembersAhead.is_kept() {
+            self.window.insert(commit_ts, &member.keys);
+        }
+        reach(CommitStep::RecheckReads, start_ts).await;
+        self.reserved.remove(member.work_id);
+        reach(CommitStep::CheckLocks, start_ts).await;
+        group.commits.push(Accepted { member, commit_ts, reply });
+    }
+
+    fn refusal(&self, member: &Member) -> Option<Verdict> {
+        // Below the floor its entry may have been removed, and an absence has been taken for *rolled back* since.
+        let below_floor = member.start_ts < self.entries.floor() && Rule::RefuseBelowFloor.is_kept();
+        let rolled_back = self.rolled_back.contains(&member.start_ts) && Rule::RefuseRolledBack.is_kept();
+        if below_floor || member.start_ts < self.first_ts || rolled_back {
+            return Some(Verdict::HasEntry);
+        }
+        // Here and not before it entered: whoever begins after the change must find this member applied, or refused.
+        if let Some(table) = self.schema.changed_since(&member.reads.tables, member.read_ts) {
+            return Some(Verdict::TableChanged(table.clone()));
+        }
+        if let Some(error) = member.locks.iter().find_map(|locks| locks.check().err()) {
+            return Some(Verdict::Failed(error));
+        }
+        if member.checked_from < self.window.floor() {
+            return Some(Verdict::TooOldForWindow);
+        }
+        let write_conflict = if Rule::CheckWrites.is_kept() { self.write_conflict(member) } else { None };
+        write_conflict.or_else(|| if Rule::RecheckReads.is_kept() { self.read_conflict(member) } else { None })
+    }
+
+    fn write_conflict(&self, member: &Member) -> Option<Verdict> {
+        let since = counted_from(member);
+        let conflict = member.keys.iter().filter(|key| key.excludes_writers).find_map(|key| {
+            let conflict = self.window.conflict(key, since).map(Some);
+            conflict
+                .or_else(|| self.reserved.is_for_another(key.hash, member.work_id).then_some(None))
+                .map(|at| (key, at))
+        });
+        conflict.map(|(key, committed_at)| Verdict::Conflict {
+            table: key.table.clone(),
+            cell: key.cell.clone(),
+            committed_at,
+        })
+    }
+
+    /// Step 7: against everything that committed since the member's snapshot, and the members ahead of it. Own writes
+    /// are not in the window yet.
+    fn read_conflict(&self, member: &Member) -> Option<Verdict> {
+        let since = counted_from(member);
+        let cell = member
+            .reads
+            .cells
+            .iter()
+            .find_map(|key| self.window.conflict(key, since).map(|at| (&key.table, key.cell.clone(), at)));
+        let changed =
+            cell.or_else(|| {
+                member.reads.ranges.iter().find_map(|range| {
+                    self.window.range_conflict(range, since).map(|(cell, at)| (&range.table, cell, at))
+                })
+            });
+        changed.map(|(table, cell, committed_at)| Verdict::ReadConflict { table: table.clone(), cell, committed_at })
+    }
+
+    /// A large transaction takes long from snapshot to commit and could lose to small ones for ever. After a few
+    /// losses the others have to wait for its next attempt.
+    fn reserve_for_loser(&mut self, loser: &Loser) {
+        if loser.losses >= LOSSES_BEFORE_RESERVATION {
+            self.reserved.add(loser);
+        }
+    }
+
+    /// Steps 4, 5 and 10 for all members at once.
+    async fn take_off(&self, mut group: Group) -> (Flight, BoxFuture<'static, Written>) {
+        let fence = self.fence.as_ref().filter(|_| Rule::GuardBatches.is_kept());
+        let batch = build_batch(&mut group).await.guarded(fence.map(|fence| fence.guard()));
+        self.reach_the_record(&group).await;
+        let write = self.write(&batch);
+        (Flight { group, batch }, write)
+    }
+
+    async fn reach_the_record(&self, group: &Group) {
+        if let Some(first) = group.commits.first() {
+            reach(CommitStep::RecordCommit, first.member.start_ts).await;
+        }
+        if let Some(last) = group.last_commit()
+            && !Rule::ApplyBeforePublish.is_kept()
+        {
+            self.tracker.publish(last);
+        }
+    }
+
+    fn write(&self, batch: &AtomicBatch) -> BoxFuture<'static, Written> {
+        let durability = if Rule::SyncBeforePublish.is_kept() { self.durability } else { Durability::Relaxed };
+        let (kvs, batch) = (self.kvs.clone(), batch.clone());
+        Box::pin(async move { kvs.apply(batch, durability).await })
+    }
+
+    /// What follows when the store has answered for the group that took off first.
+    async fn land(
+        &mut self,
+        flight: Flight,
+        written: Written,
+        flights: &mut Flights,
+        queue: &mut mpsc::Receiver<Request>,
+    ) -> Landing {
+        let Flight { mut group, mut batch } = flight;
+        let (markers, stop) = (std::mem::take(&mut group.markers), group.stop.take());
+        let mut written = written;
+        let ended = loop {
+            match written {
+                Ok(()) => {
+                    self.applied(group, &batch).await;
+                    break None;
+                }
+                Err(error) if error.is_indeterminate() => {
+                    break self.settle_unknown(group, error, flights, queue).await.err();
+                }
+                // Nothing was applied, and nothing of ours will be any more.
+                Err(KvsError::GuardFailed { .. }) => {
+                    refuse_all(group, || self.replaced());
+                    break Some(Ended::TakenOver);
+                }
+                // Nothing was applied. A table that is gone concerns its own writers, not the others of the group.
+                Err(KvsError::NoSuchTable(table)) => {
+                    drop_writers_of(&table, &mut group, &mut batch);
+                    if group.writes_nothing() {
+                        break None;
+                    }
+                }
+                Err(error) => {
+                    refuse_all(group, || not_applied(&error));
+                    break None;
+                }
+            }
+            self.reach_the_record(&group).await;
+            written = self.write(&batch).await;
+        };
+        Landing { markers, stop, ended }
+    }
+
+    /// Waits for the groups on their way and tells their members what became of them, when there will be no more.
+    async fn land_all(&mut self, flights: &mut Flights, queue: &mut mpsc::Receiver<Request>) {
+        while let Some((flight, written)) = flights.next().await {
+            // Nobody waits for the rest of it: what goes alone was not behind another.
+            let _ = self.land(flight, written, flights, queue).await;
+        }
+    }
+
+    /// A group is in the store.
+    async fn applied(&mut self, group: Group, batch: &AtomicBatch) {
+        let last = group.last_commit();
+        let cells = self.cells.clone();
+        if Rule::NoteBeforePublish.is_kept() {
+            if let Some(cells) = &cells {
+                group.note_in(cells, batch);
+            }
+            self.acknowledge(group).await;
+        } else {
+            self.acknowledge(group).await;
+            tokio::time::sleep(REOPEN_PAUSE).await;
+            if let Some(cells) = &cells {
+                cells.note_batch(batch);
+            }
+        }
+        if let (Some(last), false) = (last, Rule::PublishBeforeAnswer.is_kept()) {
+            tokio::time::sleep(REOPEN_PAUSE).await;
+            self.tracker.publish(last);
+        }
+    }
+
+    /// What the store says of every other group on its way. Those it has not applied are told so; answered are those that
+    /// it has, and may have.
+    pub(super) async fn drain(&mut self, flights: &mut Flights) -> (Vec<Group>, Vec<Group>) {
+        let (mut applied, mut unknown) = (Vec::new(), Vec::new());
+        while let Some((Flight { group, .. }, written)) = flights.next().await {
+            match written {
+                Ok(()) => applied.push(group),
+                Err(error) if error.is_indeterminate() => unknown.push(group),
+                Err(KvsError::GuardFailed { .. }) => refuse_all(group, || self.replaced()),
+                Err(error) => refuse_all(group, || not_applied(&error)),
+            }
+        }
+        (applied, unknown)
+    }
+
+    async fn acknowledge(&mut self, group: Group) {
+        let first = group.commits.first().map(|accepted| accepted.member.start_ts);
+        if let Some(first) = first {
+            reach(CommitStep::Recorded, first).await;
+        }
+        for accepted in &group.commits {
+            self.entries.remember(accepted.member.start_ts, Fate::Committed(accepted.commit_ts));
+            if !Rule::SeeMembersAhead.is_kept() {
+                self.window.insert(accepted.commit_ts, &accepted.member.keys);
+            }
+        }
+        if let Some(last) = group.commits.last().filter(|_| Rule::PublishBeforeAnswer.is_kept()) {
+            // After the sync, before the answers, in the order of commits.
+            self.tracker.publish(last.commit_ts);
+            self.published.notify_waiters();
+        }
+        if let Some(first) = first {
+            reach(CommitStep::Published, first).await;
+        }
+        for accepted in group.commits {
+            let _ = accepted.reply.send(Verdict::Committed(accepted.commit_ts));
+        }
+        for (start_ts, reply) in group.roll_backs {
+            self.rolled_back.insert(start_ts);
+            self.entries.remember(start_ts, Fate::RolledBack);
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// Forgets what no open snapshot needs.
+    fn forget(&mut self) {
+        let oldest = self.tracker.immutable_ts();
+        self.window.forget_below(oldest);
+        self.window_floor.store(self.window.floor().get(), Ordering::Release);
+        // Who began before `oldest` has ended: a start timestamp is never below its snapshot.
+        self.rolled_back = self.rolled_back.split_off(&oldest);
+    }
+}
+
+/// Groups on their way first: who is answered soon asks again soon.
+async fn next_event(
+    flights: &mut Flights,
+    flights_max: usize,
+    is_left_alone: bool,
+    queue: &mut mpsc::Receiver<Request>,
+    gone: &mut (impl Future<Output = ()> + Unpin),
+) -> Event {
+    if flights.is_empty() {
+        if let Some(held) = flights.held.take() {
+            return Event::Asked(held);
+        }
+        if is_left_alone {
+            return Event::NobodyIsLeft;
+        }
+    }
+    let may_ask = !is_left_alone && flights.have_room(flights_max);
+    tokio::select! {
+        biased;
+        Some((flight, written)) = flights.next(), if !flights.is_empty() => Event::Landed(flight, written),
+        first = queue.recv(), if may_ask => first.map_or(Event::NobodyIsLeft, Event::Asked),
+        () = gone => Event::RuntimeIsGone,
+    }
+}
+
+/// Commits at or above this conflict with the member.
+fn counted_from(member: &Member) -> Timestamp {
+    match Rule::CountFromSnapshot.is_kept() {
+        true => member.checked_from,
+        false => member.checked_from.max(member.start_ts),
+    }
+}
+
+impl Request {
+    /// Tells who asked that nothing of it was applied. A request to stop is handed back.
+    pub(super) fn refuse(self, refusal: impl Fn() -> Error) -> Option<oneshot::Sender<()>> {
+        match self {
+            Request::Commit(_, reply) => drop(reply.send(Verdict::Failed(refusal()))),
+            Request::RollBack(_, reply) => drop(reply.send(Err(refusal()))),
+            Request::Stop(reply) => return Some(reply),
+            // Their senders see the closed channel.
+            Request::Marker(_) | Request::Lost(_) | Request::Release(_) => (),
+        }
+        None
+    }
+}
+
+/// Sends away who queued up while the store is closed: nothing of theirs was applied.
+/// A request to stop is handed back.
+pub(super) fn refuse_waiting(
+    queue: &mut mpsc::Receiver<Request>,
+    flights: &mut Flights,
+    reason: &str,
+) -> Option<oneshot::Sender<()>> {
+    let mut stop = None;
+    let refusal = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
+    while let Some(request) = flights.held.take().or_else(|| queue.try_recv().ok()) {
+        stop = request.refuse(refusal).or(stop);
+    }
+    stop
+}
+
+/// Takes nothing more, and sends away who came behind the end, also who has room in the queue and is about to fill it:
+/// nobody is left without an answer.
+async fn refuse_all_to_come(mut queue: mpsc::Receiver<Request>, reason: &str) {
+    queue.close();
+    let refusal = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
+    while let Some(request) = queue.recv().await {
+        if let Some(stop) = request.refuse(refusal) {
+            let _ = stop.send(());
+        }
+    }
+}
+

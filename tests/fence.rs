@@ -54,23 +54,50 @@ async fn a_batch_of_a_former_owner_is_refused_and_its_process_told() {
 async fn whoever_comes_later_is_told_the_same() {
     let world = World::pipeline().await;
     let first = world.open(WHOLE).await;
-    let (early, queued, late) =
-        (first.writer("a", "1").await, first.writer("b", "1").await, first.writer("c", "1").await);
+    let (early, beside) = (first.writer("a", "1").await, first.writer("b", "1").await);
+    let (queued, late) = (first.writer("c", "1").await, first.writer("d", "1").await);
     let gate = Gate::new();
-    first.next_batch(Fault::Hold(gate.clone()));
-    let early = committing(early);
-    gate.arrived().await;
-    let queued = committing(queued); // Behind the group that is on its way.
+    let mut on_their_way = Vec::new();
+    for writer in [early, beside] {
+        first.next_batch(Fault::Hold(gate.clone()));
+        on_their_way.push(committing(writer));
+        gate.arrived().await;
+    }
+    let queued = committing(queued); // Behind the groups that are on their way.
     settle().await;
     first.fall_silent();
     let second = world.open(WHOLE).await;
     gate.open();
-    assert_lost(joined(early).await);
+    gate.open();
+    for task in on_their_way {
+        assert_lost(joined(task).await);
+    }
     assert_lost(joined(queued).await);
     assert_lost(late.commit().await);
-    for row in ["a", "b", "c"] {
+    for row in ["a", "b", "c", "d"] {
         assert_eq!(second.read(row).await, None);
     }
+}
+
+/// Of two groups on their way the later one may come before the takeover, and the earlier one not.
+#[tokio::test]
+async fn a_group_that_came_before_the_takeover_stays_committed() {
+    let world = World::pipeline().await;
+    let first = world.open(WHOLE).await;
+    let (early, beside) = (first.writer("a", "1").await, first.writer("b", "1").await);
+    let gate = Gate::new();
+    first.next_batch(Fault::Hold(gate.clone()));
+    let early = committing(early);
+    gate.arrived().await;
+    let beside = committing(beside);
+    settle().await;
+    first.fall_silent();
+    let second = world.open(WHOLE).await;
+    assert_eq!(second.read("b").await.as_deref(), Some("1"), "whoever takes over finds it");
+    gate.open();
+    assert_lost(joined(early).await);
+    joined(beside).await.expect("it is committed, and is told so");
+    assert_eq!(second.read("a").await, None);
 }
 
 /// The fence is raised before the successor issues or reads anything: it does not come into being while the fence

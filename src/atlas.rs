@@ -888,6 +888,10 @@ impl BackupSource for Source {
         self.store.config.backup.lock_lease
     }
 
+    fn rate_limit(&self) -> u64 {
+        self.store.config.backup.rate_limit.0
+    }
+
     async fn read_at(&self, at: Timestamp) -> Result<Box<dyn TransactionOps>> {
         let options = BeginOptions { read_only: true, at: Some(at), timeout: Some(Duration::MAX) };
         Ok(Box::new(LocalTransaction { transaction: self.store.manager.begin(options).await? }))

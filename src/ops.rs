@@ -223,6 +223,9 @@ pub struct BackupRequest {
     /// Read it as a transaction does, so that it can be restored into any kind of store, whatever snapshots the store
     /// has of its own.
     pub portable: bool,
+    /// Most bytes to copy in a second, so that the store has its disk and its processors for others; `None`: as configured
+    /// (`backup.rateLimit`), 0: no limit.
+    pub rate_limit: Option<u64>,
 }
 
 /// A backup as listed and shown; taken from its manifest.

@@ -74,6 +74,11 @@ pub trait BackupSource: Send + Sync + 'static {
         None
     }
 
+    /// Most bytes that a backup copies in a second where the request says nothing; 0: no limit.
+    fn rate_limit(&self) -> u64 {
+        0
+    }
+
     /// About how large the files are that streams are cut into, in bytes.
     fn file_size(&self) -> u64 {
         chunks::FILE_SIZE
@@ -312,6 +317,10 @@ impl Attempt {
     }
 
     async fn take(&mut self, request: BackupRequest) -> Result<BackupInfo> {
+        match request.rate_limit.unwrap_or(self.source.rate_limit()) {
+            0 => (),
+            bytes_per_second => self.jobs.keep_to(bytes_per_second),
+        }
         let kvs = self.source.kvs();
         let method = Method::choose(self.source.as_ref(), kvs.as_ref(), &request).await?;
         let mut timings = Timings::default();

@@ -6,12 +6,14 @@
 use crate::ops::{Progress, ProgressSink};
 use crate::{Error, Result};
 use futures::stream::{self, StreamExt, TryStreamExt};
+use parking_lot::Mutex;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +23,9 @@ const PARALLEL: usize = 2;
 
 /// How much of a file is in memory at a time, in bytes.
 const CHUNK: usize = 1 << 20;
+
+/// Who rests looks so often whether anybody still wants the work.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
@@ -287,16 +292,42 @@ pub(super) fn real_path(path: &Path) -> Result<PathBuf> {
     Ok(real)
 }
 
-/// Counts what is done, tells it, and ends the work when nobody wants it any more.
+/// Most bytes in a second, for everything that shares it: whoever has done some rests until they are worth their time.
+/// Rest is not saved up: after a pause work goes on at the same speed.
+#[derive(Debug)]
+pub(super) struct Pace {
+    bytes_per_second: u64,
+    /// When what was done so far is worth its time.
+    worth_at: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(bytes_per_second: u64) -> Pace {
+        Pace { bytes_per_second, worth_at: Mutex::new(Instant::now()) }
+    }
+
+    /// How long to rest after so many bytes.
+    fn rest_after(&self, bytes: u64, now: Instant) -> Duration {
+        let takes = Duration::try_from_secs_f64(bytes as f64 / self.bytes_per_second as f64).unwrap_or(Duration::MAX);
+        let mut worth_at = self.worth_at.lock();
+        *worth_at = (*worth_at).max(now).checked_add(takes).unwrap_or(now);
+        worth_at.saturating_duration_since(now)
+    }
+}
+
+/// Counts what is done, tells it, holds it to the pace, and ends the work when nobody wants it any more.
 pub(super) struct Meter {
     progress: ProgressSink,
     step: &'static str,
     done: AtomicU64,
     total: u64,
     cancel: CancellationToken,
+    pace: Option<Arc<Pace>>,
 }
 
 impl Meter {
+    /// Blocks the thread for as long as the pace demands.
+    ///
     /// # Errors
     /// [`Error::Interrupted`] when the work was cancelled.
     pub(super) fn add(&self, bytes: u64) -> Result<()> {
@@ -311,6 +342,21 @@ impl Meter {
             total: Some(self.total.max(done)),
             unit: "bytes".to_owned(),
         });
+        match &self.pace {
+            Some(pace) => self.rest(pace.rest_after(bytes, Instant::now())),
+            None => Ok(()),
+        }
+    }
+
+    fn rest(&self, mut left: Duration) -> Result<()> {
+        while !left.is_zero() {
+            if self.cancel.is_cancelled() {
+                return Err(Error::Interrupted);
+            }
+            let length = left.min(LOOK_EVERY);
+            std::thread::sleep(length);
+            left -= length;
+        }
         Ok(())
     }
 }
@@ -320,12 +366,18 @@ pub(super) struct Jobs {
     tracker: TaskTracker,
     cancel: CancellationToken,
     progress: ProgressSink,
+    pace: Option<Arc<Pace>>,
 }
 
 impl Jobs {
     /// Work that also ends when `parent` is cancelled.
     pub(super) fn new(parent: &CancellationToken, progress: ProgressSink) -> Jobs {
-        Jobs { tracker: TaskTracker::new(), cancel: parent.child_token(), progress }
+        Jobs { tracker: TaskTracker::new(), cancel: parent.child_token(), progress, pace: None }
+    }
+
+    /// From now on these jobs move no more than so many bytes in a second, all together.
+    pub(super) fn keep_to(&mut self, bytes_per_second: u64) {
+        self.pace = Some(Arc::new(Pace::new(bytes_per_second.max(1))));
     }
 
     /// Work that ends with its owner only.
@@ -361,6 +413,7 @@ impl Jobs {
             done: AtomicU64::new(0),
             total,
             cancel: self.cancel.clone(),
+            pace: self.pace.clone(),
         })
     }
 
@@ -453,6 +506,27 @@ impl Drop for PartialDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pace_is_kept_by_all_together_and_rest_is_not_saved_up() {
+        let begun = Instant::now();
+        let pace = Pace { bytes_per_second: 1000, worth_at: Mutex::new(begun) };
+        let ms = Duration::from_millis;
+        assert_eq!(pace.rest_after(500, begun), ms(500));
+        assert_eq!(pace.rest_after(250, begun), ms(750), "somebody else has done some");
+        assert_eq!(pace.rest_after(250, begun + ms(900)), ms(250), "he came late, and has saved nothing");
+        assert_eq!(pace.rest_after(1000, begun + ms(60_000)), ms(1000));
+        assert_eq!(pace.rest_after(0, begun + ms(70_000)), ms(0));
+    }
+
+    #[test]
+    fn whoever_rests_ends_when_the_work_is_cancelled() {
+        let mut jobs = Jobs::owned(crate::ops::no_progress());
+        jobs.keep_to(1);
+        let meter = jobs.meter("copy", 0);
+        drop(jobs);
+        assert!(matches!(meter.rest(Duration::from_secs(1 << 30)), Err(Error::Interrupted)));
+    }
 
     #[test]
     fn real_paths_have_no_links_and_no_way_up() {

@@ -1,7 +1,7 @@
 //! The command line as clap sees it. Nothing is decided here; each family of commands checks what spans arguments.
 
 use super::timestamp_file;
-use crate::config::duration_text;
+use crate::config::{ByteSize, duration_text};
 use crate::schema::{ConflictHandler, SweepStrategy};
 use crate::workload::Kind;
 use atlas_kvs::{TableRef, Timestamp};
@@ -487,6 +487,7 @@ pub(crate) enum BackupCommand {
   atlas backup create --to ./data/backups
   atlas backup create --to /mnt/backups --name before-upgrade
   atlas backup create --portable
+  atlas backup create --rate-limit 50MiB/s
   id=$(atlas backup create -o plain)")]
     Create {
         /// Directory of the repository [default: backup.repository of the configuration]
@@ -498,6 +499,9 @@ pub(crate) enum BackupCommand {
         /// Read it as a transaction does: slower, but it can be restored into any kind of store
         #[arg(long)]
         portable: bool,
+        /// Most bytes to copy in a second, such as 50MiB/s; 0: no limit [default: backup.rateLimit of the configuration]
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        rate_limit: Option<ByteSize>,
     },
     /// List the backups of a repository, the newest first
     #[command(after_help = "Examples:\n  atlas backup list\n  atlas backup list --repo /mnt/backups -o json")]
@@ -836,6 +840,13 @@ impl Command {
             Command::Version => "version",
         }
     }
+}
+
+/// `50MiB/s`, or a size.
+fn rate(text: &str) -> Result<ByteSize, String> {
+    text.strip_suffix("/s").unwrap_or(text).parse().map_err(|_| {
+        format!("'{text}' is no rate: write bytes in a second as digits, or with KiB/s, MiB/s or GiB/s behind them")
+    })
 }
 
 fn parse_table(name: &str) -> Result<TableRef, String> {

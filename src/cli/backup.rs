@@ -7,6 +7,7 @@ use super::output::{Reply, columns, count, millis, pairs, size};
 use crate::backup::{COMPLETE, refuse_if_restoring};
 use crate::config::AtlasConfig;
 use crate::config::{Sources, load};
+use crate::config::ByteSize;
 use crate::ops::{BackupInfo, BackupRequest};
 use crate::registry;
 use crate::{Error, Result};
@@ -17,7 +18,10 @@ use std::path::{Path, PathBuf};
 
 pub(crate) async fn run(command: BackupCommand, context: &Context) -> Result<Reply> {
     match command {
-        BackupCommand::Create { to, name, portable } => create(to, name, portable, context).await,
+        BackupCommand::Create { to, name, portable, rate_limit } => {
+            let rate_limit = rate_limit.map(|ByteSize(bytes)| bytes);
+            create(BackupRequest { repository: repository(to, context)?, name, reason: None, portable, rate_limit }, context).await
+        }
         BackupCommand::List(args) => {
             let repository = repository(args.repo, context)?;
             let mut backups = context.backend.backup_list(&repository).await?;
@@ -56,11 +60,10 @@ fn repository(given: Option<PathBuf>, context: &Context) -> Result<PathBuf> {
         .map_err(|error| Error::Usage(format!("'{}' names no repository: {error}", path.display())))
 }
 
-async fn create(to: Option<PathBuf>, name: Option<String>, portable: bool, context: &Context) -> Result<Reply> {
-    let repository = repository(to, context)?;
+async fn create(request: BackupRequest, context: &Context) -> Result<Reply> {
+    let repository = request.repository.clone();
     let operations = connect(context, Access::Existing).await?;
     let reporter = context.reporter();
-    let request = BackupRequest { repository: repository.clone(), name, reason: None, portable };
     let undone = context.undone_on_signal(operations.clone());
     let backup = operations.backup_create(request, reporter.sink()).await.map_err(lost)?;
     undone.forget();

@@ -167,6 +167,9 @@ pub struct BackupConfig {
     /// back. Where commits go by the pipeline, there is nothing to wait for.
     #[serde(with = "duration_text")]
     pub settle_timeout: Duration,
+    /// Most bytes that a live backup copies in a second, so that the store has its disk and its processors for others. 0: no
+    /// limit.
+    pub rate_limit: ByteSize,
 }
 
 /// How old versions are removed while the store is in use.
@@ -264,6 +267,7 @@ impl Default for BackupConfig {
             lock_lease: Duration::from_secs(60),
             lock_held_long: Duration::from_secs(24 * 3600),
             settle_timeout: Duration::from_secs(60),
+            rate_limit: ByteSize(0),
         }
     }
 }

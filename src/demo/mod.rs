@@ -154,6 +154,7 @@ pub(crate) async fn run(plan: &Plan, stage: &dyn Stage) -> Result<Report> {
         name: None,
         reason: Some("atlas demo".to_owned()),
         portable: false,
+        rate_limit: None,
     };
     let backup = operations.backup_create(request, stage.progress()).await?;
     let backup_ms = millis_since(backup_started);

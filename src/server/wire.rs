@@ -433,6 +433,7 @@ impl From<BackupRequest> for pb::CreateBackupRequest {
             name: request.name,
             reason: request.reason,
             portable: request.portable,
+            rate_limit: request.rate_limit,
         }
     }
 }
@@ -446,7 +447,8 @@ impl TryFrom<pb::CreateBackupRequest> for BackupRequest {
         if !repository.is_absolute() {
             return Err(Malformed::new("the directory of the repository must be absolute"));
         }
-        Ok(BackupRequest { repository, name: request.name, reason: request.reason, portable: request.portable })
+        let pb::CreateBackupRequest { name, reason, portable, rate_limit, .. } = request;
+        Ok(BackupRequest { repository, name, reason, portable, rate_limit })
     }
 }
 

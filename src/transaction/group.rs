@@ -46,6 +46,11 @@ impl Group {
         !self.roll_backs.is_empty() || !self.markers.is_empty() || self.stop.is_some()
     }
 
+    /// Where its members commit, if they do.
+    pub(super) fn commit_timestamps(&self) -> impl Iterator<Item = Timestamp> + '_ {
+        self.commits.iter().map(|accepted| accepted.commit_ts)
+    }
+
     pub(super) fn last_commit(&self) -> Option<Timestamp> {
         self.commits.last().map(|accepted| accepted.commit_ts)
     }
@@ -101,7 +106,7 @@ pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
     batch
 }
 
-/// Takes the members that write to a table that is gone out of the group and its batch.
+/// Takes the members that write to a table that is gone out of the group and its batch. They are answered.
 pub(super) fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut AtomicBatch) {
     let writers: BTreeSet<Timestamp> = batch
         .ops

@@ -23,7 +23,7 @@ use super::entry::Fate;
 use super::group::{Accepted, Group, build_batch, drop_writers_of, not_applied, refuse_all};
 use super::pipeline::{Member, Payload, Request, Verdict};
 use super::reservations::{Loser, Reservations};
-use super::settle_group::REOPEN_PAUSE;
+use super::settle_group::{REOPEN_PAUSE, SETTLE_WITHIN, Waiting, tell_unknown};
 use super::step::{CommitStep, reach};
 use super::table::TransactionTable;
 use super::tracker::SnapshotTracker;
@@ -38,6 +38,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 /// How many transactions share a batch at most.
 const GROUP_MAX: usize = 4096;
@@ -127,6 +129,12 @@ impl Flights {
     async fn next(&mut self) -> Option<(Flight, Written)> {
         let written = self.writes.next().await?;
         self.flights.pop_front().map(|flight| (flight, written))
+    }
+
+    /// Waits for none of them any more: whether they are written nobody knows.
+    fn give_up(&mut self) -> Vec<Group> {
+        self.writes = FuturesOrdered::new();
+        self.flights.drain(..).map(|flight| flight.group).collect()
     }
 }
 
@@ -257,9 +265,9 @@ impl Leader {
                     flights.held = Some(alone);
                     return group;
                 }
-                // One start timestamp has one entry: who commits in this group is not rolled back in it.
-                Request::RollBack(start_ts, reply) if group.commits(start_ts) => {
-                    let reason = format!("transaction {start_ts} is being committed");
+                // One start timestamp has one entry: who commits in this group or has committed is not rolled back.
+                Request::RollBack(start_ts, reply) if group.commits(start_ts) || self.entries.has_committed(start_ts) => {
+                    let reason = format!("transaction {start_ts} is being committed, or is already");
                     let _ = reply.send(Err(Error::Unavailable { what: "the roll-back".to_owned(), reason }));
                 }
                 Request::RollBack(start_ts, reply) => group.roll_backs.push((start_ts, reply)),
@@ -406,7 +414,18 @@ impl Leader {
     fn write(&self, batch: &AtomicBatch) -> BoxFuture<'static, Written> {
         let durability = if Rule::SyncBeforePublish.is_kept() { self.durability } else { Durability::Relaxed };
         let (kvs, batch) = (self.kvs.clone(), batch.clone());
-        Box::pin(async move { kvs.apply(batch, durability).await })
+        let write = async move { kvs.apply(batch, durability).await };
+        if self.flights_max == 1 {
+            return Box::pin(write);
+        }
+        // A task: the leader looks at its flights between groups only, and what it does meanwhile may wait for a number,
+        // which may wait for a connection that a write holds.
+        let write = AbortOnDropHandle::new(tokio::spawn(write));
+        Box::pin(async move {
+            write.await.unwrap_or_else(|error| {
+                Err(KvsError::Indeterminate { reason: format!("the write ended: {error}"), source: None })
+            })
+        })
     }
 
     /// What follows when the store has answered for the group that took off first.
@@ -418,7 +437,7 @@ impl Leader {
         queue: &mut mpsc::Receiver<Request>,
     ) -> Landing {
         let Flight { mut group, mut batch } = flight;
-        let (markers, stop) = (std::mem::take(&mut group.markers), group.stop.take());
+        let (markers, mut stop) = (std::mem::take(&mut group.markers), group.stop.take());
         let mut written = written;
         let ended = loop {
             match written {
@@ -427,6 +446,8 @@ impl Leader {
                     break None;
                 }
                 Err(error) if error.is_indeterminate() => {
+                    // Whoever settles has to see that somebody wants it to end.
+                    flights.held = stop.take().map(Request::Stop).or(flights.held.take());
                     break self.settle_unknown(group, error, flights, queue).await.err();
                 }
                 // Nothing was applied, and nothing of ours will be any more.
@@ -436,13 +457,17 @@ impl Leader {
                 }
                 // Nothing was applied. A table that is gone concerns its own writers, not the others of the group.
                 Err(KvsError::NoSuchTable(table)) => {
+                    let before: Vec<Timestamp> = group.commit_timestamps().collect();
                     drop_writers_of(&table, &mut group, &mut batch);
+                    for gone in before.into_iter().filter(|ts| !group.commit_timestamps().any(|kept| kept == *ts)) {
+                        self.window.not_applied(gone);
+                    }
                     if group.writes_nothing() {
                         break None;
                     }
                 }
                 Err(error) => {
-                    refuse_all(group, || not_applied(&error));
+                    self.refuse(group, &error);
                     break None;
                 }
             }
@@ -452,12 +477,25 @@ impl Leader {
         Landing { markers, stop, ended }
     }
 
-    /// Waits for the groups on their way and tells their members what became of them, when there will be no more.
+    /// Tells the members of a group that nothing of it was applied.
+    fn refuse(&mut self, group: Group, error: &KvsError) {
+        for commit_ts in group.commit_timestamps() {
+            self.window.not_applied(commit_ts);
+        }
+        refuse_all(group, || not_applied(error));
+    }
+
+    /// Waits for a while for the groups on their way, when there will be no more, and tells their members what became of
+    /// them.
     async fn land_all(&mut self, flights: &mut Flights, queue: &mut mpsc::Receiver<Request>) {
-        while let Some((flight, written)) = flights.next().await {
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        while let Ok(Some((flight, written))) = timeout_at(deadline, flights.next()).await {
             // Nobody waits for the rest of it: what goes alone was not behind another.
             let _ = self.land(flight, written, flights, queue).await;
         }
+        let mut unanswered: Vec<Waiting> =
+            flights.give_up().into_iter().flat_map(|group| group.commits).map(Waiting::new).collect();
+        tell_unknown(&mut unanswered, "the store did not answer before somebody else took over");
     }
 
     /// A group is in the store.
@@ -484,17 +522,29 @@ impl Leader {
 
     /// What the store says of every other group on its way. Those it has not applied are told so; answered are those that
     /// it has, and may have.
-    pub(super) async fn drain(&mut self, flights: &mut Flights) -> (Vec<Group>, Vec<Group>) {
+    pub(super) async fn drain(&mut self, flights: &mut Flights, deadline: Instant) -> (Vec<Group>, Vec<Group>) {
         let (mut applied, mut unknown) = (Vec::new(), Vec::new());
-        while let Some((Flight { group, .. }, written)) = flights.next().await {
-            match written {
-                Ok(()) => applied.push(group),
-                Err(error) if error.is_indeterminate() => unknown.push(group),
-                Err(KvsError::GuardFailed { .. }) => refuse_all(group, || self.replaced()),
-                Err(error) => refuse_all(group, || not_applied(&error)),
+        loop {
+            let next = match &self.fence {
+                // What comes late does not pass the fence that is raised next, and the entries tell what came before.
+                Some(_) => timeout_at(deadline, flights.next()).await,
+                // A store that is opened again must not be in use.
+                None => Ok(flights.next().await),
+            };
+            match next {
+                Ok(Some((Flight { group, .. }, Ok(())))) => applied.push(group),
+                Ok(Some((Flight { group, .. }, Err(error)))) if error.is_indeterminate() => unknown.push(group),
+                Ok(Some((Flight { group, .. }, Err(KvsError::GuardFailed { .. })))) => {
+                    refuse_all(group, || self.replaced());
+                }
+                Ok(Some((Flight { group, .. }, Err(error)))) => self.refuse(group, &error),
+                Ok(None) => return (applied, unknown),
+                Err(_) => {
+                    unknown.extend(flights.give_up());
+                    return (applied, unknown);
+                }
             }
         }
-        (applied, unknown)
     }
 
     async fn acknowledge(&mut self, group: Group) {
@@ -511,6 +561,7 @@ impl Leader {
         if let Some(last) = group.commits.last().filter(|_| Rule::PublishBeforeAnswer.is_kept()) {
             // After the sync, before the answers, in the order of commits.
             self.tracker.publish(last.commit_ts);
+            self.window.landed(last.commit_ts);
             self.published.notify_waiters();
         }
         if let Some(first) = first {

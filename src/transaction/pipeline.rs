@@ -166,7 +166,8 @@ impl Pipeline {
             cells,
             durability,
             group_size_max: size_max,
-            flights_max: kvs.batches_at_once().max(1),
+            // What a crash may take back it takes together with everything behind it: two connections promise no such order.
+            flights_max: if durability == Durability::Relaxed { 1 } else { kvs.batches_at_once().max(1) },
             first_ts,
             window: ConflictWindow::new(first_ts),
             window_floor: window_floor.clone(),

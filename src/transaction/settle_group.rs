@@ -16,12 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 /// How long the leader tries to settle a group before it tells its members that their outcome is unknown.
-const SETTLE_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 /// Pauses between attempts to open the store again.
 pub(super) const REOPEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// A member whose outcome is not known yet.
-struct Waiting {
+pub(super) struct Waiting {
     start_ts: Timestamp,
     commit_ts: Timestamp,
     /// It has committed, but is not to be seen before those that came before it are settled.
@@ -35,7 +35,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn new(accepted: Accepted) -> Waiting {
+    pub(super) fn new(accepted: Accepted) -> Waiting {
         let Member { start_ts, _registration, locks, .. } = *accepted.member;
         let (commit_ts, reply) = (accepted.commit_ts, Some(accepted.reply));
         Waiting { start_ts, commit_ts, is_applied: false, reply, _registration, _locks: locks }
@@ -70,7 +70,7 @@ impl Leader {
         let mut waiting: Vec<Waiting> = group.commits.into_iter().map(Waiting::new).collect();
         // Those behind it can't be published before it is settled. First of all: what is sent again finds none of ours on
         // its way.
-        let (applied, unknown) = self.drain(flights).await;
+        let (applied, unknown) = self.drain(flights, deadline).await;
         waiting.extend(unknown.into_iter().flat_map(|group| group.commits).map(Waiting::new));
         waiting.extend(applied.into_iter().flat_map(|group| group.commits).map(Waiting::applied));
         let last_commit = waiting.iter().map(|member| member.commit_ts).max();
@@ -82,6 +82,12 @@ impl Leader {
                             cells.forget_up_to(last_commit);
                         }
                         self.tracker.publish(last_commit);
+                        for (member, fate) in waiting.iter().zip(&settled.fates) {
+                            if !matches!(fate, Fate::Committed(_)) {
+                                self.window.not_applied(member.commit_ts);
+                            }
+                        }
+                        self.window.landed(last_commit);
                     }
                     return self.tell_settled(settled, waiting, roll_backs, &reason);
                 }
@@ -203,7 +209,7 @@ async fn pause(length: Duration) {
     if atlas_kvs::may_wait() { std::thread::sleep(length) } else { tokio::time::sleep(length).await }
 }
 
-fn tell_unknown(waiting: &mut [Waiting], reason: &str) {
+pub(super) fn tell_unknown(waiting: &mut [Waiting], reason: &str) {
     for member in waiting {
         if let Some(reply) = member.reply.take() {
             let _ = reply.send(Verdict::Unknown { commit_ts: Some(member.commit_ts), reason: reason.to_owned() });

@@ -127,6 +127,11 @@ impl TransactionTable {
         Ok(standing)
     }
 
+    /// True if it is remembered that a writer has committed.
+    pub(crate) fn has_committed(&self, start_ts: Timestamp) -> bool {
+        matches!(self.cached(start_ts), Some(Fate::Committed(_)))
+    }
+
     /// Remembers a fate that the caller has just made durable.
     pub(crate) fn remember(&self, start_ts: Timestamp, fate: Fate) {
         if fate != Fate::Undecided {

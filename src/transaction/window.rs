@@ -5,7 +5,7 @@
 
 use super::reads::ReadRange;
 use atlas_kvs::{Cell, TableRef, Timestamp};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
@@ -86,6 +86,10 @@ pub(crate) struct ConflictWindow {
     commits: VecDeque<Remembered>,
     // Invariant: the number of hashes in `commits`.
     remembered: usize,
+    /// Up to here it is known of every commit whether it was applied.
+    landed: Timestamp,
+    /// Members that were admitted and have not committed.
+    not_applied: BTreeSet<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -104,6 +108,8 @@ impl ConflictWindow {
             ordered: HashMap::new(),
             commits: VecDeque::new(),
             remembered: 0,
+            landed: floor.previous(),
+            not_applied: BTreeSet::new(),
         }
     }
 
@@ -116,7 +122,23 @@ impl ConflictWindow {
     pub(crate) fn conflict(&self, key: &ConflictKey, checked_from: Timestamp) -> Option<Timestamp> {
         debug_assert!(checked_from >= self.floor, "an older transaction is checked against the store first");
         let last = self.last_writes.get(&key.hash)?;
-        (last.commit_ts >= checked_from && !key.tolerates(last.written)).then_some(last.commit_ts)
+        (last.commit_ts >= checked_from && !self.tolerates(key, *last)).then_some(last.commit_ts)
+    }
+
+    /// A write that is not in the store may never be: then what lies there is what an earlier commit has left, which may be
+    /// another value.
+    fn tolerates(&self, key: &ConflictKey, last: LastWrite) -> bool {
+        key.tolerates(last.written) && last.commit_ts <= self.landed && !self.not_applied.contains(&last.commit_ts)
+    }
+
+    /// A member that was admitted has not committed.
+    pub(crate) fn not_applied(&mut self, commit_ts: Timestamp) {
+        self.not_applied.insert(commit_ts);
+    }
+
+    /// What became of commits up to `commit_ts` is known.
+    pub(crate) fn landed(&mut self, commit_ts: Timestamp) {
+        self.landed = self.landed.max(commit_ts);
     }
 
     /// A commit at or above `checked_from` that changed what was read of `range`, and the cell it wrote.
@@ -162,6 +184,11 @@ impl ConflictWindow {
             if oldest.commit_ts >= oldest_read_ts && self.remembered <= cells_max {
                 break;
             }
+            // Those on their way are above every snapshot: whoever is told to check against the store would never get above
+            // them.
+            if oldest.commit_ts > self.landed {
+                break;
+            }
             let Remembered { commit_ts, hashes, ordered } = self.commits.pop_front().expect("there is a front");
             self.forget_ordered(commit_ts, ordered);
             self.remembered -= hashes.len();
@@ -172,6 +199,7 @@ impl ConflictWindow {
             }
             self.floor = self.floor.max(commit_ts.next());
         }
+        self.not_applied = self.not_applied.split_off(&self.floor);
     }
 
     fn forget_ordered(&mut self, commit_ts: Timestamp, written: Vec<(TableRef, Cell)>) {
@@ -213,6 +241,7 @@ mod tests {
         let mut window = ConflictWindow::new(ts(1));
         window.insert(ts(10), &[key("a"), key("b")]);
         window.insert(ts(20), &[key("a")]);
+        window.landed(ts(20));
         window.forget_below(ts(15));
         assert_eq!(window.floor(), ts(11));
         assert_eq!(window.conflict(&key("a"), ts(12)), Some(ts(20)));
@@ -225,8 +254,35 @@ mod tests {
         let written = |value: &str| Some(value_hash(Some(value.as_bytes())));
         window.insert(ts(10), &[ConflictKey { written: written("x"), ..key("a") }]);
         let touch = |value: &str, touch| ConflictKey { written: written(value), touch, ..key("a") };
+        assert_eq!(window.conflict(&touch("x", true), ts(5)), Some(ts(10)), "it may never be applied");
+        window.landed(ts(10));
         assert_eq!(window.conflict(&touch("x", true), ts(5)), None);
         assert_eq!(window.conflict(&touch("y", true), ts(5)), Some(ts(10)));
         assert_eq!(window.conflict(&touch("x", false), ts(5)), Some(ts(10)));
+    }
+
+    #[test]
+    fn what_was_not_applied_is_never_tolerated() {
+        let mut window = ConflictWindow::new(ts(1));
+        let written = Some(value_hash(Some(b"x")));
+        let touch = ConflictKey { written, touch: true, ..key("a") };
+        window.insert(ts(10), std::slice::from_ref(&touch));
+        window.not_applied(ts(10));
+        window.landed(ts(20));
+        assert_eq!(window.conflict(&touch, ts(5)), Some(ts(10)));
+        window.insert(ts(30), std::slice::from_ref(&touch));
+        window.landed(ts(30));
+        assert_eq!(window.conflict(&touch, ts(5)), None);
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_not_forgotten() {
+        let mut window = ConflictWindow::new(ts(1));
+        window.insert(ts(10), &[key("a")]);
+        window.forget_below(ts(100));
+        assert_eq!(window.floor(), ts(1));
+        window.landed(ts(10));
+        window.forget_below(ts(100));
+        assert_eq!(window.floor(), ts(11));
     }
 }

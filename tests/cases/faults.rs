@@ -92,6 +92,7 @@ macro_rules! together_lane {
             [
                 a_table_dropped_during_a_commit_fails_its_own_writers_only,
                 a_refused_group_does_not_hold_up_the_one_behind_it,
+                a_write_that_never_came_is_not_tolerated,
             ]
         );
     };
@@ -644,6 +645,33 @@ pub(crate) async fn a_refused_group_does_not_hold_up_the_one_behind_it(lane: Lan
     assert_eq!(error.code(), "NOT_FOUND", "{error}");
     joined(second).await.expect("it commits");
     assert_eq!(store.read("second").await.as_deref(), Some("1"));
+}
+
+/// A touch leaves what it has read, which is no conflict with a write of the same value, but is with one that never came.
+pub(crate) async fn a_write_that_never_came_is_not_tolerated(lane: Lane) {
+    let store = Fixture::overlapping(lane).await;
+    let t = table(&store.atlas, "values", ConflictHandler::RetryOnValueChanged).await;
+    let gone = table(&store.atlas, "gone", ConflictHandler::RetryOnWriteWriteCell).await;
+    write(&store.atlas, &t, &[("c", "v")]).await;
+    let (changes, touches) = (store.begin().await, store.begin().await);
+    put(&changes, &t, "c", "w").await;
+    changes.commit().await.expect("it commits");
+    let back = store.begin().await;
+    put(&back, &t, "c", "v").await;
+    put(&back, &gone, "x", "1").await;
+    let gate = store.hold_group();
+    let back = committing(back);
+    gate.arrived().await;
+    assert_eq!(get(&touches, &t, "c").await.as_deref(), Some("v"));
+    put(&touches, &t, "c", "v").await;
+    let touches = committing(touches);
+    store.a_while().await;
+    store.atlas.drop_table(&gone).await.expect("the table can be dropped");
+    gate.open();
+    joined(back).await.expect_err("its table is gone");
+    let error = joined(touches).await.expect_err("it has not seen what stands now");
+    assert!(matches!(error, Error::Conflict { .. }), "{error}");
+    assert_eq!(read(&store.atlas, &t, "c").await.as_deref(), Some("w"));
 }
 
 pub(crate) async fn a_marker_waits_for_every_group_on_its_way(lane: Lane) {

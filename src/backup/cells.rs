@@ -33,7 +33,8 @@ pub(super) type Cells = Vec<(Cell, Bytes)>;
 /// Makes frames of cells.
 #[derive(Debug, Default)]
 pub(super) struct FrameWriter {
-    body: BytesMut,
+    /// Empty, or the place for a header and the cells behind it.
+    frame: BytesMut,
     cells: u64,
 }
 
@@ -53,27 +54,28 @@ impl FrameWriter {
         let row = len("row", cell.row.len(), usize::from(u16::MAX))?;
         let column = len("column", cell.column.len(), usize::from(u16::MAX))?;
         let value_len = len("value", value.len(), FRAME_LEN_MAX - FRAME_SIZE - (1 << 20))?;
-        self.body.put_u16(row as u16);
-        self.body.put_u16(column as u16);
-        self.body.put_u32(value_len as u32);
-        self.body.put_slice(&cell.row);
-        self.body.put_slice(&cell.column);
-        self.body.put_slice(value);
+        if self.frame.is_empty() {
+            self.frame.reserve(FRAME_HEADER + FRAME_SIZE + CELL_HEADER + row + column + value_len);
+            self.frame.put_bytes(0, FRAME_HEADER);
+        }
+        self.frame.put_u16(row as u16);
+        self.frame.put_u16(column as u16);
+        self.frame.put_u32(value_len as u32);
+        self.frame.put_slice(&cell.row);
+        self.frame.put_slice(&cell.column);
+        self.frame.put_slice(value);
         self.cells += 1;
-        Ok(if self.body.len() >= FRAME_SIZE { self.take() } else { None })
+        Ok(if self.frame.len() >= FRAME_HEADER + FRAME_SIZE { self.take() } else { None })
     }
 
     /// The last frame, if anything is left for one.
     pub(super) fn take(&mut self) -> Option<Bytes> {
-        if self.body.is_empty() {
-            return None;
-        }
-        let mut frame = BytesMut::with_capacity(FRAME_HEADER + self.body.len());
-        frame.put_u32(self.body.len() as u32);
-        frame.put_u32(crc32c::crc32c(&self.body));
-        frame.put_slice(&self.body);
-        self.body.clear();
-        Some(frame.freeze())
+        let body = self.frame.get(FRAME_HEADER..).filter(|body| !body.is_empty())?;
+        let (len, checksum) = (body.len() as u32, crc32c::crc32c(body));
+        let mut header = &mut self.frame[..FRAME_HEADER];
+        header.put_u32(len);
+        header.put_u32(checksum);
+        Some(std::mem::take(&mut self.frame).freeze())
     }
 
     /// Cells added so far.

@@ -39,8 +39,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many cells are fetched at a time, of each table.
-const PAGE: usize = 128;
+/// How many cells are fetched at a time, of each table; the store sees to it that large ones are fewer.
+const PAGE: usize = 1024;
 
 /// Most bytes written into the store at a time, one cell excepted.
 const WRITE_SIZE: usize = 1 << 20;

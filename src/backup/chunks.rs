@@ -151,12 +151,10 @@ pub(super) fn read<T: Send + 'static>(
 ) -> BoxStream<'static, Result<T>> {
     let (sender, mut receiver) = tokio::sync::mpsc::channel::<T>(QUEUED);
     let reading = tokio::task::spawn_blocking(move || {
-        restore::reached(RestoreStep::CopyFile)?;
-        let source = File::open(&path).map_err(io("opening", &path))?;
-        let mut source = HashedFile { source, path, hasher: blake3::Hasher::new(), size: 0, meter };
-        // Nobody wants it any more: the other side knows.
-        parse(&mut source, &|item| sender.blocking_send(item).map_err(|_| Error::Interrupted))?;
-        source.check(&file)
+        read_here(path, &file, meter, |source| {
+            // Nobody wants it any more: the other side knows.
+            parse(source, &|item| sender.blocking_send(item).map_err(|_| Error::Interrupted))
+        })
     });
     async_stream::stream! {
         while let Some(item) = receiver.recv().await {
@@ -170,6 +168,23 @@ pub(super) fn read<T: Send + 'static>(
         }
     }
     .boxed()
+}
+
+/// Reads a file of a backup on the thread that asks.
+///
+/// # Errors
+/// Those of `parse`, and one if the file is not what the manifest says: then what was parsed is not proven.
+pub(super) fn read_here(
+    path: PathBuf,
+    file: &ManifestFile,
+    meter: Arc<Meter>,
+    parse: impl FnOnce(&mut HashedFile) -> Result<()>,
+) -> Result<()> {
+    restore::reached(RestoreStep::CopyFile)?;
+    let source = File::open(&path).map_err(io("opening", &path))?;
+    let mut source = HashedFile { source, path, hasher: blake3::Hasher::new(), size: 0, meter };
+    parse(&mut source)?;
+    source.check(file)
 }
 
 /// Sends the content of a file as it is.

@@ -470,6 +470,10 @@ impl KeyValueService for Pretender {
     async fn availability(&self) -> Availability {
         self.inner.availability().await
     }
+    fn sorted_load(&self) -> Option<&dyn atlas_kvs::SortedLoad> {
+        self.inner.sorted_load()
+    }
+
     fn native_snapshot(&self) -> Option<&dyn NativeSnapshot> {
         (self.snapshots == Snapshots::Files).then_some(self as _)
     }

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use atlas::kvs_api::{
     AtomicBatch, AtomicScan, Availability, Capabilities, CellBound, CellTimestamps, CellVersionRange, CellVersions,
     CheckAndSet, Durability, KeyValueService, KvsError, NativeSnapshot, Ownership, PutUnlessExists, Result,
-    ResultStream, Scan, TableDescription, TableKind, TableSize, Value, Version, VersionScan,
+    ResultStream, Scan, SortedLoad, TableDescription, TableKind, TableSize, Value, Version, VersionScan,
 };
 use atlas::{Cell, RowRange, TableRef, Timestamp};
 use bytes::Bytes;
@@ -600,6 +600,10 @@ impl KeyValueService for Faulty {
 
     async fn availability(&self) -> Availability {
         self.inner.availability().await
+    }
+
+    fn sorted_load(&self) -> Option<&dyn SortedLoad> {
+        self.inner.sorted_load()
     }
 
     fn native_snapshot(&self) -> Option<&dyn NativeSnapshot> {

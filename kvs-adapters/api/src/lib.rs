@@ -33,7 +33,7 @@ pub use error::{KvsError, Result};
 pub use scan::{AtomicScan, ColumnSelection, RowRange, Scan, VersionScan};
 pub use service::{
     Availability, Capabilities, CheckAndSet, KeyValueService, Limits, NativeSnapshot, Ownership, PutUnlessExists,
-    SnapshotSummary,
+    SnapshotSummary, SortedLoad, SortedSink,
 };
 pub use snapshot::{NodeStore, OpenSnapshot, PART_NAME_LEN_MAX, SnapshotPart, StreamSnapshot, is_part_name};
 pub use table::{TableDescription, TableKind, TableRef, TableSize};

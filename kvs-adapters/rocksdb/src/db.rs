@@ -25,8 +25,8 @@ use atlas_kvs::{
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::{
-    BoundColumnFamily, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode, DBWithThreadMode, ErrorKind, MultiThreaded,
-    ReadOptions, WriteBatch, WriteOptions,
+    BoundColumnFamily, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode, DBWithThreadMode, ErrorKind,
+    IngestExternalFileOptions, MultiThreaded, ReadOptions, WriteBatch, WriteOptions,
 };
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -300,6 +300,31 @@ impl Db {
         self.rocks.flush_wal(true).map_err(|error| {
             self.broken.get_or_init(|| error.to_string());
             unavailable(format!("the log could not be synced: {error}"), error)
+        })
+    }
+
+    /// Fails if there is no such table.
+    pub(crate) fn check_versioned(&self, table: &TableRef) -> Result<()> {
+        self.check_writable()?;
+        self.family(&self.tables.read(), table, TableKind::Versioned).map(drop)
+    }
+
+    /// How files of tables are written.
+    pub(crate) fn table_options(&self) -> rocksdb::Options {
+        self.table_options.clone()
+    }
+
+    /// Takes a finished file of versions into a table; moves it. What was written before is durable then, too: no crash takes
+    /// that back and leaves this.
+    pub(crate) fn take_in(&self, table: &TableRef, file: &Path) -> Result<()> {
+        let catalog = self.tables.read();
+        let family = self.family(&catalog, table, TableKind::Versioned)?;
+        self.sync()?;
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        self.rocks.ingest_external_file_cf_opts(&family, &options, vec![file]).map_err(|error| {
+            self.broken.get_or_init(|| error.to_string());
+            KvsError::Indeterminate { reason: error.to_string(), source: Some(Box::new(error)) }
         })
     }
 

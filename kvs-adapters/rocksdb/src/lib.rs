@@ -30,6 +30,7 @@
 //!     owner               locked by the owner, with its process number in it
 //!     db/                 RocksDB: table files, one log for all tables, manifest
 //!     staging/<name>/     a snapshot: db/ again, links to table files and a copy of the log
+//!     staging/load-*.sst  a table file that is being written, for a sorted load
 //! ```
 //!
 //! An opener takes the lock of `owner`, waiting a moment for a predecessor; empties `staging`, where without their
@@ -56,6 +57,7 @@ mod config;
 mod db;
 mod errors;
 mod keys;
+mod load;
 mod owner;
 mod page;
 mod read;

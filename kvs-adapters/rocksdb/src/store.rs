@@ -2,6 +2,7 @@
 
 use crate::config::RocksConfig;
 use crate::db::Db;
+use crate::load;
 use crate::owner::OwnerLock;
 use crate::page::{Next, Page};
 use crate::read::{Answers, Tier};
@@ -11,8 +12,8 @@ use async_trait::async_trait;
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, Cell, CellBound, CellTimestamps, CellVersionRange,
     CellVersions, CheckAndSet, ColumnSelection, Durability, KeyValueService, KvsError, Limits, NativeSnapshot,
-    Ownership, PutUnlessExists, Result, ResultStream, RowRange, Scan, SnapshotSummary, TableDescription, TableKind,
-    TableRef, TableSize, Timestamp, Value, Version, VersionScan,
+    Ownership, PutUnlessExists, Result, ResultStream, RowRange, Scan, SnapshotSummary, SortedLoad, SortedSink,
+    TableDescription, TableKind, TableRef, TableSize, Timestamp, Value, Version, VersionScan,
 };
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -439,7 +440,7 @@ fn check_cell(cell: &Cell) -> Result<()> {
     check_len("column", cell.column.len(), LIMITS.column_len_max, cell)
 }
 
-fn check_write(cell: &Cell, value: &[u8]) -> Result<()> {
+pub(crate) fn check_write(cell: &Cell, value: &[u8]) -> Result<()> {
     check_cell(cell)?;
     check_len("value", value.len(), LIMITS.value_len_max, cell)
 }
@@ -448,7 +449,7 @@ fn check_len(what: &'static str, len: usize, limit: usize, cell: &Cell) -> Resul
     if len <= limit { Ok(()) } else { Err(KvsError::TooLarge { what, cell: cell.clone(), len, limit }) }
 }
 
-fn check_ts(ts: Timestamp) -> Result<()> {
+pub(crate) fn check_ts(ts: Timestamp) -> Result<()> {
     if ts.is_data() { Ok(()) } else { Err(KvsError::InvalidTimestamp(ts.get())) }
 }
 
@@ -681,6 +682,10 @@ impl KeyValueService for RocksStore {
         Some(self)
     }
 
+    fn sorted_load(&self) -> Option<&dyn SortedLoad> {
+        Some(self)
+    }
+
     async fn reopen(&self) -> Result<()> {
         // A task of its own: once begun it is brought to an end, whether or not anyone waits.
         joined(tokio::spawn(self.inner.clone().reopen()).await, || KvsError::Closed)
@@ -710,5 +715,11 @@ impl NativeSnapshot for RocksStore {
             snapshot::snapshot_into(&db, &inner.staging_root, &directory)
         })
         .await
+    }
+}
+
+impl SortedLoad for RocksStore {
+    fn load_sorted(&self, table: &TableRef, fill: &mut dyn FnMut(&mut SortedSink<'_>) -> Result<()>) -> Result<()> {
+        load::load_sorted(&*self.inner.db()?, &self.inner.staging_root, table, fill)
     }
 }

@@ -166,6 +166,9 @@ pub struct ScanOptions {
     pub limit: Option<u64>,
     /// How many cells to fetch at a time; `0`: the layer chooses.
     pub page_size: usize,
+    /// What is read is hardly needed again, and need not drive anything else out of the store's caches; a hint, which a server
+    /// is not told.
+    pub bypass_cache: bool,
 }
 
 /// The backup lock as persisted.

@@ -107,7 +107,7 @@ fn frames(
     count: Arc<AtomicU64>,
 ) -> BoxStream<'static, Result<bytes::Bytes>> {
     async_stream::try_stream! {
-        let options = ScanOptions { page_size: PAGE, ..ScanOptions::default() };
+        let options = ScanOptions { page_size: PAGE, bypass_cache: true, ..ScanOptions::default() };
         let mut cells = reader.scan(&table.table, options).await?;
         let mut frames = FrameWriter::default();
         while let Some((cell, value)) = cells.try_next().await? {

@@ -421,6 +421,7 @@ pub(super) fn scan_options(request: pb::ScanRequest, page_size_max: usize) -> Sc
         reverse: request.reverse,
         limit: request.limit,
         page_size: usize::try_from(request.page_size).unwrap_or(page_size_max).min(page_size_max),
+        bypass_cache: false,
     }
 }
 

@@ -65,6 +65,7 @@ fn pages(transaction: Arc<Inner>, table: TableRef, options: ScanOptions) -> BoxS
             reverse: options.reverse,
             after: None,
             page_size,
+            bypass_cache: options.bypass_cache,
         };
         let mut pages = std::pin::pin!(transaction.core.read_pages(&table, request, limit.clamp(1, first_page_max)));
         while let Some(page) = pages.next().await {

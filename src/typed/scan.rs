@@ -81,6 +81,7 @@ impl<'t, K: TableKey, V: TableValue> TypedScan<'t, K, V> {
             reverse: self.reverse,
             limit: self.limit,
             page_size: 0,
+            bypass_cache: false,
         };
         let cells = transaction.scan(&table, options).await?;
         let entities = cells.map(move |found| {

@@ -110,12 +110,14 @@ pub struct Scan {
     pub after: Option<Cell>,
     /// How many cells to fetch at a time; a hint, for which every number is allowed.
     pub page_size: usize,
+    /// What is read is hardly needed again, and need not drive anything else out of the store's caches; a hint.
+    pub bypass_cache: bool,
 }
 
 impl Scan {
     /// A forward scan of all cells of `rows`.
     pub fn new(rows: RowRange, read_before: Timestamp) -> Scan {
-        Scan { rows, columns: ColumnSelection::All, read_before, reverse: false, after: None, page_size: 256 }
+        Scan { rows, columns: ColumnSelection::All, read_before, reverse: false, after: None, page_size: 256, bypass_cache: false }
     }
 
     /// The same scan from the end to the beginning.

@@ -128,7 +128,7 @@ impl KeyValueService for MemoryStore {
     }
 
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
-        let (table, Scan { rows, columns, read_before, reverse, after, page_size }) = (table.clone(), request);
+        let (table, Scan { rows, columns, read_before, reverse, after, page_size, .. }) = (table.clone(), request);
         page::stream(Arc::clone(&self.tables), after, move |tables, after| {
             Ok(page::read(tables.versioned(&table)?, &rows, after, reverse, page_size, |cell, versions| {
                 let value = columns.contains(&cell.column).then(|| newest(versions, read_before)).flatten()?;

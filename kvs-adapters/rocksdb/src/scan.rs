@@ -32,6 +32,8 @@ const NEAR: usize = 4;
 const BYTES_MAX: usize = 4 << 20;
 const CELLS_MAX: usize = 10_000;
 const STEPS_MAX: usize = 200_000;
+/// Bytes that are read at a time past the cache.
+const READ_AHEAD: usize = 512 << 10;
 /// Of a page that is read on a thread of the runtime.
 const MEMORY_CELLS_MAX: usize = 500;
 const MEMORY_BYTES_MAX: usize = 256 << 10;
@@ -46,6 +48,7 @@ pub(crate) struct KeyRange {
     upper: Option<Vec<u8>>,
     reverse: bool,
     page_size: usize,
+    bypass_cache: bool,
 }
 
 impl KeyRange {
@@ -54,6 +57,7 @@ impl KeyRange {
         if scan.rows.is_single() {
             range.narrow_to_columns(&scan.rows.start, &scan.columns);
         }
+        range.bypass_cache = scan.bypass_cache;
         range.resume(scan.after.as_ref())
     }
 
@@ -67,7 +71,7 @@ impl KeyRange {
 
     fn of_rows(rows: &RowRange, reverse: bool, page_size: usize) -> KeyRange {
         let upper = rows.end.as_ref().map(|end| keys::of_row(end));
-        KeyRange { lower: keys::of_row(&rows.start), upper, reverse, page_size }
+        KeyRange { lower: keys::of_row(&rows.start), upper, reverse, page_size, bypass_cache: false }
     }
 
     /// In a scan of one row the columns are a range of keys too.
@@ -151,6 +155,11 @@ impl<'a> Cursor<'a> {
         if tier == Tier::Memory {
             // What lies behind a long run of deletions is reported as out of reach, as if it were on disk.
             options.set_max_skippable_internal_keys(MEMORY_SKIPS_MAX);
+        }
+        if range.bypass_cache {
+            options.fill_cache(false);
+            // By itself it reads ahead only after some blocks, and each page begins anew.
+            options.set_readahead_size(READ_AHEAD);
         }
         options.set_iterate_lower_bound(range.lower.clone());
         if let Some(upper) = range.upper {

@@ -529,7 +529,9 @@ impl KeyValueService for RocksStore {
             return self.nothing();
         }
         let (table, range) = (table.clone(), KeyRange::of_scan(&request));
-        Pages::stream(&self.inner, Tier::Memory, move |db, from, tier| {
+        // Much of what is read past the cache is not in it.
+        let tier = if request.bypass_cache { Tier::Disk } else { Tier::Memory };
+        Pages::stream(&self.inner, tier, move |db, from, tier| {
             db.scan_page(&table, &request, &range, from, tier)
         })
     }

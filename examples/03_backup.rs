@@ -23,7 +23,8 @@ pub(crate) async fn backup_and_restore(directory: &Path) -> anyhow::Result<()> {
     atlas.create_table(&NOTES.table(), &TableSpec::default()).await?;
     write(&atlas, 1, "before the backup").await?;
     // Transactions may go on meanwhile: the backup holds those that committed before its timestamp, whole.
-    let request = BackupRequest { repository: repository.clone(), name: None, reason: None, portable: false, rate_limit: None };
+    let request =
+        BackupRequest { repository: repository.clone(), name: None, reason: None, portable: false, rate_limit: None };
     let backup = atlas.backup_create(request, no_progress()).await?;
     println!("backup {} holds the commits below {:?}", backup.id, backup.backup_ts);
     write(&atlas, 2, "after the backup").await?;

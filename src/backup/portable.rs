@@ -202,9 +202,8 @@ fn load_file(
     meter: Arc<Meter>,
     (start_ts, commit_ts): (Timestamp, Timestamp),
 ) -> Result<u64> {
-    let loader = kvs
-        .sorted_load()
-        .ok_or(KvsError::Unsupported { store: kvs.capabilities().store, operation: "sorted load" })?;
+    let loader =
+        kvs.sorted_load().ok_or(KvsError::Unsupported { store: kvs.capabilities().store, operation: "sorted load" })?;
     let place = path.display().to_string();
     let (count, mut failed) = (StdCell::new(0), None);
     let loaded = loader.load_sorted(table, &mut |sink| {

@@ -6,8 +6,8 @@ use super::connect::{Access, connect};
 use super::output::{Reply, columns, count, millis, pairs, size};
 use crate::backup::{COMPLETE, refuse_if_restoring};
 use crate::config::AtlasConfig;
-use crate::config::{Sources, load};
 use crate::config::ByteSize;
+use crate::config::{Sources, load};
 use crate::ops::{BackupInfo, BackupRequest};
 use crate::registry;
 use crate::{Error, Result};
@@ -20,7 +20,11 @@ pub(crate) async fn run(command: BackupCommand, context: &Context) -> Result<Rep
     match command {
         BackupCommand::Create { to, name, portable, rate_limit } => {
             let rate_limit = rate_limit.map(|ByteSize(bytes)| bytes);
-            create(BackupRequest { repository: repository(to, context)?, name, reason: None, portable, rate_limit }, context).await
+            create(
+                BackupRequest { repository: repository(to, context)?, name, reason: None, portable, rate_limit },
+                context,
+            )
+            .await
         }
         BackupCommand::List(args) => {
             let repository = repository(args.repo, context)?;

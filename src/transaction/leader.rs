@@ -102,7 +102,7 @@ struct Flight {
 #[derive(Default)]
 pub(super) struct Flights {
     // Invariant: one write for each flight, in the same order.
-    flights: VecDeque<Flight>,
+    flights: VecDeque<Box<Flight>>,
     writes: FuturesOrdered<BoxFuture<'static, Written>>,
     /// What has to wait until everything has landed.
     pub(super) held: Option<Request>,
@@ -120,13 +120,13 @@ impl Flights {
             && !self.flights.iter().any(|flight| flight.group.goes_alone())
     }
 
-    fn take_off(&mut self, flight: Flight, write: BoxFuture<'static, Written>) {
+    fn take_off(&mut self, flight: Box<Flight>, write: BoxFuture<'static, Written>) {
         self.flights.push_back(flight);
         self.writes.push_back(write);
     }
 
     /// The first that took off, when the store has answered for it; nothing if there is none. Cancel safe.
-    async fn next(&mut self) -> Option<(Flight, Written)> {
+    async fn next(&mut self) -> Option<(Box<Flight>, Written)> {
         let written = self.writes.next().await?;
         self.flights.pop_front().map(|flight| (flight, written))
     }
@@ -140,7 +140,7 @@ impl Flights {
 
 /// What the leader hears of.
 enum Event {
-    Landed(Flight, Written),
+    Landed(Box<Flight>, Written),
     Asked(Request),
     NobodyIsLeft,
     RuntimeIsGone,
@@ -241,12 +241,7 @@ impl Leader {
 
     /// Takes what is waiting, admits it in order, and stops at the limits of a group, or before what has to wait until the
     /// groups on their way have landed.
-    async fn gather(
-        &mut self,
-        first: Request,
-        queue: &mut mpsc::Receiver<Request>,
-        flights: &mut Flights,
-    ) -> Group {
+    async fn gather(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>, flights: &mut Flights) -> Group {
         let mut group = Group::default();
         let mut size = 0;
         let mut taken = 0;
@@ -266,7 +261,9 @@ impl Leader {
                     return group;
                 }
                 // One start timestamp has one entry: who commits in this group or has committed is not rolled back.
-                Request::RollBack(start_ts, reply) if group.commits(start_ts) || self.entries.has_committed(start_ts) => {
+                Request::RollBack(start_ts, reply)
+                    if group.commits(start_ts) || self.entries.has_committed(start_ts) =>
+                {
                     let reason = format!("transaction {start_ts} is being committed, or is already");
                     let _ = reply.send(Err(Error::Unavailable { what: "the roll-back".to_owned(), reason }));
                 }
@@ -392,12 +389,12 @@ impl Leader {
     }
 
     /// Steps 4, 5 and 10 for all members at once.
-    async fn take_off(&self, mut group: Group) -> (Flight, BoxFuture<'static, Written>) {
+    async fn take_off(&self, mut group: Group) -> (Box<Flight>, BoxFuture<'static, Written>) {
         let fence = self.fence.as_ref().filter(|_| Rule::GuardBatches.is_kept());
         let batch = build_batch(&mut group).await.guarded(fence.map(|fence| fence.guard()));
         self.reach_the_record(&group).await;
         let write = self.write(&batch);
-        (Flight { group, batch }, write)
+        (Box::new(Flight { group, batch }), write)
     }
 
     async fn reach_the_record(&self, group: &Group) {
@@ -431,12 +428,12 @@ impl Leader {
     /// What follows when the store has answered for the group that took off first.
     async fn land(
         &mut self,
-        flight: Flight,
+        flight: Box<Flight>,
         written: Written,
         flights: &mut Flights,
         queue: &mut mpsc::Receiver<Request>,
     ) -> Landing {
-        let Flight { mut group, mut batch } = flight;
+        let Flight { mut group, mut batch } = *flight;
         let (markers, mut stop) = (std::mem::take(&mut group.markers), group.stop.take());
         let mut written = written;
         let ended = loop {
@@ -532,12 +529,10 @@ impl Leader {
                 None => Ok(flights.next().await),
             };
             match next {
-                Ok(Some((Flight { group, .. }, Ok(())))) => applied.push(group),
-                Ok(Some((Flight { group, .. }, Err(error)))) if error.is_indeterminate() => unknown.push(group),
-                Ok(Some((Flight { group, .. }, Err(KvsError::GuardFailed { .. })))) => {
-                    refuse_all(group, || self.replaced());
-                }
-                Ok(Some((Flight { group, .. }, Err(error)))) => self.refuse(group, &error),
+                Ok(Some((flight, Ok(())))) => applied.push(flight.group),
+                Ok(Some((flight, Err(error)))) if error.is_indeterminate() => unknown.push(flight.group),
+                Ok(Some((flight, Err(KvsError::GuardFailed { .. })))) => refuse_all(flight.group, || self.replaced()),
+                Ok(Some((flight, Err(error)))) => self.refuse(flight.group, &error),
                 Ok(None) => return (applied, unknown),
                 Err(_) => {
                     unknown.extend(flights.give_up());
@@ -660,4 +655,3 @@ async fn refuse_all_to_come(mut queue: mpsc::Receiver<Request>, reason: &str) {
         }
     }
 }
-

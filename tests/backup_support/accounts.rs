@@ -77,7 +77,13 @@ pub(crate) async fn state(atlas: &Atlas, at: Option<Timestamp>) -> State {
 }
 
 pub(crate) fn portable_request(repository: &Path, name: &str) -> BackupRequest {
-    BackupRequest { repository: repository.to_owned(), name: Some(name.to_owned()), reason: None, portable: true, rate_limit: None }
+    BackupRequest {
+        repository: repository.to_owned(),
+        name: Some(name.to_owned()),
+        reason: None,
+        portable: true,
+        rate_limit: None,
+    }
 }
 
 pub(crate) fn memory() -> Arc<dyn KeyValueService> {

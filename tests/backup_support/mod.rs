@@ -216,7 +216,13 @@ impl BackupSource for Source {
 }
 
 pub(crate) fn request(repository: &Path, name: Option<&str>) -> BackupRequest {
-    BackupRequest { repository: repository.to_owned(), name: name.map(str::to_owned), reason: None, portable: false, rate_limit: None }
+    BackupRequest {
+        repository: repository.to_owned(),
+        name: name.map(str::to_owned),
+        reason: None,
+        portable: false,
+        rate_limit: None,
+    }
 }
 
 pub(crate) async fn create(source: &Arc<Source>, repository: &Path, name: Option<&str>) -> Result<BackupInfo> {

@@ -462,8 +462,14 @@ pub(crate) async fn scans_are_right_whatever_the_page_size(store: TestStore) {
                 for (reverse, limit) in
                     [(false, None), (true, None), (false, Some(3)), (true, Some(2)), (false, Some(0))]
                 {
-                    let options =
-                        ScanOptions { rows: rows.clone(), columns: columns.clone(), reverse, limit, page_size };
+                    let options = ScanOptions {
+                        rows: rows.clone(),
+                        columns: columns.clone(),
+                        reverse,
+                        limit,
+                        page_size,
+                        bypass_cache: page_size == 1,
+                    };
                     let mut expected: Vec<(Cell, Bytes)> = model
                         .iter()
                         .filter(|(cell, _)| rows.contains(&cell.row) && columns.contains(&cell.column))

@@ -380,7 +380,13 @@ async fn an_error_is_the_same_on_both_sides() {
         fail();
         expect(transaction.commit().await.unwrap_err());
         fail();
-        let request = BackupRequest { repository: "/backups".into(), name: None, reason: None, portable: false, rate_limit: None };
+        let request = BackupRequest {
+            repository: "/backups".into(),
+            name: None,
+            reason: None,
+            portable: false,
+            rate_limit: None,
+        };
         expect(remote.backup_create(request, no_progress()).await.unwrap_err());
         fail();
         expect(remote.sweep(SweepRequest::default(), no_progress()).await.unwrap_err());
@@ -719,12 +725,19 @@ async fn a_backup_tells_its_steps_and_then_its_result() {
     let steps = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let seen = steps.clone();
     let not_utf8 = PathBuf::from(OsStr::from_bytes(b"/backups/\xff"));
-    let request = BackupRequest { repository: not_utf8, name: Some("n".to_owned()), reason: None, portable: false, rate_limit: None };
+    let request = BackupRequest {
+        repository: not_utf8,
+        name: Some("n".to_owned()),
+        reason: None,
+        portable: false,
+        rate_limit: None,
+    };
     let info = remote.backup_create(request.clone(), Arc::new(move |step| seen.lock().push(step))).await.unwrap();
     assert_eq!(info, fake::backup_info("n"));
     assert_eq!(*steps.lock(), fake::backup_steps());
     assert_eq!(running.fake.backup_requests.lock().as_slice(), [request]);
-    let relative = BackupRequest { repository: "backups".into(), name: None, reason: None, portable: false, rate_limit: None };
+    let relative =
+        BackupRequest { repository: "backups".into(), name: None, reason: None, portable: false, rate_limit: None };
     assert_eq!(remote.backup_create(relative, no_progress()).await.unwrap_err().code(), "USAGE");
     running.shut_down().await;
 }
@@ -734,7 +747,8 @@ async fn a_backup_ends_when_its_client_drops_it_or_is_gone() {
     let running = Running::start().await;
     let proxy = Proxy::start(&running.data_dir);
     let remote = proxy.client().await;
-    let request = BackupRequest { repository: "/endless".into(), name: None, reason: None, portable: false, rate_limit: None };
+    let request =
+        BackupRequest { repository: "/endless".into(), name: None, reason: None, portable: false, rate_limit: None };
     let open = || running.fake.backups_open.load(Relaxed);
 
     let (asked, wanted) = (remote.clone(), request.clone());

@@ -117,7 +117,15 @@ pub struct Scan {
 impl Scan {
     /// A forward scan of all cells of `rows`.
     pub fn new(rows: RowRange, read_before: Timestamp) -> Scan {
-        Scan { rows, columns: ColumnSelection::All, read_before, reverse: false, after: None, page_size: 256, bypass_cache: false }
+        Scan {
+            rows,
+            columns: ColumnSelection::All,
+            read_before,
+            reverse: false,
+            after: None,
+            page_size: 256,
+            bypass_cache: false,
+        }
     }
 
     /// The same scan from the end to the beginning.

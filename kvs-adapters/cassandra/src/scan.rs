@@ -92,7 +92,7 @@ pub(crate) fn rows_range(rows: &RowRange) -> KeyRange {
 
 impl Scans {
     pub(crate) fn scan(&self, table: TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
-        let Scan { rows, columns, read_before, reverse, after, page_size } = request;
+        let Scan { rows, columns, read_before, reverse, after, page_size, .. } = request;
         let span = Span::new(TableKind::Versioned, &rows, columns, reverse, page_size);
         self.run(table, span, after, move |cluster, table, cell| async move {
             Ok(cluster.newest(&table, &cell, read_before).await?.map(|value| (cell, value)))

@@ -121,6 +121,7 @@ async fn compare(
                 reverse,
                 after: after.clone(),
                 page_size,
+                bypass_cache: false,
             };
             let wanted = |cell: &Cell| {
                 let behind = after.as_ref().is_none_or(|after| if reverse { cell < after } else { cell > after });

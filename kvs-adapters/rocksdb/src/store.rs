@@ -531,9 +531,7 @@ impl KeyValueService for RocksStore {
         let (table, range) = (table.clone(), KeyRange::of_scan(&request));
         // Much of what is read past the cache is not in it.
         let tier = if request.bypass_cache { Tier::Disk } else { Tier::Memory };
-        Pages::stream(&self.inner, tier, move |db, from, tier| {
-            db.scan_page(&table, &request, &range, from, tier)
-        })
+        Pages::stream(&self.inner, tier, move |db, from, tier| db.scan_page(&table, &request, &range, from, tier))
     }
 
     async fn versions(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Vec<Version>>> {

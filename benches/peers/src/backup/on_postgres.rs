@@ -48,7 +48,13 @@ pub(super) fn run(plan: &Plan, runtime: &Runtime) -> Result<Vec<Timed>> {
             Ok(std::fs::File::open(&dump)?.sync_all()?)
         })?;
         time(1, &|| {
-            let request = BackupRequest { repository: repository.clone(), name: None, reason: None, portable: false, rate_limit: None };
+            let request = BackupRequest {
+                repository: repository.clone(),
+                name: None,
+                reason: None,
+                portable: false,
+                rate_limit: None,
+            };
             runtime.block_on(handle.atlas.backup_create(request, no_progress()))?;
             Ok(())
         })?;

@@ -138,14 +138,16 @@ fn apply(empty: bool) -> impl Strategy<Value = Op> {
 
 fn versioned_read(empty: bool) -> impl Strategy<Value = Op> {
     let bounds = || vec((cell(empty), any_ts()).prop_map(|(cell, read_before)| CellBound { cell, read_before }), 1..5);
-    let scan = (rows(), columns(), any_ts(), any::<bool>(), option::of(cell(true)), page_size()).prop_map(
-        |(rows, columns, read_before, reverse, after, page_size)| Scan {
+    let flags = (any::<bool>(), any::<bool>());
+    let scan = (rows(), columns(), any_ts(), flags, option::of(cell(true)), page_size()).prop_map(
+        |(rows, columns, read_before, (reverse, bypass_cache), after, page_size)| Scan {
             rows,
             columns,
             read_before,
             reverse,
             after,
             page_size,
+            bypass_cache,
         },
     );
     let version_scan = (rows(), option::of(cell(true)), any_ts(), page_size())

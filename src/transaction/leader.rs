@@ -35,11 +35,12 @@ use atlas_kvs::{AtomicBatch, Durability, KeyValueService, KvsError, Timestamp};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::collections::{BTreeSet, VecDeque};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::AbortOnDropHandle;
 
 /// How many transactions share a batch at most.
 const GROUP_MAX: usize = 4096;
@@ -101,9 +102,11 @@ struct Flight {
 /// Groups on their way. They land in the order in which they took off.
 #[derive(Default)]
 pub(super) struct Flights {
-    // Invariant: one write for each flight, in the same order.
+    // Invariant: one write or answer for each flight, in the same order.
     flights: VecDeque<Box<Flight>>,
     writes: FuturesOrdered<BoxFuture<'static, Written>>,
+    /// The store has answered for so many of the first, and nobody has looked yet.
+    answered: VecDeque<Written>,
     /// What has to wait until everything has landed.
     pub(super) held: Option<Request>,
 }
@@ -127,13 +130,32 @@ impl Flights {
 
     /// The first that took off, when the store has answered for it; nothing if there is none. Cancel safe.
     async fn next(&mut self) -> Option<(Box<Flight>, Written)> {
-        let written = self.writes.next().await?;
+        let written = match self.answered.pop_front() {
+            Some(written) => written,
+            None => self.writes.next().await?,
+        };
         self.flights.pop_front().map(|flight| (flight, written))
+    }
+
+    /// Does `work` without keeping the groups on their way from going on: it may wait for a number, which may wait for a
+    /// connection that one of them holds.
+    async fn beside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        poll_fn(|cx| {
+            if !self.writes.is_empty() {
+                while let Poll::Ready(Some(written)) = self.writes.poll_next_unpin(cx) {
+                    self.answered.push_back(written);
+                }
+            }
+            work.as_mut().poll(cx)
+        })
+        .await
     }
 
     /// Waits for none of them any more: whether they are written nobody knows.
     fn give_up(&mut self) -> Vec<Group> {
         self.writes = FuturesOrdered::new();
+        self.answered.clear();
         self.flights.drain(..).map(|flight| flight.group).collect()
     }
 }
@@ -253,7 +275,7 @@ impl Leader {
                         Payload::Batch { size, .. } => *size,
                         Payload::PutAhead { .. } => 0,
                     };
-                    self.admit(member, reply, &mut group).await;
+                    flights.beside(self.admit(member, reply, &mut group)).await;
                 }
                 // What they are told is about everything that came before, and who is rolled back may be on his way.
                 alone @ (Request::RollBack(..) | Request::Marker(_) | Request::Stop(_)) if !flights.is_empty() => {
@@ -411,18 +433,7 @@ impl Leader {
     fn write(&self, batch: &AtomicBatch) -> BoxFuture<'static, Written> {
         let durability = if Rule::SyncBeforePublish.is_kept() { self.durability } else { Durability::Relaxed };
         let (kvs, batch) = (self.kvs.clone(), batch.clone());
-        let write = async move { kvs.apply(batch, durability).await };
-        if self.flights_max == 1 {
-            return Box::pin(write);
-        }
-        // A task: the leader looks at its flights between groups only, and what it does meanwhile may wait for a number,
-        // which may wait for a connection that a write holds.
-        let write = AbortOnDropHandle::new(tokio::spawn(write));
-        Box::pin(async move {
-            write.await.unwrap_or_else(|error| {
-                Err(KvsError::Indeterminate { reason: format!("the write ended: {error}"), source: None })
-            })
-        })
+        Box::pin(async move { kvs.apply(batch, durability).await })
     }
 
     /// What follows when the store has answered for the group that took off first.
@@ -469,7 +480,7 @@ impl Leader {
                 }
             }
             self.reach_the_record(&group).await;
-            written = self.write(&batch).await;
+            written = flights.beside(self.write(&batch)).await;
         };
         Landing { markers, stop, ended }
     }

@@ -2,10 +2,11 @@
 
 mod backup_support;
 
+use atlas::backup::create::create_until;
 use atlas::backup::restore::{restore, resume};
 use atlas::backup::verify::{NumbersCheck, OpenCopy, verify};
-use atlas::backup::{BackupLock, DirectoryTarget, RESTORE_MARKER_FILE, refuse_if_restoring};
-use atlas::ops::no_progress;
+use atlas::backup::{BackupLock, BackupSource, DirectoryTarget, RESTORE_MARKER_FILE, refuse_if_restoring};
+use atlas::ops::{BackupRequest, Progress, no_progress};
 use atlas::transaction::entry::CleanedWindows;
 use atlas::{Error, exit};
 use backup_support::{
@@ -15,6 +16,8 @@ use backup_support::{
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Takes a backup called `one` of a store in `directory/data` and closes the store. Answers it for its log.
@@ -238,4 +241,34 @@ async fn a_killed_backup_of_another_process_leaves_no_snapshot_behind() {
     assert_eq!(request(Path::new("/x"), None).name, None);
     create(&source, &dir.path().join("repo"), None).await.expect("it can be taken");
     assert!(!left_over.exists());
+}
+
+/// At a byte a second no backup is complete in the time that a test takes, and without a limit every one is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_keeps_to_its_rate_and_can_be_cancelled_meanwhile() {
+    for portable in [false, true] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let repository = dir.path().join("repo");
+        let source = rocks_source(&dir.path().join("data")).await;
+        source.transact_many(10).await;
+        let (copying, copied) = tokio::sync::watch::channel(false);
+        let (mut copied, cancel) = (copied, CancellationToken::new());
+        let taking = tokio::spawn({
+            let (dynamic, cancel): (Arc<dyn BackupSource>, _) = (Arc::clone(&source) as _, cancel.clone());
+            let request = BackupRequest { portable, rate_limit: Some(1), ..request(&repository, None) };
+            let tell = move |progress: Progress| {
+                if progress.unit == "bytes" {
+                    copying.send_replace(true);
+                }
+            };
+            create_until(dynamic, request, Arc::new(tell), cancel)
+        });
+        copied.wait_for(|begun| *begun).await.expect("it comes to copying");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!taking.is_finished(), "portable {portable}: it went faster");
+        cancel.cancel();
+        let answer = taking.await.expect("it ends");
+        assert!(matches!(answer, Err(Error::Interrupted)), "portable {portable}: {answer:?}");
+        assert!(open_repository(&repository).list().await.expect("it can be listed").is_empty());
+    }
 }

@@ -893,7 +893,7 @@ impl BackupSource for Source {
     }
 
     async fn read_at(&self, at: Timestamp) -> Result<Box<dyn TransactionOps>> {
-        let options = BeginOptions { read_only: true, at: Some(at), timeout: Some(Duration::MAX) };
+        let options = BeginOptions { read_only: true, at: Some(at), timeout: Some(Duration::MAX), lost_to: None };
         Ok(Box::new(LocalTransaction { transaction: self.store.manager.begin(options).await? }))
     }
 }

@@ -50,6 +50,13 @@ pub enum Error {
         /// The transaction.
         start_ts: Timestamp,
     },
+    /// What the transaction has read was being written and was lost before it was durable. Nothing of this transaction is
+    /// visible.
+    #[error("what transaction {start_ts} has read was lost before it was durable")]
+    DependencyLost {
+        /// The transaction.
+        start_ts: Timestamp,
+    },
     /// Locks could not be had in time. Nothing of this transaction is visible.
     #[error("{what} was not granted within {waited_ms} ms")]
     LockTimeout {
@@ -318,6 +325,7 @@ impl Error {
             Error::Conflict { .. } => "CONFLICT",
             Error::ReadConflict { .. } => "READ_CONFLICT",
             Error::TableChanged { .. } => "TABLE_CHANGED",
+            Error::DependencyLost { .. } => "DEPENDENCY_LOST",
             Error::LockTimeout { .. } => "LOCK_TIMEOUT",
             Error::LocksLost { .. } => "LOCKS_LOST",
             Error::RolledBack { .. } => "ROLLED_BACK",
@@ -362,7 +370,9 @@ impl Error {
         match self.code() {
             "USAGE" | "TOO_LARGE" => exit::USAGE,
             "NOT_FOUND" => exit::NOT_FOUND,
-            "CONFLICT" | "READ_CONFLICT" | "TABLE_CHANGED" | "LOCK_HELD" | "ALREADY_EXISTS" => exit::CONFLICT,
+            "CONFLICT" | "READ_CONFLICT" | "TABLE_CHANGED" | "DEPENDENCY_LOST" | "LOCK_HELD" | "ALREADY_EXISTS" => {
+                exit::CONFLICT
+            }
             "UNAVAILABLE" | "LOCK_TIMEOUT" => exit::UNAVAILABLE,
             "CORRUPT" | "BACKUP_VOID" => exit::DAMAGED,
             "NODES_MISSING" => exit::PARTIAL,
@@ -384,6 +394,7 @@ impl Error {
             Error::Conflict { .. }
             | Error::ReadConflict { .. }
             | Error::TableChanged { .. }
+            | Error::DependencyLost { .. }
             | Error::LockTimeout { .. }
             | Error::LocksLost { .. }
             | Error::RolledBack { .. }

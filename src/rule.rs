@@ -77,6 +77,10 @@ pub(crate) enum Rule {
     PublishBeforeAnswer,
     /// The lease is looked at after a number was chosen.
     LookAtTheLease,
+    /// Who has read what was on its way and was lost does not commit.
+    RefuseDependents,
+    /// Who has read what is on its way tells nobody before it has landed.
+    TellWhatHasLanded,
     /// A successor issues nothing below the bound it has found.
     NumbersAboveTheBound,
     /// The pipeline's batches carry the fence, where there is one.
@@ -162,6 +166,8 @@ impl Rule {
             Rule::ForgetWhatWasRemoved => "rule::forget_what_was_removed",
             Rule::PublishBeforeAnswer => "rule::publish_before_answer",
             Rule::LookAtTheLease => "rule::look_at_the_lease",
+            Rule::RefuseDependents => "rule::refuse_dependents",
+            Rule::TellWhatHasLanded => "rule::tell_what_has_landed",
             Rule::NumbersAboveTheBound => "rule::numbers_above_the_bound",
             Rule::GuardBatches => "rule::guard_batches",
             Rule::GuardData => "rule::guard_data",

@@ -4,6 +4,9 @@ mod common;
 #[macro_use]
 #[path = "cases/faults.rs"]
 mod faults;
+#[macro_use]
+#[path = "cases/dependencies.rs"]
+mod dependencies;
 
 steps_lane!(memory_step_by_step, MEMORY_STEPS);
 steps_lane!(rocksdb_step_by_step, ROCKSDB_STEPS);
@@ -30,4 +33,9 @@ mod patience {
 #[tokio::test(flavor = "multi_thread")]
 async fn opening_rocksdb_again_keeps_what_was_acknowledged() {
     faults::opening_again_keeps_what_was_acknowledged(common::ROCKSDB_PIPELINE).await;
+}
+
+mod building_on_commits {
+    dependency_lane!(memory_pipeline, MEMORY_PIPELINE);
+    dependency_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE);
 }

@@ -122,7 +122,7 @@ fn missing(table: &TableRef, cell: &Cell) -> Error {
 }
 
 fn reading(at: Option<Timestamp>) -> BeginOptions {
-    BeginOptions { read_only: true, at, timeout: None }
+    BeginOptions { read_only: true, at, ..BeginOptions::default() }
 }
 
 async fn get(cell: CellArgs, text: Text, at: Option<Timestamp>, context: &Context, format: Format) -> Result<Reply> {

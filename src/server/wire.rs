@@ -337,6 +337,7 @@ impl From<BeginOptions> for pb::BeginRequest {
             read_only: options.read_only,
             at: options.at.map(Timestamp::get),
             timeout_ms: options.timeout.map(millis),
+            lost_to: options.lost_to.map(Timestamp::get),
         }
     }
 }
@@ -349,6 +350,7 @@ impl TryFrom<pb::BeginRequest> for BeginOptions {
             read_only: request.read_only,
             at: request.at.map(timestamp).transpose()?,
             timeout: request.timeout_ms.map(Duration::from_millis),
+            lost_to: request.lost_to.map(timestamp).transpose()?,
         })
     }
 }

@@ -20,8 +20,10 @@ use crate::timestamp::BatchFence;
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, Durability, TableRef, Timestamp};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::OwnedMutexGuard;
 
 /// How often a transaction is checked against the store because the window has moved past it.
 const RECHECKS_MAX: u32 = 20;
@@ -31,10 +33,12 @@ const PUT_AHEAD_BYTES: usize = 4 << 20;
 /// The commit of one transaction.
 pub(crate) struct CommitJob {
     pub(crate) transaction: Arc<Inner>,
-    pub(crate) buffer: LocalWriteBuffer,
+    pub(crate) buffer: Arc<LocalWriteBuffer>,
     pub(crate) reads: Arc<Reads>,
     pub(crate) conditions: Vec<PreCommitCondition>,
     pub(crate) locks: Vec<Arc<HeldLocks>>,
+    /// Among those that lost the same conflict.
+    pub(crate) turn: Mutex<Option<OwnedMutexGuard<()>>>,
     /// Keeps the snapshot registered until the outcome is known.
     pub(crate) registration: Option<Arc<Registration>>,
 }
@@ -233,10 +237,14 @@ impl CommitJob {
             losses: attempt.losses,
             began: transaction.began,
             keys,
-            read_ts: transaction.read_ts,
+            // A table that was changed since is a reason to refuse: the lower of the two finds no fewer changes.
+            read_ts: transaction.base,
             reads: self.reads.clone(),
             locks: self.locks.clone(),
             payload,
+            writes: self.buffer.clone(),
+            dependency: transaction.dependency.clone(),
+            turn: self.turn.lock().take(),
             _registration: self.registration.clone(),
         };
         let (start_ts, read_ts) = (transaction.start_ts, transaction.read_ts);
@@ -251,6 +259,7 @@ impl CommitJob {
             Verdict::TableChanged(table) => Err(Error::TableChanged { table, start_ts }),
             Verdict::TooOldForWindow => return Entered::Again,
             Verdict::HasEntry => Err(Error::RolledBack { start_ts }),
+            Verdict::DependencyLost => Err(Error::DependencyLost { start_ts }),
             Verdict::Failed(error) => Err(error),
             Verdict::Unknown { commit_ts, reason } => Err(Error::UnknownOutcome { start_ts, commit_ts, reason }),
         })
@@ -334,7 +343,7 @@ impl CommitJob {
                 continue;
             }
             let cells: Vec<Cell> = writes.keys().cloned().collect();
-            let read = self.transaction.core.read_cells(table, cells, self.transaction.read_ts).await?;
+            let read = self.transaction.see_cells(table, cells).await?;
             keys.extend(writes.iter().zip(read).map(|((cell, written), read)| ConflictKey {
                 written: Some(value_hash(written.as_deref())),
                 touch: *written == read,

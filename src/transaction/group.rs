@@ -6,10 +6,14 @@ use super::pipeline::{Member, Payload, Verdict};
 use super::step::{CommitStep, reach};
 use super::sweep_queue::sweep_queue_table;
 use super::value;
+use crate::rule::Rule;
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, KvsError, TableRef, Timestamp};
 use std::collections::BTreeSet;
 use tokio::sync::oneshot;
+
+/// How many requests make a group at most.
+const GROUP_MAX: usize = 4096;
 
 /// A member that is part of the batch.
 pub(super) struct Accepted {
@@ -25,6 +29,10 @@ pub(super) struct Group {
     pub(super) roll_backs: Vec<(Timestamp, oneshot::Sender<Result<()>>)>,
     pub(super) markers: Vec<oneshot::Sender<()>>,
     pub(super) stop: Option<oneshot::Sender<()>>,
+    /// Bytes of its data, about.
+    pub(super) size: usize,
+    /// How many requests it was made of.
+    pub(super) taken: usize,
 }
 
 impl Group {
@@ -39,6 +47,11 @@ impl Group {
     /// True if nothing is to be written for it.
     pub(super) fn writes_nothing(&self) -> bool {
         self.commits.is_empty() && self.roll_backs.is_empty()
+    }
+
+    /// True if it takes nobody in any more; bytes are of its data.
+    pub(super) fn is_full(&self, size_max: usize) -> bool {
+        self.size >= size_max || self.taken >= GROUP_MAX
     }
 
     /// True if it is written alone: when it has landed nothing is on its way, and nobody has seen what it rolls back.
@@ -121,11 +134,7 @@ pub(super) fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut At
         let error = KvsError::NoSuchTable(gone.clone());
         return refuse_all(std::mem::take(group), || not_applied(&error));
     }
-    let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
-    batch.ops.retain(|op| match op {
-        BatchOp::Put { ts, .. } => !writers.contains(ts),
-        BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
-    });
+    take_out(&writers, batch);
     for accepted in std::mem::take(&mut group.commits) {
         if writers.contains(&accepted.member.start_ts) {
             let error = Error::NotFound { what: format!("table '{gone}'") };
@@ -134,6 +143,34 @@ pub(super) fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut At
             group.commits.push(accepted);
         }
     }
+}
+
+/// Takes out of a batch what these have put into it.
+fn take_out(writers: &BTreeSet<Timestamp>, batch: &mut AtomicBatch) {
+    let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
+    batch.ops.retain(|op| match op {
+        BatchOp::Put { ts, .. } => !writers.contains(ts),
+        BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
+    });
+}
+
+/// Takes the members that depend on what is on its way out of the group, and out of its batch if there is one already. They
+/// are answered, and what they would have committed is not on its way any more. Answers where they would have committed.
+pub(super) fn drop_dependents(group: &mut Group, batch: Option<&mut AtomicBatch>) -> Vec<Timestamp> {
+    let depends = |accepted: &Accepted| accepted.member.dependency.is_some() && Rule::RefuseDependents.is_kept();
+    if !group.commits.iter().any(depends) {
+        return Vec::new();
+    }
+    let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut group.commits).into_iter().partition(depends);
+    group.commits = kept;
+    if let Some(batch) = batch {
+        take_out(&dropped.iter().map(|accepted| accepted.member.start_ts).collect(), batch);
+    }
+    let commits = dropped.iter().map(|accepted| accepted.commit_ts).collect();
+    for accepted in dropped {
+        let _ = accepted.reply.send(Verdict::DependencyLost);
+    }
+    commits
 }
 
 pub(super) fn not_applied(error: &KvsError) -> Error {

@@ -2,10 +2,11 @@
 
 use super::buffer::{LocalWriteBuffer, size_of_write};
 use super::commit::CommitJob;
-use super::core::Core;
+use super::core::{CommitPath, Core};
+use super::dependency::Dependency;
 use super::reads::{RangeRead, ReadSet};
 use super::scan::{self, ScanJob};
-use super::tracker::Registration;
+use super::tracker::{Begun, Registration};
 use crate::lock::HeldLocks;
 use crate::ops::ScanOptions;
 use crate::rule::Rule;
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 /// Longest row or column of a cell, in bytes.
@@ -37,13 +39,30 @@ pub struct Transaction {
 pub(crate) struct Inner {
     pub(crate) core: Arc<Core>,
     pub(crate) start_ts: Timestamp,
+    /// It sees what committed below this.
     pub(crate) read_ts: Timestamp,
+    /// And of that everything below this in the store.
+    pub(crate) base: Timestamp,
+    /// The rest here, if there is any.
+    pub(crate) dependency: Option<Arc<Dependency>>,
     pub(crate) read_only: bool,
     pub(crate) began: Instant,
     timeout: Duration,
     attempt: Attempt,
     // Phase and buffer share a lock, so that a write either is part of the commit or is refused: none is lost between.
     writes: Mutex<Writes>,
+}
+
+/// What a transaction begins with.
+pub(crate) struct Start {
+    pub(crate) begun: Begun,
+    pub(crate) dependency: Option<Dependency>,
+    /// Among those that lost the same conflict.
+    pub(crate) turn: Option<OwnedMutexGuard<()>>,
+    pub(crate) read_only: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) attempt: Attempt,
+    pub(crate) began: Instant,
 }
 
 /// Which attempt of which piece of work a transaction is.
@@ -61,6 +80,7 @@ struct Writes {
     conditions: Vec<PreCommitCondition>,
     callbacks: Vec<Callback>,
     locks: Vec<Arc<HeldLocks>>,
+    turn: Option<OwnedMutexGuard<()>>,
     // Until it ends: a handle that is kept after that holds nothing back.
     registration: Option<Registration>,
 }
@@ -102,15 +122,12 @@ impl PreCommitCondition {
 }
 
 impl Transaction {
-    pub(crate) fn new(
-        core: Arc<Core>,
-        begun: super::tracker::Begun,
-        read_only: bool,
-        timeout: Duration,
-        attempt: Attempt,
-        began: Instant,
-    ) -> Transaction {
-        let super::tracker::Begun { start_ts, read_ts, registration } = begun;
+    pub(crate) fn new(core: Arc<Core>, start: Start) -> Transaction {
+        let Start { begun, dependency, turn, read_only, timeout, attempt, began } = start;
+        let Begun { start_ts, read_ts: base, registration } = begun;
+        let read_ts = dependency.as_ref().map_or(base, |dependency| dependency.last().next());
+        debug_assert!(read_ts <= start_ts, "a snapshot is chosen before its transaction is numbered");
+        let dependency = dependency.map(Arc::new);
         let writes = Writes {
             phase: Phase::Open,
             buffer: LocalWriteBuffer::default(),
@@ -118,6 +135,7 @@ impl Transaction {
             conditions: Vec::new(),
             callbacks: Vec::new(),
             locks: Vec::new(),
+            turn,
             registration: Some(registration),
         };
         Transaction {
@@ -125,6 +143,8 @@ impl Transaction {
                 core,
                 start_ts,
                 read_ts,
+                base,
+                dependency,
                 read_only,
                 began,
                 timeout,
@@ -158,8 +178,11 @@ impl Transaction {
             }
             self.inner.keep_cells(&mut writes.reads, table, &spec, std::slice::from_ref(cell));
         }
+        if let Some(on_its_way) = self.inner.on_its_way(table, cell) {
+            return Ok(on_its_way);
+        }
         tokio::task::coop::consume_budget().await;
-        let value = self.inner.core.read_cell(table, cell, self.inner.read_ts).await?;
+        let value = self.inner.core.read_cell(table, cell, self.inner.base).await?;
         if value.is_none() && !Rule::RecheckAbsences.is_kept() {
             self.inner.open_writes()?.reads.forget_cell(table, cell);
         }
@@ -188,7 +211,7 @@ impl Transaction {
         }
         if !unwritten.is_empty() {
             tokio::task::coop::consume_budget().await;
-            let found = self.inner.core.read_cells(table, unwritten, self.inner.read_ts).await?;
+            let found = self.inner.see_cells(table, unwritten).await?;
             for (place, value) in places.into_iter().zip(found) {
                 if value.is_none() && !Rule::RecheckAbsences.is_kept() {
                     self.inner.open_writes()?.reads.forget_cell(table, &cells[place]);
@@ -243,6 +266,10 @@ impl Transaction {
         let (own, kept) = {
             let mut writes = self.inner.open_writes()?;
             let own = writes.buffer.range(table, &options.rows, &options.columns);
+            let own = match &self.inner.dependency {
+                Some(seen) => seen.below(own, table, &options.rows, &options.columns),
+                None => own,
+            };
             (own, self.inner.keep_range(&mut writes.reads, table, &spec, &options))
         };
         Ok(scan::stream(ScanJob { transaction: self.inner.clone(), table: table.clone(), options, own, kept }))
@@ -323,7 +350,7 @@ impl Transaction {
     ///
     /// A future dropped in the middle leaves nothing half done: the commit is finished, or not begun.
     pub async fn commit(&self) -> Result<Option<Timestamp>> {
-        let Ending { buffer, reads, conditions, callbacks, locks, registration } = self.inner.start_commit()?;
+        let Ending { buffer, reads, conditions, callbacks, locks, turn, registration } = self.inner.start_commit()?;
         let commit_ts = if buffer.is_empty() {
             for condition in &conditions {
                 condition.check(self.inner.start_ts)?;
@@ -331,12 +358,15 @@ impl Transaction {
             for locks in &locks {
                 locks.check()?;
             }
+            drop(turn);
+            self.landed().await?;
             None
         } else {
             let reads = Arc::new(reads.freeze());
             let registration = registration.map(Arc::new);
             let transaction = self.inner.clone();
-            Some(CommitJob { transaction, buffer, reads, conditions, locks, registration }.run().await?)
+            let (buffer, turn) = (Arc::new(buffer), Mutex::new(turn));
+            Some(CommitJob { transaction, buffer, reads, conditions, locks, turn, registration }.run().await?)
         };
         for Callback(callback) in callbacks {
             // The transaction is committed whatever becomes of this.
@@ -345,6 +375,19 @@ impl Transaction {
             }
         }
         Ok(commit_ts)
+    }
+
+    /// Waits until everything it has seen is durable. Nothing to wait for but after a lost conflict.
+    ///
+    /// # Errors
+    /// [`Error::DependencyLost`] if it was lost; those of a store that was closed. Cancel safe.
+    pub(crate) async fn landed(&self) -> Result<()> {
+        match (&self.inner.dependency, &self.inner.core.path) {
+            (Some(seen), CommitPath::Pipeline(pipeline)) if Rule::TellWhatHasLanded.is_kept() => {
+                pipeline.landed(seen, self.inner.start_ts).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Aborts: nothing was written, nothing will be. Later calls fail.
@@ -370,6 +413,7 @@ impl Writes {
             conditions: std::mem::take(&mut self.conditions),
             callbacks: std::mem::take(&mut self.callbacks),
             locks: std::mem::take(&mut self.locks),
+            turn: self.turn.take(),
             registration: self.registration.take(),
         }
     }
@@ -382,10 +426,31 @@ struct Ending {
     conditions: Vec<PreCommitCondition>,
     callbacks: Vec<Callback>,
     locks: Vec<Arc<HeldLocks>>,
+    turn: Option<OwnedMutexGuard<()>>,
     registration: Option<Registration>,
 }
 
 impl Inner {
+    /// What commits on their way have written to a cell, of those that it sees.
+    fn on_its_way(&self, table: &TableRef, cell: &Cell) -> Option<Option<Bytes>> {
+        self.dependency.as_ref()?.get(table, cell)
+    }
+
+    /// What it sees of cells, its own writes aside.
+    pub(crate) async fn see_cells(&self, table: &TableRef, cells: Vec<Cell>) -> Result<Vec<Option<Bytes>>> {
+        if self.dependency.is_none() {
+            return self.core.read_cells(table, cells, self.base).await;
+        }
+        let on_their_way: Vec<_> = cells.iter().map(|cell| self.on_its_way(table, cell)).collect();
+        let mut seen = self.core.read_cells(table, cells, self.base).await?;
+        for (seen, on_its_way) in seen.iter_mut().zip(on_their_way) {
+            if let Some(written) = on_its_way {
+                *seen = written;
+            }
+        }
+        Ok(seen)
+    }
+
     pub(crate) fn attempt(&self) -> Attempt {
         self.attempt
     }

@@ -19,8 +19,9 @@
 use super::cell_cache::CellCache;
 use super::claim::Claim;
 use super::core::SchemaCache;
+use super::dependency::OnTheirWay;
 use super::entry::Fate;
-use super::group::{Accepted, Group, build_batch, drop_writers_of, not_applied, refuse_all};
+use super::group::{Accepted, Group, build_batch, drop_dependents, drop_writers_of, not_applied, refuse_all};
 use super::pipeline::{Member, Payload, Request, Verdict};
 use super::reservations::{Loser, Reservations};
 use super::settle_group::{REOPEN_PAUSE, SETTLE_WITHIN, Waiting, tell_unknown};
@@ -28,6 +29,7 @@ use super::step::{CommitStep, reach};
 use super::table::TransactionTable;
 use super::tracker::SnapshotTracker;
 use super::window::ConflictWindow;
+use super::writer::Writer;
 use crate::Error;
 use crate::rule::Rule;
 use crate::timestamp::{BatchFence, TimestampOracle};
@@ -42,8 +44,6 @@ use std::task::Poll;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-/// How many transactions share a batch at most.
-const GROUP_MAX: usize = 4096;
 /// After this many losses the cells of a large transaction are reserved for its next attempt.
 const LOSSES_BEFORE_RESERVATION: u32 = 2;
 
@@ -62,6 +62,12 @@ pub(super) struct Leader {
     pub(super) group_size_max: usize,
     /// How many groups may be on their way at the same time.
     pub(super) flights_max: usize,
+    /// What later attempts may see of members that were admitted, where groups go one after the other.
+    pub(super) on_their_way: Option<Arc<OnTheirWay>>,
+    /// How many have lost to a commit that is on its way since the last group took off.
+    pub(super) losers: usize,
+    /// A thread that writes while the leader goes on, once there was need of one.
+    pub(super) writer: Option<Writer>,
     /// Start timestamps below this belong to an earlier epoch, whose transactions are void.
     pub(super) first_ts: Timestamp,
     pub(super) window: ConflictWindow,
@@ -109,6 +115,8 @@ pub(super) struct Flights {
     answered: VecDeque<Written>,
     /// What has to wait until everything has landed.
     pub(super) held: Option<Request>,
+    /// Admitted, and to take off when there is room. Nothing while nothing is on its way.
+    pub(super) gathering: Group,
 }
 
 impl Flights {
@@ -118,9 +126,16 @@ impl Flights {
 
     /// Whether one more may take off beside these, of which there may be `flights_max`.
     fn have_room(&self, flights_max: usize) -> bool {
-        self.held.is_none()
-            && self.flights.len() < flights_max
-            && !self.flights.iter().any(|flight| flight.group.goes_alone())
+        self.flights.len() < flights_max && !self.one_goes_alone()
+    }
+
+    fn one_goes_alone(&self) -> bool {
+        self.flights.iter().any(|flight| flight.group.goes_alone())
+    }
+
+    /// Takes back what was admitted and has not taken off.
+    pub(super) fn take_gathering(&mut self) -> Group {
+        std::mem::take(&mut self.gathering)
     }
 
     fn take_off(&mut self, flight: Box<Flight>, write: BoxFuture<'static, Written>) {
@@ -175,15 +190,20 @@ impl Leader {
         let mut flights = Flights::default();
         let mut is_left_alone = false;
         loop {
-            let landing = match next_event(&mut flights, self.flights_max, is_left_alone, &mut queue, &mut gone).await {
-                Event::RuntimeIsGone => return refuse_all_to_come(queue, "its runtime was shut down").await,
+            let may_ask = !is_left_alone && self.may_ask(&flights);
+            let landing = match next_event(&mut flights, may_ask, is_left_alone, &mut queue, &mut gone).await {
+                Event::RuntimeIsGone => return self.end_with_runtime(flights, queue).await,
                 Event::NobodyIsLeft if flights.is_empty() => return,
                 Event::NobodyIsLeft => {
                     is_left_alone = true;
                     continue;
                 }
                 Event::Asked(first) => {
-                    let group = self.gather(first, &mut queue, &mut flights).await;
+                    let group = self.gather(Some(first), &mut queue, &mut flights).await;
+                    if !flights.have_room(self.flights_max) {
+                        flights.gathering = group;
+                        continue;
+                    }
                     if !group.writes_nothing() {
                         let (flight, write) = self.take_off(group).await;
                         flights.take_off(flight, write);
@@ -200,6 +220,14 @@ impl Leader {
             if let Some(ended) = ended {
                 // Markers and whoever waits behind them see their answers vanish, which says that nothing is settled.
                 return self.end(ended, stop, flights, queue).await;
+            }
+            if !flights.gathering.writes_nothing() {
+                // Before anything is said to be decided: these are numbered. Nobody waits to hear of that, because nothing is
+                // gathered beside a group that goes alone.
+                debug_assert!(markers.is_empty() && stop.is_none(), "nothing is gathered behind a marker");
+                let group = self.gather(None, &mut queue, &mut flights).await;
+                let (flight, write) = self.take_off(group).await;
+                flights.take_off(flight, write);
             }
             if flights.is_empty() && (!markers.is_empty() || (queue.is_empty() && flights.held.is_none())) {
                 // No commit is on its way, and later ones are numbered above what was issued so far: everything at or
@@ -226,8 +254,10 @@ impl Leader {
         mut flights: Flights,
         mut queue: mpsc::Receiver<Request>,
     ) {
+        let never_left = flights.take_gathering();
         match ended {
             Ended::TakenOver => {
+                refuse_all(never_left, || self.replaced());
                 self.land_all(&mut flights, &mut queue).await;
                 let held = flights.held.and_then(|held| held.refuse(|| self.replaced()));
                 self.end_replaced(queue, [stop, held]).await;
@@ -235,6 +265,7 @@ impl Leader {
             Ended::Unsettled { stop: late } => {
                 let reason = "it was lost before a group of commits was settled";
                 let lost = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
+                refuse_all(never_left, lost);
                 let held = flights.held.and_then(|held| held.refuse(lost));
                 for stop in [stop, late, held].into_iter().flatten() {
                     let _ = stop.send(());
@@ -242,6 +273,26 @@ impl Leader {
                 refuse_all_to_come(queue, reason).await;
             }
         }
+    }
+
+    /// Ends because nobody is left who could hear of it. What is being written is waited for: the store must not be taken away
+    /// from under a write.
+    async fn end_with_runtime(mut self, mut flights: Flights, mut queue: mpsc::Receiver<Request>) {
+        let reason = "its runtime was shut down";
+        let refusal = || Error::Unavailable { what: "the store".to_owned(), reason: reason.to_owned() };
+        refuse_all(flights.take_gathering(), refusal);
+        while let Some((flight, written)) = flights.next().await {
+            let _ = self.land(flight, written, &mut flights, &mut queue).await;
+        }
+        refuse_all_to_come(queue, reason).await;
+    }
+
+    /// Whether there is room for whoever comes next: in a group that may take off, or in one that gathers beside those on
+    /// their way.
+    fn may_ask(&self, flights: &Flights) -> bool {
+        let gathers = self.on_their_way.is_some() && !flights.one_goes_alone();
+        let room = flights.have_room(self.flights_max) || gathers && !flights.gathering.is_full(self.group_size_max);
+        flights.held.is_none() && room
     }
 
     /// Ends because another owner has begun. Whoever is still waiting is told that nothing was applied.
@@ -263,15 +314,22 @@ impl Leader {
 
     /// Takes what is waiting, admits it in order, and stops at the limits of a group, or before what has to wait until the
     /// groups on their way have landed.
-    async fn gather(&mut self, first: Request, queue: &mut mpsc::Receiver<Request>, flights: &mut Flights) -> Group {
-        let mut group = Group::default();
-        let mut size = 0;
-        let mut taken = 0;
-        let mut next = Some(first);
-        while let Some(request) = next {
+    async fn gather(
+        &mut self,
+        first: Option<Request>,
+        queue: &mut mpsc::Receiver<Request>,
+        flights: &mut Flights,
+    ) -> Group {
+        let mut group = flights.take_gathering();
+        let mut next = first;
+        loop {
+            let may_take = flights.held.is_none() && !group.is_full(self.group_size_max);
+            let Some(request) = next.take().or_else(|| may_take.then(|| queue.try_recv().ok()).flatten()) else {
+                break;
+            };
             match request {
                 Request::Commit(member, reply) => {
-                    size += match &member.payload {
+                    group.size += match &member.payload {
                         Payload::Batch { size, .. } => *size,
                         Payload::PutAhead { .. } => 0,
                     };
@@ -280,7 +338,6 @@ impl Leader {
                 // What they are told is about everything that came before, and who is rolled back may be on his way.
                 alone @ (Request::RollBack(..) | Request::Marker(_) | Request::Stop(_)) if !flights.is_empty() => {
                     flights.held = Some(alone);
-                    return group;
                 }
                 // One start timestamp has one entry: who commits in this group or has committed is not rolled back.
                 Request::RollBack(start_ts, reply)
@@ -298,9 +355,7 @@ impl Leader {
                     break;
                 }
             }
-            taken += 1;
-            let full = size >= self.group_size_max || taken >= GROUP_MAX;
-            next = if full { None } else { queue.try_recv().ok() };
+            group.taken += 1;
         }
         group
     }
@@ -313,6 +368,7 @@ impl Leader {
         }
         if let Some(verdict) = self.refusal(&member) {
             let lost = matches!(verdict, Verdict::Conflict { .. } | Verdict::ReadConflict { .. });
+            self.losers += usize::from(lost);
             if lost && matches!(member.payload, Payload::PutAhead { .. }) {
                 self.reserve_for_loser(&Loser {
                     work_id: member.work_id,
@@ -342,6 +398,12 @@ impl Leader {
         if Rule::SeeMembersAhead.is_kept() {
             self.window.insert(commit_ts, &member.keys);
         }
+        let mut member = member;
+        if let Some(on_their_way) = &self.on_their_way {
+            on_their_way.admit(commit_ts, &member);
+            // Whoever is next sees it from now on. Where nobody does, it is his turn when this one was answered.
+            drop(member.turn.take());
+        }
         reach(CommitStep::RecheckReads, start_ts).await;
         self.reserved.remove(member.work_id);
         reach(CommitStep::CheckLocks, start_ts).await;
@@ -354,6 +416,9 @@ impl Leader {
         let rolled_back = self.rolled_back.contains(&member.start_ts) && Rule::RefuseRolledBack.is_kept();
         if below_floor || member.start_ts < self.first_ts || rolled_back {
             return Some(Verdict::HasEntry);
+        }
+        if member.dependency.as_ref().is_some_and(|dependency| dependency.is_lost()) {
+            return Some(Verdict::DependencyLost);
         }
         // Here and not before it entered: whoever begins after the change must find this member applied, or refused.
         if let Some(table) = self.schema.changed_since(&member.reads.tables, member.read_ts) {
@@ -411,11 +476,12 @@ impl Leader {
     }
 
     /// Steps 4, 5 and 10 for all members at once.
-    async fn take_off(&self, mut group: Group) -> (Box<Flight>, BoxFuture<'static, Written>) {
+    async fn take_off(&mut self, mut group: Group) -> (Box<Flight>, BoxFuture<'static, Written>) {
         let fence = self.fence.as_ref().filter(|_| Rule::GuardBatches.is_kept());
         let batch = build_batch(&mut group).await.guarded(fence.map(|fence| fence.guard()));
         self.reach_the_record(&group).await;
-        let write = self.write(&batch);
+        // Those who have lost come again soon, and need the leader while this group is written.
+        let write = if std::mem::take(&mut self.losers) > 0 { self.write_beside(&batch) } else { self.write(&batch) };
         (Box::new(Flight { group, batch }), write)
     }
 
@@ -434,6 +500,18 @@ impl Leader {
         let durability = if Rule::SyncBeforePublish.is_kept() { self.durability } else { Durability::Relaxed };
         let (kvs, batch) = (self.kvs.clone(), batch.clone());
         Box::pin(async move { kvs.apply(batch, durability).await })
+    }
+
+    /// As [`write`](Self::write); where the store would keep the leader's thread waiting, another thread waits.
+    fn write_beside(&mut self, batch: &AtomicBatch) -> BoxFuture<'static, Written> {
+        let apart = self.on_their_way.is_some() && self.durability == Durability::Synced && atlas_kvs::may_wait();
+        if apart && self.writer.is_none() {
+            self.writer = Writer::spawn(self.kvs.clone());
+        }
+        match &self.writer {
+            Some(writer) if apart && Rule::SyncBeforePublish.is_kept() => writer.write(batch.clone(), self.durability),
+            _ => self.write(batch),
+        }
     }
 
     /// What follows when the store has answered for the group that took off first.
@@ -460,6 +538,7 @@ impl Leader {
                 }
                 // Nothing was applied, and nothing of ours will be any more.
                 Err(KvsError::GuardFailed { .. }) => {
+                    self.lose(&group.commit_timestamps().collect::<Vec<_>>(), &mut flights.gathering);
                     refuse_all(group, || self.replaced());
                     break Some(Ended::TakenOver);
                 }
@@ -467,15 +546,20 @@ impl Leader {
                 Err(KvsError::NoSuchTable(table)) => {
                     let before: Vec<Timestamp> = group.commit_timestamps().collect();
                     drop_writers_of(&table, &mut group, &mut batch);
-                    for gone in before.into_iter().filter(|ts| !group.commit_timestamps().any(|kept| kept == *ts)) {
-                        self.window.not_applied(gone);
+                    // Whoever has read what these wrote, in this group or behind it.
+                    drop_dependents(&mut group, Some(&mut batch));
+                    let kept: BTreeSet<Timestamp> = group.commit_timestamps().collect();
+                    let gone: Vec<Timestamp> = before.into_iter().filter(|ts| !kept.contains(ts)).collect();
+                    for commit_ts in &gone {
+                        self.window.not_applied(*commit_ts);
                     }
+                    self.lose(&gone, &mut flights.gathering);
                     if group.writes_nothing() {
                         break None;
                     }
                 }
                 Err(error) => {
-                    self.refuse(group, &error);
+                    self.refuse(group, &error, &mut flights.gathering);
                     break None;
                 }
             }
@@ -486,11 +570,35 @@ impl Leader {
     }
 
     /// Tells the members of a group that nothing of it was applied.
-    fn refuse(&mut self, group: Group, error: &KvsError) {
-        for commit_ts in group.commit_timestamps() {
-            self.window.not_applied(commit_ts);
+    fn refuse(&mut self, group: Group, error: &KvsError, gathering: &mut Group) {
+        let commits: Vec<Timestamp> = group.commit_timestamps().collect();
+        for commit_ts in &commits {
+            self.window.not_applied(*commit_ts);
         }
+        self.lose(&commits, gathering);
         refuse_all(group, || not_applied(error));
+    }
+
+    /// Sends away who was admitted and has not left, while nothing can.
+    pub(super) fn refuse_gathered(&mut self, flights: &mut Flights, reason: &str) {
+        let group = flights.take_gathering();
+        if !group.writes_nothing() {
+            let error = KvsError::Unavailable { reason: reason.to_owned(), source: None };
+            self.refuse(group, &error, &mut flights.gathering);
+        }
+    }
+
+    /// Commits on their way are lost, and with them whoever has read any. Before anybody is told: what he does next must
+    /// not be refused for it.
+    pub(super) fn lose(&mut self, commits: &[Timestamp], gathering: &mut Group) {
+        let Some(on_their_way) = &self.on_their_way else { return };
+        on_their_way.lost(commits);
+        let dropped = drop_dependents(gathering, None);
+        for commit_ts in &dropped {
+            self.window.not_applied(*commit_ts);
+        }
+        on_their_way.lost(&dropped);
+        self.published.notify_waiters();
     }
 
     /// Waits for a while for the groups on their way, when there will be no more, and tells their members what became of
@@ -543,7 +651,7 @@ impl Leader {
                 Ok(Some((flight, Ok(())))) => applied.push(flight.group),
                 Ok(Some((flight, Err(error)))) if error.is_indeterminate() => unknown.push(flight.group),
                 Ok(Some((flight, Err(KvsError::GuardFailed { .. })))) => refuse_all(flight.group, || self.replaced()),
-                Ok(Some((flight, Err(error)))) => self.refuse(flight.group, &error),
+                Ok(Some((flight, Err(error)))) => self.refuse(flight.group, &error, &mut flights.gathering),
                 Ok(None) => return (applied, unknown),
                 Err(_) => {
                     unknown.extend(flights.give_up());
@@ -568,6 +676,10 @@ impl Leader {
             // After the sync, before the answers, in the order of commits.
             self.tracker.publish(last.commit_ts);
             self.window.landed(last.commit_ts);
+            if let Some(on_their_way) = &self.on_their_way {
+                // After the watermark: whoever begins in between sees it twice, and not never.
+                on_their_way.landed(last.commit_ts);
+            }
             self.published.notify_waiters();
         }
         if let Some(first) = first {
@@ -596,7 +708,7 @@ impl Leader {
 /// Groups on their way first: who is answered soon asks again soon.
 async fn next_event(
     flights: &mut Flights,
-    flights_max: usize,
+    may_ask: bool,
     is_left_alone: bool,
     queue: &mut mpsc::Receiver<Request>,
     gone: &mut (impl Future<Output = ()> + Unpin),
@@ -609,7 +721,6 @@ async fn next_event(
             return Event::NobodyIsLeft;
         }
     }
-    let may_ask = !is_left_alone && flights.have_room(flights_max);
     tokio::select! {
         biased;
         Some((flight, written)) = flights.next(), if !flights.is_empty() => Event::Landed(flight, written),

@@ -5,7 +5,7 @@ use super::claim::Claim;
 use super::constraint::Constraint;
 use super::core::{CommitPath, Core, SchemaCache};
 use super::entry::{CleanedWindows, Entry, TransactionsFloor, transactions_table};
-use super::handle::{Attempt, Transaction};
+use super::handle::{Attempt, Start, Transaction};
 use super::mend::Mender;
 use super::pipeline::{Groups, Pipeline};
 use super::predecessors::Predecessors;
@@ -14,7 +14,7 @@ use super::sweep_queue::sweep_queue_table;
 use super::swept::SweptTables;
 use super::table::TransactionTable;
 use super::tracker::{Begun, SnapshotTracker};
-use super::turns::Turns;
+use super::turns::{Again, Turns};
 use crate::config::{CommitModeChoice, TransactionConfig};
 use crate::lock::LockService;
 use crate::ops::BeginOptions;
@@ -163,14 +163,23 @@ impl TransactionManager {
     /// # Errors
     /// Those of the timestamp oracle; [`Error::Usage`] for a snapshot in the future. Cancel safe.
     pub async fn begin(&self, options: BeginOptions) -> Result<Transaction> {
-        self.begin_attempt(options, self.new_work()).await
+        let dependency = match (&self.core.path, options.lost_to) {
+            (CommitPath::Pipeline(pipeline), Some(lost_to)) => pipeline.build_on(lost_to),
+            _ => None,
+        };
+        self.begin_attempt(options, self.new_work(), Again { turn: None, dependency }).await
     }
 
     pub(crate) fn new_work(&self) -> Attempt {
         Attempt { work_id: self.work_ids.fetch_add(1, Ordering::Relaxed), losses: 0 }
     }
 
-    pub(crate) async fn begin_attempt(&self, options: BeginOptions, attempt: Attempt) -> Result<Transaction> {
+    pub(crate) async fn begin_attempt(
+        &self,
+        options: BeginOptions,
+        attempt: Attempt,
+        again: Again,
+    ) -> Result<Transaction> {
         // Where memory answers everything nothing else ever makes way for other tasks of the thread.
         tokio::task::coop::consume_budget().await;
         let core = &self.core;
@@ -192,7 +201,10 @@ impl TransactionManager {
             }
         };
         let read_only = options.read_only || options.at.is_some();
-        Ok(Transaction::new(core.clone(), begun, read_only, timeout, attempt, began))
+        let Again { turn, dependency } = again;
+        let dependency = dependency.filter(|_| options.at.is_none()).and_then(|seen| seen.above(begun.read_ts));
+        let start = Start { begun, dependency, turn, read_only, timeout, attempt, began };
+        Ok(Transaction::new(core.clone(), start))
     }
 
     async fn begin_in_the_past(&self, at: Timestamp, timeout: Duration) -> Result<Begun> {

@@ -18,6 +18,7 @@ mod claim;
 mod commit;
 mod constraint;
 mod core;
+mod dependency;
 pub mod entry;
 mod group;
 mod handle;
@@ -44,6 +45,7 @@ mod tracker;
 mod turns;
 mod value;
 mod window;
+mod writer;
 
 pub use constraint::Constraint;
 pub use handle::{NAME_LEN_MAX, Transaction};

@@ -17,6 +17,7 @@ use super::buffer::LocalWriteBuffer;
 use super::cell_cache::CellCache;
 use super::claim::Claim;
 use super::core::SchemaCache;
+use super::dependency::{Dependency, OnTheirWay};
 use super::leader::Leader;
 use super::leader_thread;
 use super::reads::Reads;
@@ -33,7 +34,7 @@ use bytes::{Bytes, BytesMut};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc, oneshot};
 use tokio::time::Instant;
 
 /// How many requests wait in the queue; more wait before it.
@@ -59,6 +60,12 @@ pub(crate) struct Member {
     /// Locks of the application that must still be held.
     pub(crate) locks: Vec<Arc<HeldLocks>>,
     pub(crate) payload: Payload,
+    /// What it writes, as a reader would see it.
+    pub(crate) writes: Arc<LocalWriteBuffer>,
+    /// What it has read that is not in the store yet.
+    pub(crate) dependency: Option<Arc<Dependency>>,
+    /// It is the turn of this piece of work, among those that lost the same conflict.
+    pub(crate) turn: Option<OwnedMutexGuard<()>>,
     /// Keeps the snapshot registered until the outcome is known, even if the caller has gone.
     pub(crate) _registration: Option<Arc<Registration>>,
 }
@@ -97,6 +104,8 @@ pub(crate) enum Verdict {
     TooOldForWindow,
     /// The start timestamp has an entry already.
     HasEntry,
+    /// What it depends on was lost. Nothing was applied.
+    DependencyLost,
     /// Nothing was applied.
     Failed(Error),
     /// Nobody knows yet.
@@ -135,8 +144,10 @@ pub(crate) struct Pipeline {
     window_floor: Arc<AtomicU64>,
     oracle: Arc<TimestampOracle>,
     tracker: Arc<SnapshotTracker>,
-    /// Told whenever a group was published.
+    /// Told whenever a group was published, or lost.
     published: Arc<Notify>,
+    /// Where a later attempt may see commits that are on their way.
+    on_their_way: Option<Arc<OnTheirWay>>,
 }
 
 impl Pipeline {
@@ -155,6 +166,10 @@ impl Pipeline {
         let first_ts = tracker.watermark().next();
         let window_floor = Arc::new(AtomicU64::new(first_ts.get()));
         let published = Arc::new(Notify::new());
+        // What a crash may take back it takes together with everything behind it: two connections promise no such order.
+        let flights_max = if durability == Durability::Relaxed { 1 } else { kvs.batches_at_once().max(1) };
+        let in_order = flights_max == 1;
+        let on_their_way = in_order.then(Arc::<OnTheirWay>::default);
         let leader = Leader {
             kvs: kvs.clone(),
             fence: oracle.batch_fence(),
@@ -166,8 +181,10 @@ impl Pipeline {
             cells,
             durability,
             group_size_max: size_max,
-            // What a crash may take back it takes together with everything behind it: two connections promise no such order.
-            flights_max: if durability == Durability::Relaxed { 1 } else { kvs.batches_at_once().max(1) },
+            flights_max,
+            on_their_way: on_their_way.clone(),
+            losers: 0,
+            writer: None,
             first_ts,
             window: ConflictWindow::new(first_ts),
             window_floor: window_floor.clone(),
@@ -176,7 +193,7 @@ impl Pipeline {
             _claim: claim,
         };
         leader_thread::spawn(&*kvs, move |gone| leader.run(queue, gone));
-        Pipeline { requests, window_floor, oracle, tracker, published }
+        Pipeline { requests, window_floor, oracle, tracker, published, on_their_way }
     }
 
     /// Commits below this can't be checked by the leader any more.
@@ -212,6 +229,38 @@ impl Pipeline {
                 return;
             }
             told.await;
+        }
+    }
+
+    /// What the next attempt of who lost to this commit may see although it is on its way.
+    pub(crate) fn build_on(&self, lost_to: Timestamp) -> Option<Dependency> {
+        self.on_their_way.as_ref()?.build_on(lost_to)
+    }
+
+    /// Waits until everything that `dependency` sees has landed: only then may anybody be told of it.
+    ///
+    /// # Errors
+    /// [`Error::DependencyLost`], and [`Error::Unavailable`] if the leader ended before. Cancel safe.
+    pub(crate) async fn landed(&self, dependency: &Dependency, start_ts: Timestamp) -> Result<()> {
+        loop {
+            let mut told = std::pin::pin!(self.published.notified());
+            // Before the look, so that no telling is missed between the two.
+            told.as_mut().enable();
+            let published = self.tracker.watermark() >= dependency.last();
+            // After the watermark: what passes a lost commit is published after the loss is known.
+            if dependency.is_lost() {
+                return Err(Error::DependencyLost { start_ts });
+            }
+            if published {
+                return Ok(());
+            }
+            if self.requests.is_closed() {
+                return Err(self.stopped());
+            }
+            tokio::select! {
+                () = told => (),
+                () = self.requests.closed() => (),
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use super::core::CommitPath;
 use super::handle::{Attempt, Transaction};
 use super::manager::TransactionManager;
-use super::turns::Lost;
+use super::turns::{Again, Lost};
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::BeginOptions;
 use crate::{Error, Result};
@@ -108,10 +108,15 @@ impl TransactionManager {
         let deadline = Instant::now().checked_add(options.timeout.unwrap_or(self.timeout()));
         let mut attempt = Abandon { manager: self, attempt: self.new_work() };
         let mut counted = 0;
-        let mut turn = None;
+        let mut next = Again::default();
         for number in 1.. {
-            let begin = BeginOptions { read_only: options.read_only, at: options.at, timeout: options.timeout };
-            let outcome = match self.begin_holding(begin, attempt.attempt, locks).await {
+            let begin = BeginOptions {
+                read_only: options.read_only,
+                at: options.at,
+                timeout: options.timeout,
+                ..BeginOptions::default()
+            };
+            let outcome = match self.begin_holding(begin, attempt.attempt, locks, std::mem::take(&mut next)).await {
                 Ok(transaction) => attempt_once(transaction, &work).await,
                 Err(error) => Err(error.into()),
             };
@@ -134,15 +139,15 @@ impl TransactionManager {
                 attempt.attempt.losses += 1;
             }
             tracing::debug!(attempt = number, error = error.as_atlas().map(tracing::field::display), "trying again");
-            // Given back first: who holds one turn and waits for another could wait for one who waits for him.
-            drop(turn.take());
-            turn = match (&self.core().path, error.as_atlas().and_then(Lost::by)) {
+            // The last turn was given back with the attempt: who holds one and waits for another could wait for one who waits
+            // for him.
+            next = match (&self.core().path, error.as_atlas().and_then(Lost::by)) {
                 (CommitPath::Pipeline(pipeline), Some(lost)) if number <= LOSSES_WITHOUT_PAUSE => {
                     self.turns().after(lost, pipeline).await
                 }
                 _ => {
                     tokio::time::sleep(pause).await;
-                    None
+                    Again::default()
                 }
             };
         }
@@ -156,15 +161,16 @@ impl TransactionManager {
         options: BeginOptions,
         attempt: Attempt,
         locks: &[LockDescriptor],
+        again: Again,
     ) -> Result<Transaction> {
         if locks.is_empty() {
-            return self.begin_attempt(options, attempt).await;
+            return self.begin_attempt(options, attempt, again).await;
         }
         let holder = self.oracle().fresh().await?;
         let client: Arc<dyn LockClient> = self.locks().clone();
         let request = LockRequest::new(locks.to_vec(), self.lock_timeout());
         let held = HeldLocks::acquire(client, holder, request).await?;
-        let transaction = self.begin_attempt(options, attempt).await?;
+        let transaction = self.begin_attempt(options, attempt, again).await?;
         transaction.require_locks(Arc::new(held))?;
         Ok(transaction)
     }
@@ -199,6 +205,11 @@ where
         }
         Err(error) => {
             transaction.abort();
+            let is_told = !error.as_atlas().is_some_and(Error::is_retriable);
+            if is_told {
+                // Its reason may be something that a crash takes back.
+                transaction.landed().await?;
+            }
             Err(error)
         }
     }

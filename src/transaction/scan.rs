@@ -61,7 +61,7 @@ fn pages(transaction: Arc<Inner>, table: TableRef, options: ScanOptions) -> BoxS
         let request = Scan {
             rows: options.rows,
             columns: options.columns,
-            read_before: transaction.read_ts,
+            read_before: transaction.base,
             reverse: options.reverse,
             after: None,
             page_size,

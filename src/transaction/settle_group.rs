@@ -66,6 +66,9 @@ impl Leader {
         tracing::error!(%error, members = group.commits.len(), "a group of commits was not answered; finding out what became of it");
         let deadline = Instant::now() + SETTLE_WITHIN;
         let reason = error.to_string();
+        // Whether they are lost nobody knows yet. Who has read any of them begins anew when it is known.
+        let commits: Vec<Timestamp> = group.commit_timestamps().collect();
+        self.lose(&commits, &mut flights.gathering);
         let mut roll_backs = group.roll_backs;
         let mut waiting: Vec<Waiting> = group.commits.into_iter().map(Waiting::new).collect();
         // Those behind it can't be published before it is settled. First of all: what is sent again finds none of ours on
@@ -105,6 +108,7 @@ impl Leader {
                     tracing::warn!(%error, "what became of the group can't be found out yet");
                     if Instant::now() >= deadline {
                         tell_unknown(&mut waiting, &reason);
+                        self.refuse_gathered(flights, &reason);
                         if let Some(stop) = refuse_waiting(queue, flights, &reason) {
                             return Err(Ended::Unsettled { stop: Some(stop) });
                         }

@@ -13,6 +13,7 @@
 //! Nobody waits for a turn for long, and nobody holds one while it waits for another. A turn promises nothing: what
 //! decides is the conflict check.
 
+use super::dependency::Dependency;
 use super::pipeline::Pipeline;
 use crate::Error;
 use atlas_kvs::Timestamp;
@@ -62,17 +63,29 @@ impl Lost {
     }
 }
 
+/// What an attempt after a lost conflict begins with.
+#[derive(Debug, Default)]
+pub(crate) struct Again {
+    /// Until the next one's turn.
+    pub(crate) turn: Option<OwnedMutexGuard<()>>,
+    /// What is on its way and may be seen. Nothing if the commit it lost to can be seen in the store.
+    pub(crate) dependency: Option<Dependency>,
+}
+
 impl Turns {
-    /// Waits for the turn, and until a new attempt sees the commit that this one lost to. The turn lasts for as long as
-    /// what is answered lives.
+    /// Waits for the turn, and until a new attempt sees the commit that this one lost to. The turn lasts until the attempt is
+    /// admitted where the next one sees it then, and else until it has ended.
     ///
     /// Cancel safe.
-    pub(crate) async fn after(&self, lost: Lost, pipeline: &Pipeline) -> Option<OwnedMutexGuard<()>> {
+    pub(crate) async fn after(&self, lost: Lost, pipeline: &Pipeline) -> Again {
         let turn = self.0[lost.what as usize % TURNS].clone();
         let turn = tokio::time::timeout(PATIENCE, turn.lock_owned()).await.ok();
-        // The group of that commit may fail; then it will never be seen.
-        let _ = tokio::time::timeout(PATIENCE, pipeline.published(lost.committed_at)).await;
-        turn
+        let dependency = pipeline.build_on(lost.committed_at);
+        if dependency.is_none() {
+            // The group of that commit may fail; then it will never be seen.
+            let _ = tokio::time::timeout(PATIENCE, pipeline.published(lost.committed_at)).await;
+        }
+        Again { turn, dependency }
     }
 }
 

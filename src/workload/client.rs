@@ -7,6 +7,7 @@ use super::record::Recorder;
 use crate::ops::{BeginOptions, Operations};
 use crate::{Error, Result};
 use atlas_checker::history::{Client as ClientName, Status, Transaction};
+use atlas_kvs::Timestamp;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::sync::Arc;
@@ -55,8 +56,9 @@ impl Client {
             self.due += every;
         }
         let job = workload.next(self.number, &mut self.random);
+        let mut lost_to = None;
         for number in 1..=ATTEMPTS_MAX {
-            match self.attempt(&*job).await {
+            match self.attempt(&*job, lost_to).await {
                 Ok(()) => return,
                 // Nothing is repeated whose outcome is not known. What can't succeed would only be noise.
                 Err(error) if !error.is_retriable() || over.load(Ordering::Relaxed) => {
@@ -65,7 +67,12 @@ impl Client {
                     tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                     return;
                 }
+                // At once, every other time: what it lost to is perhaps on its way still.
+                Err(Error::Conflict { committed_at: Some(committed_at), .. }) if self.random.random() => {
+                    lost_to = Some(committed_at);
+                }
                 Err(_) => {
+                    lost_to = None;
                     let pause = Duration::from_micros(self.random.random_range(50..=400)) * number;
                     tokio::time::sleep(pause.min(PAUSE_MAX)).await;
                 }
@@ -74,10 +81,10 @@ impl Client {
     }
 
     /// One attempt, noted whatever becomes of it.
-    pub(super) async fn attempt(&mut self, job: &dyn Job) -> Result<()> {
+    pub(super) async fn attempt(&mut self, job: &dyn Job, lost_to: Option<Timestamp>) -> Result<()> {
         let begin_ns = self.recorder.now_ns();
         let began = Instant::now();
-        let tx = match self.operations.begin_transaction(BeginOptions::default()).await {
+        let tx = match self.operations.begin_transaction(BeginOptions { lost_to, ..BeginOptions::default() }).await {
             Ok(tx) => tx,
             Err(error) => {
                 self.recorder.not_begun();

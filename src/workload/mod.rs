@@ -258,7 +258,7 @@ async fn set_up(
     let mut client = Client::new(0, plan, operations.clone(), tables.clone(), recorder.clone());
     let deadline = Instant::now() + PERSIST_FOR;
     loop {
-        match client.attempt(&*job).await {
+        match client.attempt(&*job, None).await {
             Ok(()) => return Ok(()),
             Err(error) if Instant::now() < deadline && error.is_retriable() => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(error),

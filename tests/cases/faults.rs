@@ -130,58 +130,58 @@ macro_rules! ahead_lane {
 }
 
 /// A transaction store over a store that fails as told, with one table.
-struct Fixture {
-    atlas: Atlas,
-    faulty: Faulty,
-    t: TableRef,
+pub(crate) struct Fixture {
+    pub(crate) atlas: Atlas,
+    pub(crate) faulty: Faulty,
+    pub(crate) t: TableRef,
     _place: Place,
 }
 
 impl Fixture {
-    async fn open(lane: Lane) -> Fixture {
+    pub(crate) async fn open(lane: Lane) -> Fixture {
         Fixture::open_with(lane, |_| ()).await
     }
 
-    async fn open_with(lane: Lane, change: impl FnOnce(&mut atlas::config::TransactionConfig)) -> Fixture {
+    pub(crate) async fn open_with(lane: Lane, change: impl FnOnce(&mut atlas::config::TransactionConfig)) -> Fixture {
         // Groups one after the other, unless the case is about those that overlap: what is held up stands in front of all.
-        Fixture::over(lane, 1, change).await
+        Fixture::over(lane, 1, |config| change(&mut config.transactions)).await
     }
 
     /// Over a store that takes two groups at the same time.
-    async fn overlapping(lane: Lane) -> Fixture {
+    pub(crate) async fn overlapping(lane: Lane) -> Fixture {
         Fixture::over(lane, 2, |_| ()).await
     }
 
-    async fn over(
+    pub(crate) async fn over(
         lane: Lane,
         batches_at_once: usize,
-        change: impl FnOnce(&mut atlas::config::TransactionConfig),
+        change: impl FnOnce(&mut atlas::config::AtlasConfig),
     ) -> Fixture {
         let place = Place::new(lane.store);
         let faulty = Faulty::new(place.open().await).taking_at_once(batches_at_once);
         let mut config = place.config(lane);
-        change(&mut config.transactions);
+        change(&mut config);
         let atlas = Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("the store opens");
         let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;
         Fixture { atlas, faulty, t, _place: place }
     }
 
-    async fn begin(&self) -> Transaction {
+    pub(crate) async fn begin(&self) -> Transaction {
         self.atlas.begin().await.expect("a transaction begins")
     }
 
     /// A transaction that has written `value` to a row.
-    async fn writer(&self, row: &str, value: &str) -> Transaction {
+    pub(crate) async fn writer(&self, row: &str, value: &str) -> Transaction {
         let tx = self.begin().await;
         put(&tx, &self.t, row, value).await;
         tx
     }
 
-    async fn read(&self, row: &str) -> Option<String> {
+    pub(crate) async fn read(&self, row: &str) -> Option<String> {
         read(&self.atlas, &self.t, row).await
     }
 
-    async fn write(&self, row: &str, value: &str) -> Timestamp {
+    pub(crate) async fn write(&self, row: &str, value: &str) -> Timestamp {
         write(&self.atlas, &self.t, &[(row, value)]).await
     }
 
@@ -204,7 +204,7 @@ impl Fixture {
     }
 
     /// Lets everybody else run for a while, to see whether somebody does what he must not do yet.
-    async fn a_while(&self) {
+    pub(crate) async fn a_while(&self) {
         let round_trips = matches!(self.faulty.ownership(), Ownership::Shared);
         for _ in 0..if round_trips { 100 } else { 20 } {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -212,18 +212,18 @@ impl Fixture {
     }
 
     /// The next group commit stops at the gate.
-    fn hold_group(&self) -> Gate {
+    pub(crate) fn hold_group(&self) -> Gate {
         let gate = Gate::new();
         self.faulty.on(Op::Apply).on_table(&transactions_table()).then(Fault::Hold(gate.clone()));
         gate
     }
 }
 
-fn committing(tx: Transaction) -> JoinHandle<Result<Option<Timestamp>>> {
+pub(crate) fn committing(tx: Transaction) -> JoinHandle<Result<Option<Timestamp>>> {
     tokio::spawn(async move { tx.commit().await })
 }
 
-async fn joined<T>(task: JoinHandle<T>) -> T {
+pub(crate) async fn joined<T>(task: JoinHandle<T>) -> T {
     tokio::time::timeout(PATIENCE, task).await.expect("the task does not end").expect("the task ends")
 }
 

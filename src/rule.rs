@@ -79,6 +79,8 @@ pub(crate) enum Rule {
     LookAtTheLease,
     /// Who has read what was on its way and was lost does not commit.
     RefuseDependents,
+    /// Nobody builds on what lies behind a commit of which nobody knows whether it stands.
+    BuildOnWhatIsKnown,
     /// Who has read what is on its way tells nobody before it has landed.
     TellWhatHasLanded,
     /// A successor issues nothing below the bound it has found.
@@ -167,6 +169,7 @@ impl Rule {
             Rule::PublishBeforeAnswer => "rule::publish_before_answer",
             Rule::LookAtTheLease => "rule::look_at_the_lease",
             Rule::RefuseDependents => "rule::refuse_dependents",
+            Rule::BuildOnWhatIsKnown => "rule::build_on_what_is_known",
             Rule::TellWhatHasLanded => "rule::tell_what_has_landed",
             Rule::NumbersAboveTheBound => "rule::numbers_above_the_bound",
             Rule::GuardBatches => "rule::guard_batches",

@@ -64,11 +64,12 @@ fn every_rule_that_is_left_out_is_missed_by_its_test() {
         "rule::snapshot_at_watermark" => faults::a_group_is_seen_when_it_is_durable_and_not_before(MEMORY_PIPELINE),
         "rule::sync_before_publish" => rules::groups_are_synced(),
         "rule::forget_what_was_removed" => remembering(MEMORY_PIPELINE, isolation::what_was_removed_is_not_remembered),
-        // Backup.
         "rule::refuse_dependents" => dependencies::who_has_read_what_is_lost_does_not_commit(MEMORY_PIPELINE),
         "rule::refuse_dependents" => dependencies::a_lost_member_takes_along_who_has_read_of_it(MEMORY_PIPELINE),
+        "rule::build_on_what_is_known" => dependencies::nobody_builds_behind_what_is_being_settled(MEMORY_PIPELINE),
         "rule::tell_what_has_landed" => dependencies::who_writes_nothing_waits_for_what_it_has_read(MEMORY_PIPELINE),
         "rule::tell_what_has_landed" => dependencies::a_refusal_of_the_work_waits_for_what_it_has_read(MEMORY_PIPELINE),
+        // Backup.
         "rule::settle_before_copy" => faults::settling_waits_for_commit_timestamps_that_were_drawn(MEMORY_STEPS),
         "rule::settle_before_copy" => faults::a_marker_waits_for_the_group_before_it(MEMORY_PIPELINE),
         "rule::settle_by_register" => rules::who_lost_its_locks_is_settled_too(),

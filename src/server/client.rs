@@ -699,10 +699,11 @@ impl TransactionOps for RemoteTransaction {
 }
 
 /// Codes that only the commit of a transaction is answered with.
-const OUTCOMES: [&str; 13] = [
+const OUTCOMES: [&str; 14] = [
     "CONFLICT",
     "READ_CONFLICT",
     "TABLE_CHANGED",
+    "DEPENDENCY_LOST",
     "LOCK_TIMEOUT",
     "LOCKS_LOST",
     "ROLLED_BACK",

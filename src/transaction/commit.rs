@@ -2,6 +2,7 @@
 
 use super::buffer::LocalWriteBuffer;
 use super::core::CommitPath;
+use super::dependency::Dependency;
 use super::handle::{Inner, PreCommitCondition};
 use super::pipeline::{self, Member, Payload, Pipeline, Verdict};
 use super::read::Rivals;
@@ -39,6 +40,8 @@ pub(crate) struct CommitJob {
     pub(crate) locks: Vec<Arc<HeldLocks>>,
     /// Among those that lost the same conflict.
     pub(crate) turn: Mutex<Option<OwnedMutexGuard<()>>>,
+    /// What it has seen above what is in the store.
+    pub(crate) on_its_way: Option<Arc<Dependency>>,
     /// Keeps the snapshot registered until the outcome is known.
     pub(crate) registration: Option<Arc<Registration>>,
 }
@@ -237,13 +240,12 @@ impl CommitJob {
             losses: attempt.losses,
             began: transaction.began,
             keys,
-            // A table that was changed since is a reason to refuse: the lower of the two finds no fewer changes.
-            read_ts: transaction.base,
+            base: transaction.base,
             reads: self.reads.clone(),
             locks: self.locks.clone(),
             payload,
             writes: self.buffer.clone(),
-            dependency: transaction.dependency.clone(),
+            dependency: self.on_its_way.clone(),
             turn: self.turn.lock().take(),
             _registration: self.registration.clone(),
         };
@@ -343,7 +345,7 @@ impl CommitJob {
                 continue;
             }
             let cells: Vec<Cell> = writes.keys().cloned().collect();
-            let read = self.transaction.see_cells(table, cells).await?;
+            let read = self.transaction.see_cells(self.on_its_way.as_deref(), table, cells).await?;
             keys.extend(writes.iter().zip(read).map(|((cell, written), read)| ConflictKey {
                 written: Some(value_hash(written.as_deref())),
                 touch: *written == read,

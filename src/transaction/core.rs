@@ -4,6 +4,7 @@ use super::buffer::TableWrites;
 use super::cell_cache::CellCache;
 use super::constraint::Constraint;
 use super::entry::Fate;
+use super::handle::Seen;
 use super::mend::Mender;
 use super::pipeline::Pipeline;
 use super::step_by_step::StepByStep;
@@ -45,6 +46,18 @@ pub(crate) enum CommitPath {
     Pipeline(Pipeline),
     /// Mode A: each by itself, with locks, in ten steps.
     StepByStep(Box<StepByStep>),
+}
+
+impl Core {
+    /// Waits until everything that a transaction has seen is durable.
+    pub(crate) async fn landed(&self, seen: &Seen) -> Result<()> {
+        match (&seen.on_its_way, &self.path) {
+            (Some(dependency), CommitPath::Pipeline(pipeline)) if Rule::TellWhatHasLanded.is_kept() => {
+                pipeline.landed(dependency, seen.start_ts).await
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl CommitPath {

@@ -44,8 +44,10 @@ pub(crate) struct OnTheirWay {
 struct Admitted {
     /// In the order of their timestamps.
     commits: VecDeque<Arc<OnItsWay>>,
-    // Invariant: of so many of `commits` it is not known here what a reader would see of them.
-    opaque: usize,
+    /// Those of which it is not known here what a reader would see of them, in the same order.
+    opaque: VecDeque<Timestamp>,
+    /// What became of some is being found out: they are not among these, and perhaps they have committed.
+    is_unsettled: bool,
 }
 
 #[derive(Debug)]
@@ -53,8 +55,7 @@ struct OnItsWay {
     commit_ts: Timestamp,
     /// Of the cells it writes.
     hashes: Box<[u64]>,
-    /// Nothing if a reader would have to look elsewhere.
-    writes: Option<Arc<LocalWriteBuffer>>,
+    writes: Arc<LocalWriteBuffer>,
 }
 
 /// What an attempt sees of commits that are on their way.
@@ -68,36 +69,56 @@ pub(crate) struct Dependency {
 }
 
 impl OnTheirWay {
-    /// A member was admitted.
-    pub(crate) fn admit(&self, commit_ts: Timestamp, member: &Member) {
-        let hashes = member.keys.iter().map(|key| key.hash).collect();
-        let on_its_way = OnItsWay { commit_ts, hashes, writes: plain_writes(member) };
+    /// A member was admitted. Answers whether an attempt may build on it now.
+    pub(crate) fn admit(&self, commit_ts: Timestamp, member: &Member) -> bool {
         let mut admitted = self.admitted.lock();
-        admitted.opaque += usize::from(on_its_way.writes.is_none());
-        admitted.commits.push_back(Arc::new(on_its_way));
+        match plain_writes(member) {
+            Some(writes) => {
+                let hashes = member.keys.iter().map(|key| key.hash).collect();
+                admitted.commits.push_back(Arc::new(OnItsWay { commit_ts, hashes, writes }));
+            }
+            None => admitted.opaque.push_back(commit_ts),
+        }
+        admitted.may_be_built_on()
     }
 
     /// Every commit at or below `commit_ts` is in the store and published.
     pub(crate) fn landed(&self, commit_ts: Timestamp) {
-        self.admitted.lock().retain(|commit| commit.commit_ts > commit_ts);
+        self.admitted.lock().retain(|commit| commit > commit_ts);
     }
 
-    /// These are not on their way any more, and whoever depends on anything is lost.
+    /// These, in ascending order, are not on their way any more, and whoever depends on anything is lost.
     pub(crate) fn lost(&self, commits: &[Timestamp]) {
+        self.lose(&mut self.admitted.lock(), commits);
+    }
+
+    /// As [`lost`](Self::lost), of commits that may stand in the store all the same: until they are
+    /// [`settled`](Self::settled) nobody builds on what is behind them.
+    pub(crate) fn unsettled(&self, commits: &[Timestamp]) {
         let mut admitted = self.admitted.lock();
+        admitted.is_unsettled = true;
+        self.lose(&mut admitted, commits);
+    }
+
+    /// What became of the others is known, and published.
+    pub(crate) fn settled(&self) {
+        self.admitted.lock().is_unsettled = false;
+    }
+
+    fn lose(&self, admitted: &mut Admitted, commits: &[Timestamp]) {
         // Under the latch, with the removal: who builds on them is among those that are lost, or does not see them.
         self.losses.fetch_add(1, Ordering::AcqRel);
-        admitted.retain(|commit| !commits.contains(&commit.commit_ts));
+        admitted.retain(|commit| commits.binary_search(&commit).is_err());
     }
 
-    /// What the next attempt of who lost to `lost_to` may see. Nothing if it has landed, or is not to be built on.
+    /// What the next attempt of who lost to `lost_to` may see: everything that is on its way. Nothing if that has landed, or is
+    /// not to be built on.
     ///
     /// To be asked before the attempt draws its start timestamp, and before it chooses its snapshot of the store: see
     /// [`Dependency::above`].
     pub(crate) fn build_on(self: &Arc<Self>, lost_to: Timestamp) -> Option<Dependency> {
         let admitted = self.admitted.lock();
-        let last = admitted.commits.back()?.commit_ts;
-        if last < lost_to || admitted.opaque > 0 || admitted.commits.len() > COMMITS_MAX {
+        if admitted.commits.back()?.commit_ts < lost_to || !admitted.may_be_built_on() {
             return None;
         }
         // Under the latch: what is lost later raises it, what was lost before is not among these.
@@ -108,9 +129,14 @@ impl OnTheirWay {
 }
 
 impl Admitted {
-    fn retain(&mut self, keep: impl Fn(&OnItsWay) -> bool) {
-        self.commits.retain(|commit| keep(commit));
-        self.opaque = self.commits.iter().filter(|commit| commit.writes.is_none()).count();
+    fn may_be_built_on(&self) -> bool {
+        let may = self.opaque.is_empty() && self.commits.len() <= COMMITS_MAX;
+        may && !(self.is_unsettled && Rule::BuildOnWhatIsKnown.is_kept())
+    }
+
+    fn retain(&mut self, keep: impl Fn(Timestamp) -> bool) {
+        self.commits.retain(|commit| keep(commit.commit_ts));
+        self.opaque.retain(|commit_ts| keep(*commit_ts));
     }
 }
 
@@ -143,19 +169,19 @@ impl Dependency {
     pub(crate) fn get(&self, table: &TableRef, cell: &Cell) -> Option<Option<Bytes>> {
         let hash = ConflictKey::hash_of(table, cell);
         let writers = self.commits.iter().rev().filter(|commit| commit.hashes.contains(&hash));
-        writers.filter_map(|commit| commit.writes.as_ref()).find_map(|writes| writes.get(table, cell))
+        writers.map(|commit| &commit.writes).find_map(|writes| writes.get(table, cell))
     }
 
     /// What they have written in a range, with `own` writes over it, in ascending order.
-    pub(crate) fn below(
+    pub(crate) fn with_own(
         &self,
         own: Vec<(Cell, Option<Bytes>)>,
         table: &TableRef,
         rows: &RowRange,
         columns: &ColumnSelection,
     ) -> Vec<(Cell, Option<Bytes>)> {
-        let written = self.commits.iter().filter_map(|commit| commit.writes.as_ref());
-        let mut merged: BTreeMap<_, _> = written.flat_map(|writes| writes.range(table, rows, columns)).collect();
+        let written = self.commits.iter().flat_map(|commit| commit.writes.range(table, rows, columns));
+        let mut merged: BTreeMap<_, _> = written.collect();
         merged.extend(own);
         merged.into_iter().collect()
     }

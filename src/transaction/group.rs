@@ -6,20 +6,26 @@ use super::pipeline::{Member, Payload, Verdict};
 use super::step::{CommitStep, reach};
 use super::sweep_queue::sweep_queue_table;
 use super::value;
-use crate::rule::Rule;
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, KvsError, TableRef, Timestamp};
 use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
-/// How many requests make a group at most.
-const GROUP_MAX: usize = 4096;
+/// How many transactions share a batch at most.
+pub(super) const GROUP_MAX: usize = 4096;
 
 /// A member that is part of the batch.
 pub(super) struct Accepted {
     pub(super) member: Box<Member>,
     pub(super) commit_ts: Timestamp,
     pub(super) reply: oneshot::Sender<Verdict>,
+}
+
+impl Accepted {
+    /// True if it has read what is not in the store yet.
+    pub(super) fn depends(&self) -> bool {
+        self.member.dependency.is_some()
+    }
 }
 
 /// What shares one batch.
@@ -31,8 +37,6 @@ pub(super) struct Group {
     pub(super) stop: Option<oneshot::Sender<()>>,
     /// Bytes of its data, about.
     pub(super) size: usize,
-    /// How many requests it was made of.
-    pub(super) taken: usize,
 }
 
 impl Group {
@@ -51,7 +55,7 @@ impl Group {
 
     /// True if it takes nobody in any more; bytes are of its data.
     pub(super) fn is_full(&self, size_max: usize) -> bool {
-        self.size >= size_max || self.taken >= GROUP_MAX
+        self.size >= size_max || self.commits.len() >= GROUP_MAX
     }
 
     /// True if it is written alone: when it has landed nothing is on its way, and nobody has seen what it rolls back.
@@ -66,6 +70,16 @@ impl Group {
 
     pub(super) fn last_commit(&self) -> Option<Timestamp> {
         self.commits.last().map(|accepted| accepted.commit_ts)
+    }
+
+    /// Takes those out of it, in their order.
+    pub(super) fn take(&mut self, which: impl Fn(&Accepted) -> bool) -> Vec<Accepted> {
+        if !self.commits.iter().any(&which) {
+            return Vec::new();
+        }
+        let (taken, kept) = std::mem::take(&mut self.commits).into_iter().partition(which);
+        self.commits = kept;
+        taken
     }
 
     /// Tells the memory of cells what the group has committed. Before the group is published: nobody has a snapshot above it yet
@@ -119,58 +133,22 @@ pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
     batch
 }
 
-/// Takes the members that write to a table that is gone out of the group and its batch. They are answered.
-pub(super) fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut AtomicBatch) {
-    let writers: BTreeSet<Timestamp> = batch
-        .ops
-        .iter()
-        .filter_map(|op| match op {
-            BatchOp::Put { table, ts, .. } if table == gone => Some(*ts),
-            _ => None,
-        })
-        .collect();
-    if writers.is_empty() {
-        // Not a table of a member: one of our own is gone, and nobody can commit.
-        let error = KvsError::NoSuchTable(gone.clone());
-        return refuse_all(std::mem::take(group), || not_applied(&error));
-    }
-    take_out(&writers, batch);
-    for accepted in std::mem::take(&mut group.commits) {
-        if writers.contains(&accepted.member.start_ts) {
-            let error = Error::NotFound { what: format!("table '{gone}'") };
-            let _ = accepted.reply.send(Verdict::Failed(error));
-        } else {
-            group.commits.push(accepted);
-        }
-    }
+/// The members whose data in a batch are of this table, by their start timestamps.
+pub(super) fn writers_of(table: &TableRef, batch: &AtomicBatch) -> BTreeSet<Timestamp> {
+    let written = batch.ops.iter().filter_map(|op| match op {
+        BatchOp::Put { table: written, ts, .. } if written == table => Some(*ts),
+        _ => None,
+    });
+    written.collect()
 }
 
 /// Takes out of a batch what these have put into it.
-fn take_out(writers: &BTreeSet<Timestamp>, batch: &mut AtomicBatch) {
+pub(super) fn take_out_of_batch(writers: BTreeSet<Timestamp>, batch: &mut AtomicBatch) {
     let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
     batch.ops.retain(|op| match op {
         BatchOp::Put { ts, .. } => !writers.contains(ts),
         BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
     });
-}
-
-/// Takes the members that depend on what is on its way out of the group, and out of its batch if there is one already. They
-/// are answered, and what they would have committed is not on its way any more. Answers where they would have committed.
-pub(super) fn drop_dependents(group: &mut Group, batch: Option<&mut AtomicBatch>) -> Vec<Timestamp> {
-    let depends = |accepted: &Accepted| accepted.member.dependency.is_some() && Rule::RefuseDependents.is_kept();
-    if !group.commits.iter().any(depends) {
-        return Vec::new();
-    }
-    let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut group.commits).into_iter().partition(depends);
-    group.commits = kept;
-    if let Some(batch) = batch {
-        take_out(&dropped.iter().map(|accepted| accepted.member.start_ts).collect(), batch);
-    }
-    let commits = dropped.iter().map(|accepted| accepted.commit_ts).collect();
-    for accepted in dropped {
-        let _ = accepted.reply.send(Verdict::DependencyLost);
-    }
-    commits
 }
 
 pub(super) fn not_applied(error: &KvsError) -> Error {

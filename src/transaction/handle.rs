@@ -2,7 +2,7 @@
 
 use super::buffer::{LocalWriteBuffer, size_of_write};
 use super::commit::CommitJob;
-use super::core::{CommitPath, Core};
+use super::core::Core;
 use super::dependency::Dependency;
 use super::reads::{RangeRead, ReadSet};
 use super::scan::{self, ScanJob};
@@ -41,10 +41,8 @@ pub(crate) struct Inner {
     pub(crate) start_ts: Timestamp,
     /// It sees what committed below this.
     pub(crate) read_ts: Timestamp,
-    /// And of that everything below this in the store.
+    /// And of that everything below this in the store; the rest is on its way there.
     pub(crate) base: Timestamp,
-    /// The rest here, if there is any.
-    pub(crate) dependency: Option<Arc<Dependency>>,
     pub(crate) read_only: bool,
     pub(crate) began: Instant,
     timeout: Duration,
@@ -65,6 +63,13 @@ pub(crate) struct Start {
     pub(crate) began: Instant,
 }
 
+/// What a transaction has seen that is not in the store yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) start_ts: Timestamp,
+    pub(crate) on_its_way: Option<Arc<Dependency>>,
+}
+
 /// Which attempt of which piece of work a transaction is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt {
@@ -81,6 +86,8 @@ struct Writes {
     callbacks: Vec<Callback>,
     locks: Vec<Arc<HeldLocks>>,
     turn: Option<OwnedMutexGuard<()>>,
+    /// What it sees above what is in the store.
+    on_its_way: Option<Arc<Dependency>>,
     // Until it ends: a handle that is kept after that holds nothing back.
     registration: Option<Registration>,
 }
@@ -126,8 +133,10 @@ impl Transaction {
         let Start { begun, dependency, turn, read_only, timeout, attempt, began } = start;
         let Begun { start_ts, read_ts: base, registration } = begun;
         let read_ts = dependency.as_ref().map_or(base, |dependency| dependency.last().next());
-        debug_assert!(read_ts <= start_ts, "a snapshot is chosen before its transaction is numbered");
-        let dependency = dependency.map(Arc::new);
+        debug_assert!(
+            dependency.is_none() || read_ts <= start_ts,
+            "it is looked at before the transaction is numbered"
+        );
         let writes = Writes {
             phase: Phase::Open,
             buffer: LocalWriteBuffer::default(),
@@ -136,6 +145,7 @@ impl Transaction {
             callbacks: Vec::new(),
             locks: Vec::new(),
             turn,
+            on_its_way: dependency.map(Arc::new),
             registration: Some(registration),
         };
         Transaction {
@@ -144,7 +154,6 @@ impl Transaction {
                 start_ts,
                 read_ts,
                 base,
-                dependency,
                 read_only,
                 began,
                 timeout,
@@ -159,7 +168,8 @@ impl Transaction {
         self.inner.start_ts
     }
 
-    /// The snapshot: reads see what committed below this.
+    /// The snapshot: reads see what committed below this. After a lost conflict, also what is about to; see
+    /// [`TransactionManager::run`](super::TransactionManager::run).
     pub fn read_ts(&self) -> Timestamp {
         self.inner.read_ts
     }
@@ -177,9 +187,9 @@ impl Transaction {
                 return Ok(own);
             }
             self.inner.keep_cells(&mut writes.reads, table, &spec, std::slice::from_ref(cell));
-        }
-        if let Some(on_its_way) = self.inner.on_its_way(table, cell) {
-            return Ok(on_its_way);
+            if let Some(written) = writes.on_its_way(table, cell) {
+                return Ok(written);
+            }
         }
         tokio::task::coop::consume_budget().await;
         let value = self.inner.core.read_cell(table, cell, self.inner.base).await?;
@@ -211,7 +221,8 @@ impl Transaction {
         }
         if !unwritten.is_empty() {
             tokio::task::coop::consume_budget().await;
-            let found = self.inner.see_cells(table, unwritten).await?;
+            let on_its_way = self.inner.writes.lock().on_its_way.clone();
+            let found = self.inner.see_cells(on_its_way.as_deref(), table, unwritten).await?;
             for (place, value) in places.into_iter().zip(found) {
                 if value.is_none() && !Rule::RecheckAbsences.is_kept() {
                     self.inner.open_writes()?.reads.forget_cell(table, &cells[place]);
@@ -266,8 +277,8 @@ impl Transaction {
         let (own, kept) = {
             let mut writes = self.inner.open_writes()?;
             let own = writes.buffer.range(table, &options.rows, &options.columns);
-            let own = match &self.inner.dependency {
-                Some(seen) => seen.below(own, table, &options.rows, &options.columns),
+            let own = match &writes.on_its_way {
+                Some(on_its_way) => on_its_way.with_own(own, table, &options.rows, &options.columns),
                 None => own,
             };
             (own, self.inner.keep_range(&mut writes.reads, table, &spec, &options))
@@ -350,23 +361,27 @@ impl Transaction {
     ///
     /// A future dropped in the middle leaves nothing half done: the commit is finished, or not begun.
     pub async fn commit(&self) -> Result<Option<Timestamp>> {
-        let Ending { buffer, reads, conditions, callbacks, locks, turn, registration } = self.inner.start_commit()?;
+        let Ending { buffer, reads, conditions, callbacks, locks, turn, on_its_way, registration } =
+            self.inner.start_commit()?;
         let commit_ts = if buffer.is_empty() {
+            drop(turn);
+            // First: it may take a while, and what is checked is to hold then.
+            let seen = Seen { start_ts: self.inner.start_ts, on_its_way };
+            self.inner.core.landed(&seen).await?;
             for condition in &conditions {
                 condition.check(self.inner.start_ts)?;
             }
             for locks in &locks {
                 locks.check()?;
             }
-            drop(turn);
-            self.landed().await?;
             None
         } else {
             let reads = Arc::new(reads.freeze());
             let registration = registration.map(Arc::new);
             let transaction = self.inner.clone();
             let (buffer, turn) = (Arc::new(buffer), Mutex::new(turn));
-            Some(CommitJob { transaction, buffer, reads, conditions, locks, turn, registration }.run().await?)
+            let job = CommitJob { transaction, buffer, reads, conditions, locks, turn, on_its_way, registration };
+            Some(job.run().await?)
         };
         for Callback(callback) in callbacks {
             // The transaction is committed whatever becomes of this.
@@ -377,17 +392,9 @@ impl Transaction {
         Ok(commit_ts)
     }
 
-    /// Waits until everything it has seen is durable. Nothing to wait for but after a lost conflict.
-    ///
-    /// # Errors
-    /// [`Error::DependencyLost`] if it was lost; those of a store that was closed. Cancel safe.
-    pub(crate) async fn landed(&self) -> Result<()> {
-        match (&self.inner.dependency, &self.inner.core.path) {
-            (Some(seen), CommitPath::Pipeline(pipeline)) if Rule::TellWhatHasLanded.is_kept() => {
-                pipeline.landed(seen, self.inner.start_ts).await
-            }
-            _ => Ok(()),
-        }
+    /// What it sees, for who waits until that is durable.
+    pub(crate) fn seen(&self) -> Seen {
+        Seen { start_ts: self.inner.start_ts, on_its_way: self.inner.writes.lock().on_its_way.clone() }
     }
 
     /// Aborts: nothing was written, nothing will be. Later calls fail.
@@ -406,6 +413,11 @@ impl Transaction {
 }
 
 impl Writes {
+    /// What commits on their way have written to a cell, of those that are seen.
+    fn on_its_way(&self, table: &TableRef, cell: &Cell) -> Option<Option<Bytes>> {
+        self.on_its_way.as_ref()?.get(table, cell)
+    }
+
     fn take(&mut self) -> Ending {
         Ending {
             buffer: std::mem::take(&mut self.buffer),
@@ -414,6 +426,7 @@ impl Writes {
             callbacks: std::mem::take(&mut self.callbacks),
             locks: std::mem::take(&mut self.locks),
             turn: self.turn.take(),
+            on_its_way: self.on_its_way.take(),
             registration: self.registration.take(),
         }
     }
@@ -427,28 +440,24 @@ struct Ending {
     callbacks: Vec<Callback>,
     locks: Vec<Arc<HeldLocks>>,
     turn: Option<OwnedMutexGuard<()>>,
+    on_its_way: Option<Arc<Dependency>>,
     registration: Option<Registration>,
 }
 
 impl Inner {
-    /// What commits on their way have written to a cell, of those that it sees.
-    fn on_its_way(&self, table: &TableRef, cell: &Cell) -> Option<Option<Bytes>> {
-        self.dependency.as_ref()?.get(table, cell)
-    }
-
     /// What it sees of cells, its own writes aside.
-    pub(crate) async fn see_cells(&self, table: &TableRef, cells: Vec<Cell>) -> Result<Vec<Option<Bytes>>> {
-        if self.dependency.is_none() {
+    pub(crate) async fn see_cells(
+        &self,
+        on_its_way: Option<&Dependency>,
+        table: &TableRef,
+        cells: Vec<Cell>,
+    ) -> Result<Vec<Option<Bytes>>> {
+        let Some(on_its_way) = on_its_way else {
             return self.core.read_cells(table, cells, self.base).await;
-        }
-        let on_their_way: Vec<_> = cells.iter().map(|cell| self.on_its_way(table, cell)).collect();
-        let mut seen = self.core.read_cells(table, cells, self.base).await?;
-        for (seen, on_its_way) in seen.iter_mut().zip(on_their_way) {
-            if let Some(written) = on_its_way {
-                *seen = written;
-            }
-        }
-        Ok(seen)
+        };
+        let written: Vec<_> = cells.iter().map(|cell| on_its_way.get(table, cell)).collect();
+        let seen = self.core.read_cells(table, cells, self.base).await?;
+        Ok(seen.into_iter().zip(written).map(|(seen, written)| written.unwrap_or(seen)).collect())
     }
 
     pub(crate) fn attempt(&self) -> Attempt {

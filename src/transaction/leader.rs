@@ -21,7 +21,7 @@ use super::claim::Claim;
 use super::core::SchemaCache;
 use super::dependency::OnTheirWay;
 use super::entry::Fate;
-use super::group::{Accepted, Group, build_batch, drop_dependents, drop_writers_of, not_applied, refuse_all};
+use super::group::{Accepted, GROUP_MAX, Group, build_batch, not_applied, refuse_all, take_out_of_batch, writers_of};
 use super::pipeline::{Member, Payload, Request, Verdict};
 use super::reservations::{Loser, Reservations};
 use super::settle_group::{REOPEN_PAUSE, SETTLE_WITHIN, Waiting, tell_unknown};
@@ -64,8 +64,8 @@ pub(super) struct Leader {
     pub(super) flights_max: usize,
     /// What later attempts may see of members that were admitted, where groups go one after the other.
     pub(super) on_their_way: Option<Arc<OnTheirWay>>,
-    /// How many have lost to a commit that is on its way since the last group took off.
-    pub(super) losers: usize,
+    /// Somebody has lost to a commit that is on its way, since the last group took off.
+    pub(super) is_contended: bool,
     /// A thread that writes while the leader goes on, once there was need of one.
     pub(super) writer: Option<Writer>,
     /// Start timestamps below this belong to an earlier epoch, whose transactions are void.
@@ -322,17 +322,14 @@ impl Leader {
     ) -> Group {
         let mut group = flights.take_gathering();
         let mut next = first;
+        let mut taken = 0;
         loop {
-            let may_take = flights.held.is_none() && !group.is_full(self.group_size_max);
+            let may_take = flights.held.is_none() && taken < GROUP_MAX && !group.is_full(self.group_size_max);
             let Some(request) = next.take().or_else(|| may_take.then(|| queue.try_recv().ok()).flatten()) else {
                 break;
             };
             match request {
                 Request::Commit(member, reply) => {
-                    group.size += match &member.payload {
-                        Payload::Batch { size, .. } => *size,
-                        Payload::PutAhead { .. } => 0,
-                    };
                     flights.beside(self.admit(member, reply, &mut group)).await;
                 }
                 // What they are told is about everything that came before, and who is rolled back may be on his way.
@@ -355,7 +352,8 @@ impl Leader {
                     break;
                 }
             }
-            group.taken += 1;
+            // Also those who are refused: those on their way must be looked after.
+            taken += 1;
         }
         group
     }
@@ -368,7 +366,7 @@ impl Leader {
         }
         if let Some(verdict) = self.refusal(&member) {
             let lost = matches!(verdict, Verdict::Conflict { .. } | Verdict::ReadConflict { .. });
-            self.losers += usize::from(lost);
+            self.is_contended |= self.lost_to_one_on_its_way(&verdict);
             if lost && matches!(member.payload, Payload::PutAhead { .. }) {
                 self.reserve_for_loser(&Loser {
                     work_id: member.work_id,
@@ -400,13 +398,19 @@ impl Leader {
         }
         let mut member = member;
         if let Some(on_their_way) = &self.on_their_way {
-            on_their_way.admit(commit_ts, &member);
-            // Whoever is next sees it from now on. Where nobody does, it is his turn when this one was answered.
-            drop(member.turn.take());
+            // Whoever is next sees it from now on. Where he does not, it is his turn when this one was answered.
+            let may_be_seen = on_their_way.admit(commit_ts, &member);
+            if may_be_seen {
+                drop(member.turn.take());
+            }
         }
         reach(CommitStep::RecheckReads, start_ts).await;
         self.reserved.remove(member.work_id);
         reach(CommitStep::CheckLocks, start_ts).await;
+        group.size += match &member.payload {
+            Payload::Batch { size, .. } => *size,
+            Payload::PutAhead { .. } => 0,
+        };
         group.commits.push(Accepted { member, commit_ts, reply });
     }
 
@@ -421,7 +425,7 @@ impl Leader {
             return Some(Verdict::DependencyLost);
         }
         // Here and not before it entered: whoever begins after the change must find this member applied, or refused.
-        if let Some(table) = self.schema.changed_since(&member.reads.tables, member.read_ts) {
+        if let Some(table) = self.schema.changed_since(&member.reads.tables, member.base) {
             return Some(Verdict::TableChanged(table.clone()));
         }
         if let Some(error) = member.locks.iter().find_map(|locks| locks.check().err()) {
@@ -432,6 +436,15 @@ impl Leader {
         }
         let write_conflict = if Rule::CheckWrites.is_kept() { self.write_conflict(member) } else { None };
         write_conflict.or_else(|| if Rule::RecheckReads.is_kept() { self.read_conflict(member) } else { None })
+    }
+
+    fn lost_to_one_on_its_way(&self, verdict: &Verdict) -> bool {
+        match verdict {
+            Verdict::Conflict { committed_at: Some(at), .. } | Verdict::ReadConflict { committed_at: at, .. } => {
+                self.window.is_on_its_way(*at)
+            }
+            _ => false,
+        }
     }
 
     fn write_conflict(&self, member: &Member) -> Option<Verdict> {
@@ -477,12 +490,30 @@ impl Leader {
 
     /// Steps 4, 5 and 10 for all members at once.
     async fn take_off(&mut self, mut group: Group) -> (Box<Flight>, BoxFuture<'static, Written>) {
+        self.refuse_without_locks(&mut group);
         let fence = self.fence.as_ref().filter(|_| Rule::GuardBatches.is_kept());
         let batch = build_batch(&mut group).await.guarded(fence.map(|fence| fence.guard()));
         self.reach_the_record(&group).await;
         // Those who have lost come again soon, and need the leader while this group is written.
-        let write = if std::mem::take(&mut self.losers) > 0 { self.write_beside(&batch) } else { self.write(&batch) };
+        let write = if std::mem::take(&mut self.is_contended) { self.write_beside(&batch) } else { self.write(&batch) };
         (Box::new(Flight { group, batch }), write)
+    }
+
+    /// Again, right before they are written: they were admitted while the group before this one was on its way.
+    fn refuse_without_locks(&mut self, group: &mut Group) {
+        if group.commits.iter().all(|accepted| accepted.member.locks.is_empty()) {
+            return;
+        }
+        let mut refused = Vec::new();
+        for accepted in std::mem::take(&mut group.commits) {
+            match accepted.member.locks.iter().find_map(|locks| locks.check().err()) {
+                Some(error) => refused.push((accepted, Verdict::Failed(error))),
+                None => group.commits.push(accepted),
+            }
+        }
+        if !refused.is_empty() {
+            self.take_out(refused, group, None, &mut Group::default());
+        }
     }
 
     async fn reach_the_record(&self, group: &Group) {
@@ -509,7 +540,16 @@ impl Leader {
             self.writer = Writer::spawn(self.kvs.clone());
         }
         match &self.writer {
-            Some(writer) if apart && Rule::SyncBeforePublish.is_kept() => writer.write(batch.clone(), self.durability),
+            Some(writer) if apart && Rule::SyncBeforePublish.is_kept() => {
+                match writer.write(batch.clone(), self.durability) {
+                    Some(write) => write,
+                    None => {
+                        // It has ended, and the next one may do better.
+                        self.writer = None;
+                        self.write(batch)
+                    }
+                }
+            }
             _ => self.write(batch),
         }
     }
@@ -538,22 +578,21 @@ impl Leader {
                 }
                 // Nothing was applied, and nothing of ours will be any more.
                 Err(KvsError::GuardFailed { .. }) => {
-                    self.lose(&group.commit_timestamps().collect::<Vec<_>>(), &mut flights.gathering);
                     refuse_all(group, || self.replaced());
                     break Some(Ended::TakenOver);
                 }
                 // Nothing was applied. A table that is gone concerns its own writers, not the others of the group.
                 Err(KvsError::NoSuchTable(table)) => {
-                    let before: Vec<Timestamp> = group.commit_timestamps().collect();
-                    drop_writers_of(&table, &mut group, &mut batch);
-                    // Whoever has read what these wrote, in this group or behind it.
-                    drop_dependents(&mut group, Some(&mut batch));
-                    let kept: BTreeSet<Timestamp> = group.commit_timestamps().collect();
-                    let gone: Vec<Timestamp> = before.into_iter().filter(|ts| !kept.contains(ts)).collect();
-                    for commit_ts in &gone {
-                        self.window.not_applied(*commit_ts);
+                    let writers = writers_of(&table, &batch);
+                    if writers.is_empty() {
+                        // Not a table of a member: one of our own is gone, and nobody can commit.
+                        self.refuse(group, &KvsError::NoSuchTable(table), &mut flights.gathering);
+                        break None;
                     }
-                    self.lose(&gone, &mut flights.gathering);
+                    let error = || Error::NotFound { what: format!("table '{table}'") };
+                    let gone = group.take(|accepted| writers.contains(&accepted.member.start_ts));
+                    let refused = gone.into_iter().map(|accepted| (accepted, Verdict::Failed(error())));
+                    self.take_out(refused.collect(), &mut group, Some(&mut batch), &mut flights.gathering);
                     if group.writes_nothing() {
                         break None;
                     }
@@ -571,12 +610,51 @@ impl Leader {
 
     /// Tells the members of a group that nothing of it was applied.
     fn refuse(&mut self, group: Group, error: &KvsError, gathering: &mut Group) {
-        let commits: Vec<Timestamp> = group.commit_timestamps().collect();
+        let mut group = group;
+        let refused = group.take(|_| true).into_iter().map(|accepted| (accepted, Verdict::Failed(not_applied(error))));
+        self.take_out(refused.collect(), &mut Group::default(), None, gathering);
+        refuse_all(group, || not_applied(error));
+    }
+
+    /// Members of `group` that will not commit are answered, and with them those who depend on anything: in the group and its
+    /// batch, if there is one already, and in the one that gathers behind it.
+    fn take_out(
+        &mut self,
+        refused: Vec<(Accepted, Verdict)>,
+        group: &mut Group,
+        batch: Option<&mut AtomicBatch>,
+        gathering: &mut Group,
+    ) {
+        let mut refused = refused;
+        if !refused.is_empty() && self.on_their_way.is_some() && Rule::RefuseDependents.is_kept() {
+            let dependents = [group.take(Accepted::depends), gathering.take(Accepted::depends)].into_iter().flatten();
+            refused.extend(dependents.map(|accepted| (accepted, Verdict::DependencyLost)));
+        }
+        let mut commits: Vec<Timestamp> = refused.iter().map(|(accepted, _)| accepted.commit_ts).collect();
+        commits.sort_unstable();
         for commit_ts in &commits {
             self.window.not_applied(*commit_ts);
         }
-        self.lose(&commits, gathering);
-        refuse_all(group, || not_applied(error));
+        if let Some(batch) = batch {
+            take_out_of_batch(refused.iter().map(|(accepted, _)| accepted.member.start_ts).collect(), batch);
+        }
+        if let Some(on_their_way) = &self.on_their_way {
+            // Before anybody is told: what he does next must not be refused for it.
+            on_their_way.lost(&commits);
+            self.published.notify_waiters();
+        }
+        for (accepted, verdict) in refused {
+            let _ = accepted.reply.send(verdict);
+        }
+    }
+
+    /// What becomes of a group is not known. Whoever has read of it begins anew when it is.
+    pub(super) fn lose_the_unknown(&mut self, group: &Group, gathering: &mut Group) {
+        let Some(on_their_way) = self.on_their_way.clone() else { return };
+        on_their_way.unsettled(&group.commit_timestamps().collect::<Vec<_>>());
+        let dependents = gathering.take(Accepted::depends).into_iter();
+        let refused = dependents.map(|accepted| (accepted, Verdict::DependencyLost)).collect();
+        self.take_out(refused, &mut Group::default(), None, gathering);
     }
 
     /// Sends away who was admitted and has not left, while nothing can.
@@ -586,19 +664,6 @@ impl Leader {
             let error = KvsError::Unavailable { reason: reason.to_owned(), source: None };
             self.refuse(group, &error, &mut flights.gathering);
         }
-    }
-
-    /// Commits on their way are lost, and with them whoever has read any. Before anybody is told: what he does next must
-    /// not be refused for it.
-    pub(super) fn lose(&mut self, commits: &[Timestamp], gathering: &mut Group) {
-        let Some(on_their_way) = &self.on_their_way else { return };
-        on_their_way.lost(commits);
-        let dropped = drop_dependents(gathering, None);
-        for commit_ts in &dropped {
-            self.window.not_applied(*commit_ts);
-        }
-        on_their_way.lost(&dropped);
-        self.published.notify_waiters();
     }
 
     /// Waits for a while for the groups on their way, when there will be no more, and tells their members what became of

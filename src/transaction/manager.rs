@@ -14,7 +14,7 @@ use super::sweep_queue::sweep_queue_table;
 use super::swept::SweptTables;
 use super::table::TransactionTable;
 use super::tracker::{Begun, SnapshotTracker};
-use super::turns::{Again, Turns};
+use super::turns::{NextAttempt, Turns};
 use crate::config::{CommitModeChoice, TransactionConfig};
 use crate::lock::LockService;
 use crate::ops::BeginOptions;
@@ -167,7 +167,7 @@ impl TransactionManager {
             (CommitPath::Pipeline(pipeline), Some(lost_to)) => pipeline.build_on(lost_to),
             _ => None,
         };
-        self.begin_attempt(options, self.new_work(), Again { turn: None, dependency }).await
+        self.begin_attempt(options, self.new_work(), NextAttempt { turn: None, dependency }).await
     }
 
     pub(crate) fn new_work(&self) -> Attempt {
@@ -178,7 +178,7 @@ impl TransactionManager {
         &self,
         options: BeginOptions,
         attempt: Attempt,
-        again: Again,
+        again: NextAttempt,
     ) -> Result<Transaction> {
         // Where memory answers everything nothing else ever makes way for other tasks of the thread.
         tokio::task::coop::consume_budget().await;
@@ -201,7 +201,7 @@ impl TransactionManager {
             }
         };
         let read_only = options.read_only || options.at.is_some();
-        let Again { turn, dependency } = again;
+        let NextAttempt { turn, dependency } = again;
         let dependency = dependency.filter(|_| options.at.is_none()).and_then(|seen| seen.above(begun.read_ts));
         let start = Start { begun, dependency, turn, read_only, timeout, attempt, began };
         Ok(Transaction::new(core.clone(), start))

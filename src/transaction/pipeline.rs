@@ -53,8 +53,8 @@ pub(crate) struct Member {
     /// When the transaction began.
     pub(crate) began: Instant,
     pub(crate) keys: Vec<ConflictKey>,
-    /// The snapshot it read.
-    pub(crate) read_ts: Timestamp,
+    /// The snapshot of the store that it read: the lower of its two, so that no change of a table is missed.
+    pub(crate) base: Timestamp,
     /// What it read of tables that check reads, and every table it used.
     pub(crate) reads: Arc<Reads>,
     /// Locks of the application that must still be held.
@@ -183,7 +183,7 @@ impl Pipeline {
             group_size_max: size_max,
             flights_max,
             on_their_way: on_their_way.clone(),
-            losers: 0,
+            is_contended: false,
             writer: None,
             first_ts,
             window: ConflictWindow::new(first_ts),

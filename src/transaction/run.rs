@@ -3,7 +3,7 @@
 use super::core::CommitPath;
 use super::handle::{Attempt, Transaction};
 use super::manager::TransactionManager;
-use super::turns::{Again, Lost};
+use super::turns::{Lost, NextAttempt};
 use crate::lock::{HeldLocks, LockClient, LockDescriptor, LockRequest};
 use crate::ops::BeginOptions;
 use crate::{Error, Result};
@@ -76,6 +76,9 @@ impl TransactionManager {
     ///
     /// Cancel safe: a commit under way is finished.
     ///
+    /// An attempt after a lost conflict may see commits that are being written. It commits behind them or not at all, and
+    /// nothing is told before they are durable; but what `work` does beside its transaction is not undone.
+    ///
     /// `async |tx| …` may borrow from what is around it, also inside a spawned task; an `async move |tx| …` that takes
     /// captured values along is not accepted, because the work may have to be done more than once.
     pub async fn run<T, E, F, Fut>(&self, options: RunOptions, work: F) -> std::result::Result<Outcome<T>, E>
@@ -108,7 +111,7 @@ impl TransactionManager {
         let deadline = Instant::now().checked_add(options.timeout.unwrap_or(self.timeout()));
         let mut attempt = Abandon { manager: self, attempt: self.new_work() };
         let mut counted = 0;
-        let mut next = Again::default();
+        let mut next = NextAttempt::default();
         for number in 1.. {
             let begin = BeginOptions {
                 read_only: options.read_only,
@@ -116,23 +119,40 @@ impl TransactionManager {
                 timeout: options.timeout,
                 ..BeginOptions::default()
             };
+            let mut seen = None;
             let outcome = match self.begin_holding(begin, attempt.attempt, locks, std::mem::take(&mut next)).await {
-                Ok(transaction) => attempt_once(transaction, &work).await,
+                Ok(transaction) => {
+                    seen = Some(transaction.seen());
+                    attempt_once(transaction, &work).await
+                }
                 Err(error) => Err(error.into()),
             };
-            let error = match outcome {
+            let mut error = match outcome {
                 Ok((value, start_ts, commit_ts)) => {
                     return Ok(Outcome { value, start_ts, commit_ts, attempts: number });
                 }
                 Err(error) => error,
             };
             let pause = pause_after(number);
-            let again = error.as_atlas().is_some_and(|error| may_repeat(error, options.idempotent));
             // Cells reserved for a large transaction are free again within a bounded time: waiting for it is no loss.
             let reserved = matches!(error.as_atlas(), Some(Error::Conflict { committed_at: None, .. }));
             counted += u32::from(!reserved);
-            let late = deadline.is_some_and(|deadline| Instant::now() + pause >= deadline);
-            if !again || counted >= attempts_max || late {
+            let ends = |error: &E| {
+                let again = error.as_atlas().is_some_and(|error| may_repeat(error, options.idempotent));
+                let late = deadline.is_some_and(|deadline| Instant::now() + pause >= deadline);
+                !again || counted >= attempts_max || late
+            };
+            let unknown = matches!(error.as_atlas(), Some(Error::UnknownOutcome { .. }));
+            if ends(&error) && !unknown {
+                // Its reason may be something that a crash takes back. What was handed over to be committed is not told
+                // by this.
+                if let Some(seen) = &seen
+                    && let Err(lost) = self.core().landed(seen).await
+                {
+                    error = lost.into();
+                }
+            }
+            if ends(&error) {
                 return Err(error);
             }
             if matches!(error.as_atlas(), Some(Error::Conflict { .. } | Error::ReadConflict { .. })) {
@@ -147,7 +167,7 @@ impl TransactionManager {
                 }
                 _ => {
                     tokio::time::sleep(pause).await;
-                    Again::default()
+                    NextAttempt::default()
                 }
             };
         }
@@ -161,7 +181,7 @@ impl TransactionManager {
         options: BeginOptions,
         attempt: Attempt,
         locks: &[LockDescriptor],
-        again: Again,
+        again: NextAttempt,
     ) -> Result<Transaction> {
         if locks.is_empty() {
             return self.begin_attempt(options, attempt, again).await;
@@ -205,11 +225,6 @@ where
         }
         Err(error) => {
             transaction.abort();
-            let is_told = !error.as_atlas().is_some_and(Error::is_retriable);
-            if is_told {
-                // Its reason may be something that a crash takes back.
-                transaction.landed().await?;
-            }
             Err(error)
         }
     }

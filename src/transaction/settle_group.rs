@@ -66,9 +66,7 @@ impl Leader {
         tracing::error!(%error, members = group.commits.len(), "a group of commits was not answered; finding out what became of it");
         let deadline = Instant::now() + SETTLE_WITHIN;
         let reason = error.to_string();
-        // Whether they are lost nobody knows yet. Who has read any of them begins anew when it is known.
-        let commits: Vec<Timestamp> = group.commit_timestamps().collect();
-        self.lose(&commits, &mut flights.gathering);
+        self.lose_the_unknown(&group, &mut flights.gathering);
         let mut roll_backs = group.roll_backs;
         let mut waiting: Vec<Waiting> = group.commits.into_iter().map(Waiting::new).collect();
         // Those behind it can't be published before it is settled. First of all: what is sent again finds none of ours on
@@ -92,6 +90,11 @@ impl Leader {
                         }
                         self.window.landed(last_commit);
                     }
+                    if let Some(on_their_way) = &self.on_their_way {
+                        // After the watermark: whoever builds on those behind them finds these in the store.
+                        on_their_way.settled();
+                    }
+                    self.published.notify_waiters();
                     return self.tell_settled(settled, waiting, roll_backs, &reason);
                 }
                 Err(error @ (Error::Kvs(KvsError::Closed) | Error::LostLeadership { .. })) => {

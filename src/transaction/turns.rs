@@ -65,10 +65,10 @@ impl Lost {
 
 /// What an attempt after a lost conflict begins with.
 #[derive(Debug, Default)]
-pub(crate) struct Again {
+pub(crate) struct NextAttempt {
     /// Until the next one's turn.
     pub(crate) turn: Option<OwnedMutexGuard<()>>,
-    /// What is on its way and may be seen. Nothing if the commit it lost to can be seen in the store.
+    /// What is on its way and may be seen; nothing if it sees what is in the store.
     pub(crate) dependency: Option<Dependency>,
 }
 
@@ -77,7 +77,7 @@ impl Turns {
     /// admitted where the next one sees it then, and else until it has ended.
     ///
     /// Cancel safe.
-    pub(crate) async fn after(&self, lost: Lost, pipeline: &Pipeline) -> Again {
+    pub(crate) async fn after(&self, lost: Lost, pipeline: &Pipeline) -> NextAttempt {
         let turn = self.0[lost.what as usize % TURNS].clone();
         let turn = tokio::time::timeout(PATIENCE, turn.lock_owned()).await.ok();
         let dependency = pipeline.build_on(lost.committed_at);
@@ -85,7 +85,7 @@ impl Turns {
             // The group of that commit may fail; then it will never be seen.
             let _ = tokio::time::timeout(PATIENCE, pipeline.published(lost.committed_at)).await;
         }
-        Again { turn, dependency }
+        NextAttempt { turn, dependency }
     }
 }
 

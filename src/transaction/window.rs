@@ -131,6 +131,11 @@ impl ConflictWindow {
         key.tolerates(last.written) && last.commit_ts <= self.landed && !self.not_applied.contains(&last.commit_ts)
     }
 
+    /// Whether nothing is known yet of what becomes of a commit.
+    pub(crate) fn is_on_its_way(&self, commit_ts: Timestamp) -> bool {
+        commit_ts > self.landed
+    }
+
     /// A member that was admitted has not committed.
     pub(crate) fn not_applied(&mut self, commit_ts: Timestamp) {
         self.not_applied.insert(commit_ts);

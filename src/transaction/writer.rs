@@ -44,23 +44,13 @@ impl Writer {
         }
     }
 
-    /// Writes a batch. It is on its way from now on, whoever waits for the answer.
-    pub(super) fn write(&self, batch: AtomicBatch, durability: Durability) -> BoxFuture<'static, Written> {
+    /// Writes a batch. It is on its way from now on, whoever waits for the answer. Nothing is written if the thread has ended.
+    pub(super) fn write(&self, batch: AtomicBatch, durability: Durability) -> Option<BoxFuture<'static, Written>> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send((batch, durability, reply)).is_ok());
-        Box::pin(async move {
-            match answer.await {
-                Ok(written) => written,
-                // It was never taken.
-                Err(_) if !sent => Err(KvsError::Unavailable { reason: gone(), source: None }),
-                Err(_) => Err(KvsError::Indeterminate { reason: gone(), source: None }),
-            }
-        })
+        self.jobs.as_ref()?.send((batch, durability, reply)).ok()?;
+        let gone = || KvsError::Indeterminate { reason: "the thread that writes has ended".to_owned(), source: None };
+        Some(Box::pin(async move { answer.await.unwrap_or_else(|_| Err(gone())) }))
     }
-}
-
-fn gone() -> String {
-    "the thread that writes has ended".to_owned()
 }
 
 impl Drop for Writer {

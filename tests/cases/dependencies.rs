@@ -1,14 +1,18 @@
 //! Attempts that build on commits which are on their way: what they see, and what becomes of them.
 
+use crate::common::clock::TestClock;
 use crate::common::faulty::{Fault, Gate, Op};
 use crate::common::*;
 use crate::faults::{Fixture, committing, joined};
 use atlas::config::ByteSize;
-use atlas::ops::{BeginOptions, Operations};
+use atlas::lock::{HeldLocks, LockClient, LockDescriptor, LockOptions, LockRequest, LockService};
+use atlas::ops::{BeginOptions, Operations, ScanOptions};
 use atlas::schema::ConflictHandler;
 use atlas::transaction::entry::transactions_table;
 use atlas::transaction::{RunOptions, Transaction};
 use atlas::{Error, Result, TableRef, Timestamp};
+use bytes::Bytes;
+use futures::TryStreamExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -129,6 +133,28 @@ pub(crate) async fn who_has_read_what_is_lost_does_not_commit(lane: Lane) {
     store.write("x", "new").await;
 }
 
+/// What stands in the store already but is not known to, nobody can see: what lies behind it must not be seen alone.
+pub(crate) async fn nobody_builds_behind_what_is_being_settled(lane: Lane) {
+    let store = open(lane).await;
+    store.write("x", "old").await;
+    let (gate, settling) = (Gate::new(), Gate::new());
+    let (first, lost) = store.on_its_way(Fault::HoldLostAnswer(gate.clone()), &gate).await;
+    let other = committing(store.writer("other", "1").await);
+    store.a_while().await;
+    store.on_settling().then(Fault::Hold(settling.clone()));
+    gate.open();
+    settling.arrived().await;
+    let late = store.begin_after(lost).await;
+    let seen = get(&late, &store.t, "x").await.expect("it is there");
+    put(&late, &store.t, "x", &format!("{seen} and more")).await;
+    settling.open();
+    joined(first).await.expect("it stands");
+    joined(other).await.expect("it commits");
+    let outcome = late.commit().await;
+    assert!(matches!(outcome, Err(Error::Conflict { .. })), "it has not seen the first: {outcome:?}");
+    assert_eq!(store.read("x").await.as_deref(), Some("1"));
+}
+
 /// A table that is gone takes its own writers along, and whoever has read what they wrote; in one group or in two.
 pub(crate) async fn a_lost_member_takes_along_who_has_read_of_it(lane: Lane) {
     for in_one_group in [false, true] {
@@ -158,6 +184,7 @@ pub(crate) async fn a_lost_member_takes_along_who_has_read_of_it(lane: Lane) {
         put(&reader, &store.t, "copy", &seen).await;
         let (reader, other) = (committing(reader), committing(store.writer("other", "1").await));
         store.a_while().await;
+        let behind = (!in_one_group).then(|| store.hold_group());
         store.atlas.drop_table(&gone).await.expect("the table can be dropped");
         gate.open();
         if let Some(in_front) = in_front.take() {
@@ -167,6 +194,13 @@ pub(crate) async fn a_lost_member_takes_along_who_has_read_of_it(lane: Lane) {
         assert_eq!(error.code(), "NOT_FOUND", "{error}");
         let error = joined(reader).await.expect_err("what it has read never was");
         assert!(matches!(error, Error::DependencyLost { .. }), "{error}");
+        if let Some(behind) = behind {
+            behind.arrived().await;
+            let late = store.begin_after(Timestamp::FIRST).await;
+            let seen = everything(&late, &store.t).await;
+            assert_eq!(seen, ["other/v=1", "x/v=old"], "what is on its way, and nothing of those who were lost");
+            behind.open();
+        }
         joined(other).await.expect("the dropped table is none of its business");
         assert_eq!(store.read("x").await.as_deref(), Some("old"));
         assert_eq!(store.read("copy").await, None);
@@ -260,24 +294,87 @@ pub(crate) async fn what_was_put_ahead_is_not_built_on(lane: Lane) {
     assert!(matches!(error, Error::Conflict { .. }), "{error}");
 }
 
+/// Which of overlapping writers is seen their order does not tell.
 pub(crate) async fn overlapping_writers_are_not_built_on(lane: Lane) {
+    for handler in
+        [ConflictHandler::IgnoreAll, ConflictHandler::RetryOnValueChanged, ConflictHandler::SerializableIndex]
+    {
+        let store = open(lane).await;
+        let free = table(&store.atlas, "free", handler).await;
+        let rival = store.writer("x", "rival").await;
+        let gate = store.hold_group();
+        let first = store.writer("x", "1").await;
+        put(&first, &free, "f", "1").await;
+        let first = committing(first);
+        gate.arrived().await;
+        let second = store.begin_after(lost_to(committing(rival)).await).await;
+        assert_eq!(get(&second, &store.t, "x").await, None, "{handler:?}");
+        gate.open();
+        joined(first).await.expect("it commits");
+        assert_eq!(get(&second, &free, "f").await, None, "a snapshot stays as it is");
+    }
+}
+
+/// What was seen is checked as all that is read, and scans go both ways and stop where they are told to.
+pub(crate) async fn serializable_reads_of_what_is_on_its_way_are_checked(lane: Lane) {
     let store = open(lane).await;
-    let free = table(&store.atlas, "free", ConflictHandler::IgnoreAll).await;
+    let checked = table(&store.atlas, "checked", ConflictHandler::Serializable).await;
+    write(&store.atlas, &checked, &[("a", "old"), ("b", "old")]).await;
+    let rival = store.begin().await;
+    put(&rival, &checked, "c", "rival").await;
     let gate = store.hold_group();
-    let rival = store.writer("x", "rival").await;
-    let first = store.writer("x", "1").await;
-    put(&first, &free, "f", "1").await;
+    let first = store.begin().await;
+    put(&first, &checked, "c", "1").await;
+    first.delete(&checked, cell("a")).await.expect("it is open");
     let first = committing(first);
     gate.arrived().await;
-    let second = store.begin_after(lost_to(committing(rival)).await).await;
-    assert_eq!(
-        get(&second, &store.t, "x").await,
-        None,
-        "which of overlapping writers is seen their order does not tell"
-    );
+    let lost = lost_to(committing(rival)).await;
+    let [reads, writes] = [store.begin_after(lost).await, store.begin_after(lost).await];
+    let last = ScanOptions { reverse: true, limit: Some(1), ..ScanOptions::default() };
+    let last: Vec<_> = reads.scan(&checked, last).await.expect("it is open").try_collect().await.expect("it is read");
+    assert_eq!(last, [(cell("c"), Bytes::from("1"))]);
+    assert_eq!(everything(&reads, &checked).await, ["b/v=old", "c/v=1"]);
+    put(&reads, &store.t, "copy", "1").await;
+    put(&writes, &checked, "bb", "2").await;
+    let writes = committing(writes);
+    store.a_while().await;
+    let reads = committing(reads);
+    store.a_while().await;
     gate.open();
     joined(first).await.expect("it commits");
-    assert_eq!(get(&second, &free, "f").await, None, "a snapshot stays as it is");
+    joined(writes).await.expect("it commits");
+    let error = joined(reads).await.expect_err("somebody has written into what it read");
+    assert!(matches!(error, Error::ReadConflict { .. }), "{error}");
+}
+
+/// Who waits behind a group may lose its locks meanwhile.
+pub(crate) async fn locks_that_are_lost_before_the_group_leaves_count(lane: Lane) {
+    let store = open(lane).await;
+    let gate = Gate::new();
+    let (first, lost) = store.on_its_way(Fault::Hold(gate.clone()), &gate).await;
+    let locked = store.begin_after(lost).await;
+    let clock = TestClock::new();
+    let service: Arc<dyn LockClient> = Arc::new(LockService::with_clock(1, LockOptions::default(), clock.clone()));
+    let request = LockRequest::new(vec![LockDescriptor::advisory("the one")], Duration::from_secs(5));
+    let held = HeldLocks::acquire(service.clone(), locked.start_ts(), request).await.expect("nobody holds it");
+    locked.require_locks(Arc::new(held)).expect("it is open");
+    put(&locked, &store.t, "x", "2").await;
+    let locked = committing(locked);
+    store.a_while().await;
+    let rival = store.writer("x", "rival").await;
+    let behind = store.begin_after(lost_to(committing(rival)).await).await;
+    assert_eq!(get(&behind, &store.t, "x").await.as_deref(), Some("2"));
+    put(&behind, &store.t, "copy", "2").await;
+    let behind = committing(behind);
+    store.a_while().await;
+    clock.jump(service.lease());
+    gate.open();
+    joined(first).await.expect("it commits");
+    let error = joined(locked).await.expect_err("somebody else may have its lock");
+    assert!(matches!(error, Error::LocksLost { .. }), "{error}");
+    let error = joined(behind).await.expect_err("what it has read never was");
+    assert!(matches!(error, Error::DependencyLost { .. }), "{error}");
+    assert_eq!(everything(&store.begin().await, &store.t).await, ["x/v=1"]);
 }
 
 /// The later of two groups may land without the earlier one.
@@ -301,6 +398,9 @@ macro_rules! dependency_lane {
                 a_loser_sees_what_is_on_its_way_and_commits_behind_it,
                 a_loser_conflicts_with_what_it_has_not_seen,
                 who_has_read_what_is_lost_does_not_commit,
+                nobody_builds_behind_what_is_being_settled,
+                serializable_reads_of_what_is_on_its_way_are_checked,
+                locks_that_are_lost_before_the_group_leaves_count,
                 a_lost_member_takes_along_who_has_read_of_it,
                 who_writes_nothing_waits_for_what_it_has_read,
                 a_refusal_of_the_work_waits_for_what_it_has_read,

@@ -193,7 +193,7 @@ impl Fixture {
 
     /// The call by which the pipeline finds out what became of a group: a store of our own is opened again, a shared one
     /// is told to refuse what is still on its way.
-    fn on_settling(&self) -> When<'_> {
+    pub(crate) fn on_settling(&self) -> When<'_> {
         match self.faulty.ownership() {
             Ownership::Exclusive(_) => self.faulty.on(Op::Reopen),
             Ownership::Shared => {

@@ -64,6 +64,8 @@ pub enum Fault {
     HoldAnswer(Gate),
     /// The call waits at the gate, and is never carried out. Its answer is lost.
     HoldAndLose(Gate),
+    /// The call is carried out, its answer waits at the gate and is lost.
+    HoldLostAnswer(Gate),
 }
 
 impl Fault {
@@ -73,7 +75,7 @@ impl Fault {
         match self {
             Fault::Refuse | Fault::Delay(_) | Fault::DelayAnswer(_) | Fault::Hold(_) | Fault::HoldAnswer(_) => true,
             // What only reads can't have been applied.
-            Fault::LostApplied | Fault::LostNotApplied | Fault::HoldAndLose(_) => !reads,
+            Fault::LostApplied | Fault::LostNotApplied | Fault::HoldAndLose(_) | Fault::HoldLostAnswer(_) => !reads,
             // Whoever owns a store alone has no server in which a batch could wait.
             Fault::LostAppliedLater(_) | Fault::LostAppliedAfter(_) => {
                 !reads && (op != Op::Apply || matches!(ownership, Ownership::Shared))
@@ -350,6 +352,11 @@ impl Faulty {
                 call.await
             }
             Some(Fault::HoldAndLose(gate)) => {
+                gate.pass().await;
+                Err(lost(op))
+            }
+            Some(Fault::HoldLostAnswer(gate)) => {
+                call.await?;
                 gate.pass().await;
                 Err(lost(op))
             }

@@ -17,6 +17,7 @@
 use crate::config::{RocksConfig, RocksOptions};
 use crate::errors::{io_failed, open_failed, unavailable};
 use crate::keys;
+use crate::misses::Misses;
 use crate::owner::{OwnerLock, make_private_dir};
 use atlas_kvs::{
     AtomicBatch, BatchGuard, BatchOp, Cell, CellTimestamps, CellVersionRange, CheckAndSet, KvsError, PutUnlessExists,
@@ -53,6 +54,7 @@ pub(crate) struct Db {
     /// Which opening of the store this is: scans of an earlier one are over.
     pub(crate) epoch: u64,
     pub(crate) reads: ReadCounters,
+    pub(crate) misses: Misses,
     sync: bool,
     table_options: rocksdb::Options,
     /// Read-locked from the look-up of a table to the end of a write into it, because RocksDB stops for good when a
@@ -108,6 +110,7 @@ impl Db {
             dir,
             epoch,
             reads: ReadCounters::default(),
+            misses: Misses::default(),
             sync: config.sync,
             table_options: options.table,
             tables: RwLock::new(catalog),

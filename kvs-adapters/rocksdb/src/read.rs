@@ -2,7 +2,7 @@
 //!
 //! Each read has a tier. [`Tier::Memory`] is for threads of the async runtime: RocksDB answers from memtables and the
 //! block cache, and where it would have to touch a file it says `Incomplete` instead, and the cell is reported as
-//! missed. [`Tier::Disk`] is for blocking threads and misses nothing.
+//! missed. [`Tier::Disk`] misses nothing: it is for blocking threads, and for reads that are short all the same ([`crate::misses`]).
 
 use crate::db::{Db, RawIterator};
 use crate::errors::{corrupt_key, read_failed};

@@ -21,7 +21,7 @@ use parking_lot::RwLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -53,7 +53,8 @@ pub struct RocksStore {
 pub struct ReadStatistics {
     /// Answered from memory, on the thread that asked.
     pub without_io: u64,
-    /// Sent to a blocking thread, because a file had to be read or because there were many.
+    /// Read past the memory, because a file had to be read or because there were many: on a blocking thread, unless such
+    /// reads have been short.
     pub with_io: u64,
 }
 
@@ -346,14 +347,36 @@ where
     };
     if !answers.missed.is_empty() {
         let open: Vec<Q> = answers.missed.iter().map(|&index| questions[index].clone()).collect();
-        let table = table.clone();
-        let late = read_blocking(move || read(&db, &table, &open, Tier::Disk)).await?;
+        let late = read_past_memory(db, table, open, read).await?;
         debug_assert!(late.missed.is_empty(), "the disk answers everything");
         for (index, answer) in answers.missed.into_iter().zip(late.found) {
             answers.found[index] = answer;
         }
     }
     Ok(answers.found)
+}
+
+/// Reads that memory does not answer: here if they are short, as far as can be told, and else on a blocking thread.
+async fn read_past_memory<Q, T>(
+    db: Arc<Db>,
+    table: &TableRef,
+    questions: Vec<Q>,
+    read: CellReader<Q, T>,
+) -> Result<Answers<T>>
+where
+    Q: Send + 'static,
+    T: Send + 'static,
+{
+    // A change of tables under way would be waited for.
+    let here = db.misses.are_short(questions.len()) && db.catalog(Tier::Memory).is_some();
+    let table = table.clone();
+    let work = move || {
+        let begun = Instant::now();
+        let answers = read(&db, &table, &questions, Tier::Disk)?;
+        db.misses.took(questions.len(), begun.elapsed());
+        Ok(answers)
+    };
+    if here { work() } else { read_blocking(work).await }
 }
 
 /// A scan by the page. Pages are read in memory, others having their turn between them, until one is not there; from

@@ -21,7 +21,7 @@ use parking_lot::RwLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -371,7 +371,7 @@ where
     let here = db.misses.are_short(questions.len()) && db.catalog(Tier::Memory).is_some();
     let table = table.clone();
     let work = move || {
-        let begun = Instant::now();
+        let begun = std::time::Instant::now();
         let answers = read(&db, &table, &questions, Tier::Disk)?;
         db.misses.took(questions.len(), begun.elapsed());
         Ok(answers)

@@ -20,6 +20,7 @@ mod constraint;
 mod core;
 mod dependency;
 pub mod entry;
+mod flights;
 mod group;
 mod handle;
 mod leader;

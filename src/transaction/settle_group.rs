@@ -1,8 +1,9 @@
 //! The way out when the store has not answered for a group: nobody may be told what is not known.
 
 use super::entry::{Entry, Fate};
+use super::flights::{Flights, refuse_waiting};
 use super::group::{Accepted, Group, entry_op};
-use super::leader::{Ended, Flights, Leader, refuse_waiting};
+use super::leader::{Ended, Leader};
 use super::pipeline::{Member, Request, Verdict};
 use super::tracker::Registration;
 use crate::lock::HeldLocks;

@@ -3,6 +3,7 @@
 //! Handing a group over and hearing of it costs two changes of threads, so the leader writes by itself while nobody needs
 //! it. Those who have lost to a commit on its way do: they come again before it has landed.
 
+use super::flights::Written;
 use atlas_kvs::{AtomicBatch, Durability, KeyValueService, KvsError};
 use futures::future::BoxFuture;
 use std::sync::Arc;
@@ -10,8 +11,6 @@ use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-
-type Written = std::result::Result<(), KvsError>;
 
 /// What is to be written, and who is told.
 type Job = (AtomicBatch, Durability, oneshot::Sender<Written>);

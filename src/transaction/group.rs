@@ -5,10 +5,10 @@ use super::entry::{Entry, transactions_table};
 use super::pipeline::{Member, Payload, Verdict};
 use super::step::{CommitStep, reach};
 use super::sweep_queue::sweep_queue_table;
-use super::value;
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, KvsError, TableRef, Timestamp};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// A member that is part of the batch.
@@ -75,23 +75,20 @@ pub(super) fn entry_op(start_ts: Timestamp, entry: Entry) -> BatchOp {
 
 /// Takes the data out of the members and puts it into a batch, commit timestamps filled in.
 pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
-    let mut batch = AtomicBatch::default();
+    let mut ops = Vec::with_capacity(ops_of(group));
     let queue_table = sweep_queue_table();
     for accepted in &mut group.commits {
         let (start_ts, commit_ts) = (accepted.member.start_ts, accepted.commit_ts);
         if let Payload::Batch { data, queue, .. } = &mut accepted.member.payload {
             reach(CommitStep::EnqueueForSweep, start_ts).await;
             for (cell, value) in queue.drain(..) {
-                batch.ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
+                ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
             }
             reach(CommitStep::PutData, start_ts).await;
-            for (table, cell, unstamped) in data.drain(..) {
-                let value = value::stamp(unstamped, commit_ts);
-                batch.ops.push(BatchOp::Put { table, cell, ts: start_ts, value });
-            }
+            ops.extend(data.stamp(start_ts, commit_ts));
         }
         // Versions of the batch carry the commit timestamp; those that were put ahead do not.
-        batch.ops.push(match &accepted.member.payload {
+        ops.push(match &accepted.member.payload {
             Payload::Batch { .. } => BatchOp::Set {
                 table: transactions_table(),
                 cell: Entry::cell(start_ts),
@@ -101,9 +98,18 @@ pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
         });
     }
     for (start_ts, _) in &group.roll_backs {
-        batch.ops.push(entry_op(*start_ts, Entry::RolledBack));
+        ops.push(entry_op(*start_ts, Entry::RolledBack));
     }
-    batch
+    AtomicBatch::new(ops)
+}
+
+/// How many writes the batch of a group has.
+fn ops_of(group: &Group) -> usize {
+    let of_member = |accepted: &Accepted| match &accepted.member.payload {
+        Payload::Batch { data, queue, .. } => data.len() + queue.len() + 1,
+        Payload::PutAhead { .. } => 1,
+    };
+    group.commits.iter().map(of_member).sum::<usize>() + group.roll_backs.len()
 }
 
 /// Takes the members that write to a table that is gone out of the group and its batch. They are answered.
@@ -122,7 +128,7 @@ pub(super) fn drop_writers_of(gone: &TableRef, group: &mut Group, batch: &mut At
         return refuse_all(std::mem::take(group), || not_applied(&error));
     }
     let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
-    batch.ops.retain(|op| match op {
+    Arc::make_mut(&mut batch.ops).retain(|op| match op {
         BatchOp::Put { ts, .. } => !writers.contains(ts),
         BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
     });

@@ -42,6 +42,7 @@ mod swept;
 mod table;
 mod tracker;
 mod turns;
+mod unstamped;
 mod value;
 mod window;
 

@@ -20,6 +20,7 @@ pub fn push_part(key: &mut Vec<u8>, part: &[u8]) {
 
 /// Appends one part without its end mark: a prefix of every part that starts with these bytes.
 pub fn push_escaped(key: &mut Vec<u8>, part: &[u8]) {
+    key.reserve(part.len() + 2);
     let mut rest = part;
     while let Some(zero) = rest.iter().position(|&byte| byte == 0) {
         key.extend_from_slice(&rest[..zero]);

@@ -331,10 +331,14 @@ impl Db {
     pub(crate) fn put(&self, puts: &[(TableRef, Vec<(Cell, Bytes)>)], ts: Timestamp) -> Result<()> {
         let catalog = self.tables.read();
         let mut batch = WriteBatch::default();
+        let mut key = Vec::new();
         for (table, cells) in puts {
             let family = self.family(&catalog, table, TableKind::Versioned)?;
             for (cell, value) in cells {
-                batch.put_cf(&family, keys::of_version(cell, ts), value);
+                key.clear();
+                keys::push_cell(&mut key, cell);
+                keys::push_timestamp(&mut key, ts);
+                batch.put_cf(&family, &key, value);
             }
         }
         self.write(batch, self.sync)

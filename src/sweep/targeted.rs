@@ -165,8 +165,7 @@ impl Shared {
         }
         for (table, mut cells) in tables {
             // An entry that names no table can't be worked off, and must not be passed over.
-            let table =
-                TableRef::new(&table).map_err(|error| Error::corrupt("the sweep queue", error.to_string()))?;
+            let table = TableRef::new(&table).map_err(|error| Error::corrupt("the sweep queue", error.to_string()))?;
             cells.sort_unstable();
             cells.dedup();
             for cells in cells.chunks(self.config.batch_cells as usize) {

@@ -178,7 +178,8 @@ mod tests {
         assert_eq!(buffer.size(), expected.iter().map(|(cell, value)| size_of_write(cell, value)).sum::<usize>());
         assert!(expected.iter().all(|(cell, value)| buffer.get(&table, cell).as_ref() == Some(value)));
         assert_eq!(buffer.get(&table, &Cell::copy_from("another", "c")), None);
-        let (all, some) = (RowRange::all(), RowRange::new(100u32.to_be_bytes().to_vec(), 200u32.to_be_bytes().to_vec()));
+        let (all, some) =
+            (RowRange::all(), RowRange::new(100u32.to_be_bytes().to_vec(), 200u32.to_be_bytes().to_vec()));
         let of = |range: &RowRange| -> Vec<_> {
             let inside = expected.iter().filter(|(cell, _)| range.contains(&cell.row));
             inside.map(|(cell, value)| (cell.clone(), value.clone())).collect()

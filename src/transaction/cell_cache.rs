@@ -23,10 +23,10 @@ use super::value;
 use crate::rule::Rule;
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, TableRef, Timestamp};
 use bytes::{Bytes, BytesMut};
+use foldhash::quality::FixedState;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Weighter};
-use foldhash::quality::FixedState;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -428,5 +428,16 @@ mod tests {
         let place = own(&table(), &Cell { row: large.slice(..3), column: large.slice(3..4) });
         assert_eq!((&place.cell.row[..], &place.cell.column[..]), (&b"xxx"[..], &b"x"[..]));
         assert!(large.try_into_mut().is_ok(), "nobody else holds it");
+    }
+
+    #[test]
+    fn what_is_held_of_a_commit_is_a_copy() {
+        let cache = cache();
+        read(&cache, 20, 11, "one");
+        let batch = committed(12, 30, Some("two"));
+        cache.note_batch(&batch);
+        let held = cache.get(&table(), &cell("a"), ts(40)).flatten().expect("it is held");
+        let [BatchOp::Put { value, .. }] = &batch.ops[..] else { panic!("one write") };
+        assert!(!value.as_ptr_range().contains(&held.as_ptr()), "it would keep all that the transaction wrote");
     }
 }

@@ -149,7 +149,9 @@ impl ConflictWindow {
     /// A write that is not in the store may never be: then what lies there is what an earlier commit has left, which may be
     /// another value.
     fn tolerates(&self, key: &ConflictKey, last: &LastWrite) -> bool {
-        key.tolerates(last.written.as_deref()) && last.commit_ts <= self.landed && !self.not_applied.contains(&last.commit_ts)
+        key.tolerates(last.written.as_deref())
+            && last.commit_ts <= self.landed
+            && !self.not_applied.contains(&last.commit_ts)
     }
 
     /// A member that was admitted has not committed.

@@ -19,7 +19,7 @@ use crate::transaction::sweep_queue::{self, SHARDS, SweepWrite, sweep_queue_tabl
 use crate::{Error, Result};
 use atlas_kvs::{Cell, CellBound, CellVersions, Scan, TableRef, Timestamp};
 use futures::TryStreamExt;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -142,7 +142,7 @@ impl Shared {
     /// it has to wait.
     async fn work_off(
         self: &Arc<Self>,
-        batch: Batch,
+        mut batch: Batch,
         progress: ShardProgress,
         sweep_ts: Timestamp,
     ) -> Result<Option<ShardProgress>> {
@@ -154,17 +154,20 @@ impl Shared {
                 && Rule::KeepYoungEntries.is_kept()
         };
         let old = batch.entries.iter().position(is_young).unwrap_or(batch.entries.len());
-        let mut tables: BTreeMap<TableRef, BTreeSet<Cell>> = BTreeMap::new();
-        for entry in &batch.entries[..old] {
-            for write in &entry.writes {
-                // An entry that names no table can't be worked off, and must not be passed over.
-                let table = TableRef::new(&write.table)
-                    .map_err(|error| Error::corrupt("the sweep queue", error.to_string()))?;
-                tables.entry(table).or_default().insert(write.cell.clone());
+        let mut tables: BTreeMap<String, Vec<Cell>> = BTreeMap::new();
+        for entry in &mut batch.entries[..old] {
+            for SweepWrite { table, cell, .. } in std::mem::take(&mut entry.writes) {
+                match tables.get_mut(&table) {
+                    Some(cells) => cells.push(cell),
+                    None => drop(tables.insert(table, vec![cell])),
+                }
             }
         }
-        for (table, cells) in tables {
-            let cells: Vec<Cell> = cells.into_iter().collect();
+        for (table, mut cells) in tables {
+            // An entry that names no table can't be worked off, and must not be passed over.
+            let table = TableRef::new(&table).map_err(|error| Error::corrupt("the sweep queue", error.to_string()))?;
+            cells.sort_unstable();
+            cells.dedup();
             for cells in cells.chunks(self.config.batch_cells as usize) {
                 unless_gone(self.sweep_named(&table, cells, sweep_ts).await)?;
             }

@@ -23,10 +23,11 @@ use super::value;
 use crate::rule::Rule;
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, TableRef, Timestamp};
 use bytes::{Bytes, BytesMut};
+use foldhash::quality::FixedState;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Weighter};
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How many marks there are. Cells that share one keep each other's readers from bringing something in, no more.
@@ -163,7 +164,7 @@ impl CellCache {
 
     /// Notes what a batch has committed. After it was applied, and before it is published.
     pub(crate) fn note_batch(&self, batch: &AtomicBatch) {
-        for op in &batch.ops {
+        for op in batch.ops.iter() {
             match op {
                 BatchOp::Put { table, cell, ts, value } if !table.is_internal() => self.note(table, cell, *ts, value),
                 _ => (),
@@ -179,25 +180,35 @@ impl CellCache {
         };
         let hash = hash_of(table, cell);
         let _latch = self.latches[hash % LATCHES].lock();
-        self.marks[hash % MARKS].fetch_max(commit_ts.get(), Ordering::Relaxed);
+        self.mark(hash, commit_ts);
         // What nobody has read is left out: writers alone must not drive out what readers want.
         let Some(held) = self.cells.peek(&PlaceRef { table, cell }) else { return };
         if held.start_ts > start_ts {
             return;
         }
-        let content = (!header.tombstone).then(|| value::content(header, version.clone()));
-        if content.as_ref().is_some_and(|content| content.len() > VALUE_LEN_MAX) {
+        let content = (!header.tombstone).then(|| value::content_within(header, version));
+        if content.is_some_and(|content| content.len() > VALUE_LEN_MAX) {
             self.cells.remove(&PlaceRef { table, cell });
             return;
         }
+        // A copy of its own: the versions of a transaction lie in one piece of memory.
+        let content = content.map(Bytes::copy_from_slice);
         self.cells.insert(own(table, cell), Newest { start_ts, since: commit_ts, content });
+    }
+
+    /// Under the latch of the hash, so that nobody else changes the mark meanwhile.
+    fn mark(&self, hash: usize, commit_ts: Timestamp) {
+        let mark = &self.marks[hash % MARKS];
+        if mark.load(Ordering::Relaxed) < commit_ts.get() {
+            mark.store(commit_ts.get(), Ordering::Relaxed);
+        }
     }
 
     /// Forgets a cell that was committed at `commit_ts` by who put its data ahead.
     pub(crate) fn forget(&self, table: &TableRef, cell: &Cell, commit_ts: Timestamp) {
         let hash = hash_of(table, cell);
         let _latch = self.latches[hash % LATCHES].lock();
-        self.marks[hash % MARKS].fetch_max(commit_ts.get(), Ordering::Relaxed);
+        self.mark(hash, commit_ts);
         self.cells.remove(&PlaceRef { table, cell });
     }
 
@@ -237,7 +248,7 @@ fn own(table: &TableRef, cell: &Cell) -> Place {
 
 /// The same in every process, so that simulated runs can be repeated. Whoever makes cells of one hash gains nothing.
 fn hash_of(table: &TableRef, cell: &Cell) -> usize {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one((table.name(), cell)) as usize
+    FixedState::default().hash_one((table.name(), cell)) as usize
 }
 
 #[cfg(test)]
@@ -417,5 +428,16 @@ mod tests {
         let place = own(&table(), &Cell { row: large.slice(..3), column: large.slice(3..4) });
         assert_eq!((&place.cell.row[..], &place.cell.column[..]), (&b"xxx"[..], &b"x"[..]));
         assert!(large.try_into_mut().is_ok(), "nobody else holds it");
+    }
+
+    #[test]
+    fn what_is_held_of_a_commit_is_a_copy() {
+        let cache = cache();
+        read(&cache, 20, 11, "one");
+        let batch = committed(12, 30, Some("two"));
+        cache.note_batch(&batch);
+        let held = cache.get(&table(), &cell("a"), ts(40)).flatten().expect("it is held");
+        let [BatchOp::Put { value, .. }] = &batch.ops[..] else { panic!("one write") };
+        assert!(!value.as_ptr_range().contains(&held.as_ptr()), "it would keep all that the transaction wrote");
     }
 }

@@ -1,10 +1,10 @@
 //! Committing: the part that both modes share, and the way into the pipeline.
 
-use super::buffer::LocalWriteBuffer;
+use super::buffer::{LocalWriteBuffer, TableWrites};
 use super::core::CommitPath;
 use super::dependency::Dependency;
 use super::handle::{Inner, PreCommitCondition};
-use super::pipeline::{self, Member, Payload, Pipeline, Verdict};
+use super::pipeline::{Member, Payload, Pipeline, Verdict};
 use super::read::Rivals;
 use super::reads::Reads;
 use super::recheck::{Recheck, Undecided};
@@ -12,6 +12,7 @@ use super::reservations::Loser;
 use super::step::{CommitStep, reach};
 use super::sweep_queue;
 use super::tracker::Registration;
+use super::unstamped::Unstamped;
 use super::value;
 use super::window::{ConflictKey, value_hash};
 use crate::lock::HeldLocks;
@@ -112,7 +113,7 @@ impl CommitJob {
         for _ in 0..RECHECKS_MAX {
             checked_from = self.check_against_store(pipeline, &keys, checked_from).await?;
             let payload = Payload::Batch {
-                data: pipeline::unstamped(&self.buffer),
+                data: Unstamped::of(&self.buffer),
                 queue: sweep_queue::entries(self.transaction.start_ts, &self.buffer),
                 size: self.buffer.size(),
             };
@@ -191,7 +192,7 @@ impl CommitJob {
         }
         for (table, writes) in self.buffer.tables() {
             piece.push((table.clone(), Vec::new()));
-            for (cell, content) in writes {
+            for (cell, content) in writes.iter() {
                 let version = value::encode(content.as_deref(), None);
                 bytes += cell.row.len() + cell.column.len() + version.len();
                 piece.last_mut().expect("a table was just pushed").1.push((cell.clone(), version));
@@ -227,7 +228,7 @@ impl CommitJob {
     async fn enter(
         &self,
         pipeline: &Pipeline,
-        keys: Vec<ConflictKey>,
+        keys: Arc<Vec<ConflictKey>>,
         payload: Payload,
         checked_from: Timestamp,
     ) -> Entered {
@@ -317,7 +318,7 @@ impl CommitJob {
             for (key, newest) in keys.into_iter().zip(newest) {
                 if let Some((commit_ts, content)) = newest
                     && commit_ts >= read_ts
-                    && !key.tolerates(Some(value_hash(content.as_deref())))
+                    && !key.tolerates(Some(&value_hash(content.as_deref())))
                 {
                     let (table, cell) = (table.clone(), key.cell.clone());
                     return Err(Error::Conflict { table, cell, committed_at: Some(commit_ts), read_ts });
@@ -328,8 +329,8 @@ impl CommitJob {
     }
 
     /// The cells to check, with what is needed to tell a touch from a change.
-    async fn conflict_keys(&self, handlers: &Handlers) -> Result<Vec<ConflictKey>> {
-        let mut keys = Vec::new();
+    async fn conflict_keys(&self, handlers: &Handlers) -> Result<Arc<Vec<ConflictKey>>> {
+        let mut keys = Vec::with_capacity(self.buffer.tables().values().map(TableWrites::len).sum());
         for (table, writes) in self.buffer.tables() {
             let handler = handlers[table];
             // Also where writers do not exclude each other: readers of the cell must learn of the write.
@@ -347,12 +348,12 @@ impl CommitJob {
             let cells: Vec<Cell> = writes.keys().cloned().collect();
             let read = self.transaction.see_cells(self.on_its_way.as_deref(), table, cells).await?;
             keys.extend(writes.iter().zip(read).map(|((cell, written), read)| ConflictKey {
-                written: Some(value_hash(written.as_deref())),
+                written: Some(Arc::new(value_hash(written.as_deref()))),
                 touch: *written == read,
                 ..ConflictKey::new(table, cell)
             }));
         }
-        Ok(keys)
+        Ok(Arc::new(keys))
     }
 
     /// The locks the application took for this transaction.

@@ -86,7 +86,8 @@ pub(crate) struct SchemaCache {
 
 #[derive(Debug, Default)]
 struct Specs {
-    by_table: HashMap<TableRef, TableSpec>,
+    // Looked into by every read and write.
+    by_table: HashMap<TableRef, TableSpec, foldhash::fast::RandomState>,
     /// Raised whenever something is forgotten: what was looked up before that may be outdated.
     generation: u64,
     /// When each table was changed since the store was opened; the greatest timestamp while a change is under way.
@@ -215,7 +216,7 @@ impl Core {
     pub(crate) fn check_constraints(&self, table: &TableRef, writes: &TableWrites) -> Result<()> {
         let constraints = self.constraints.read();
         let Some(constraints) = constraints.get(table) else { return Ok(()) };
-        for (cell, value) in writes {
+        for (cell, value) in writes.iter() {
             for constraint in constraints {
                 constraint.check(table, cell, value.as_ref())?;
             }

@@ -5,10 +5,10 @@ use super::entry::{Entry, transactions_table};
 use super::pipeline::{Member, Payload, Verdict};
 use super::step::{CommitStep, reach};
 use super::sweep_queue::sweep_queue_table;
-use super::value;
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, KvsError, TableRef, Timestamp};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// How many transactions share a batch at most.
@@ -102,23 +102,20 @@ pub(super) fn entry_op(start_ts: Timestamp, entry: Entry) -> BatchOp {
 
 /// Takes the data out of the members and puts it into a batch, commit timestamps filled in.
 pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
-    let mut batch = AtomicBatch::default();
+    let mut ops = Vec::with_capacity(ops_of(group));
     let queue_table = sweep_queue_table();
     for accepted in &mut group.commits {
         let (start_ts, commit_ts) = (accepted.member.start_ts, accepted.commit_ts);
         if let Payload::Batch { data, queue, .. } = &mut accepted.member.payload {
             reach(CommitStep::EnqueueForSweep, start_ts).await;
             for (cell, value) in queue.drain(..) {
-                batch.ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
+                ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
             }
             reach(CommitStep::PutData, start_ts).await;
-            for (table, cell, unstamped) in data.drain(..) {
-                let value = value::stamp(unstamped, commit_ts);
-                batch.ops.push(BatchOp::Put { table, cell, ts: start_ts, value });
-            }
+            ops.extend(data.stamp(start_ts, commit_ts));
         }
         // Versions of the batch carry the commit timestamp; those that were put ahead do not.
-        batch.ops.push(match &accepted.member.payload {
+        ops.push(match &accepted.member.payload {
             Payload::Batch { .. } => BatchOp::Set {
                 table: transactions_table(),
                 cell: Entry::cell(start_ts),
@@ -128,9 +125,18 @@ pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
         });
     }
     for (start_ts, _) in &group.roll_backs {
-        batch.ops.push(entry_op(*start_ts, Entry::RolledBack));
+        ops.push(entry_op(*start_ts, Entry::RolledBack));
     }
-    batch
+    AtomicBatch::new(ops)
+}
+
+/// How many writes the batch of a group has.
+fn ops_of(group: &Group) -> usize {
+    let of_member = |accepted: &Accepted| match &accepted.member.payload {
+        Payload::Batch { data, queue, .. } => data.len() + queue.len() + 1,
+        Payload::PutAhead { .. } => 1,
+    };
+    group.commits.iter().map(of_member).sum::<usize>() + group.roll_backs.len()
 }
 
 /// The members whose data in a batch are of this table, by their start timestamps.
@@ -145,7 +151,7 @@ pub(super) fn writers_of(table: &TableRef, batch: &AtomicBatch) -> BTreeSet<Time
 /// Takes out of a batch what these have put into it.
 pub(super) fn take_out_of_batch(writers: BTreeSet<Timestamp>, batch: &mut AtomicBatch) {
     let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
-    batch.ops.retain(|op| match op {
+    Arc::make_mut(&mut batch.ops).retain(|op| match op {
         BatchOp::Put { ts, .. } => !writers.contains(ts),
         BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
     });

@@ -44,6 +44,7 @@ mod swept;
 mod table;
 mod tracker;
 mod turns;
+mod unstamped;
 mod value;
 mod window;
 mod writer;

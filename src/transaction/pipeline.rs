@@ -13,7 +13,6 @@
 //! server. The leader raises the fence by a generation instead, which no earlier batch can pass. When the fence shows
 //! that somebody took over, the leader ends, and whoever comes later is told so.
 
-use super::buffer::LocalWriteBuffer;
 use super::cell_cache::CellCache;
 use super::claim::Claim;
 use super::core::SchemaCache;
@@ -24,13 +23,13 @@ use super::reads::Reads;
 use super::reservations::{Loser, Reservations};
 use super::table::TransactionTable;
 use super::tracker::{Registration, SnapshotTracker};
-use super::value;
+use super::unstamped::Unstamped;
 use super::window::{ConflictKey, ConflictWindow};
 use crate::lock::HeldLocks;
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, Durability, KeyValueService, TableRef, Timestamp};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,7 +51,8 @@ pub(crate) struct Member {
     pub(crate) losses: u32,
     /// When the transaction began.
     pub(crate) began: Instant,
-    pub(crate) keys: Vec<ConflictKey>,
+    /// Shared with who asks, for another attempt.
+    pub(crate) keys: Arc<Vec<ConflictKey>>,
     /// The snapshot of the store that it read: the lower of its two, so that no change of a table is missed.
     pub(crate) base: Timestamp,
     /// What it read of tables that check reads, and every table it used.
@@ -75,8 +75,8 @@ pub(crate) struct Member {
 pub(crate) enum Payload {
     /// Everything.
     Batch {
-        /// Unstamped versions.
-        data: Vec<(TableRef, Cell, BytesMut)>,
+        /// Versions without their commit timestamp.
+        data: Unstamped,
         /// Sweep entries.
         queue: Vec<(Cell, Bytes)>,
         /// Bytes of both, about.
@@ -305,15 +305,4 @@ impl Pipeline {
             reason: "it was stopped".to_owned(),
         })
     }
-}
-
-/// The data of a transaction as the batch takes it, commit timestamps still open.
-pub(crate) fn unstamped(buffer: &LocalWriteBuffer) -> Vec<(TableRef, Cell, BytesMut)> {
-    buffer
-        .tables()
-        .iter()
-        .flat_map(|(table, writes)| {
-            writes.iter().map(|(cell, value)| (table.clone(), cell.clone(), value::encode_unstamped(value.as_deref())))
-        })
-        .collect()
 }

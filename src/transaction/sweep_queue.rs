@@ -115,39 +115,60 @@ fn cell(start_ts: Timestamp, chunk: u32) -> Cell {
 /// The entries of a transaction.
 pub(crate) fn entries(start_ts: Timestamp, buffer: &LocalWriteBuffer) -> Vec<(Cell, Bytes)> {
     let mut entries = Vec::new();
-    let mut chunk: Vec<SweepWriteRef<'_>> = Vec::new();
+    let mut chunk: Vec<Written<'_>> = Vec::new();
     let mut bytes = 0;
-    let mut flush = |chunk: &mut Vec<SweepWriteRef<'_>>| {
+    let mut flush = |chunk: &mut Vec<Written<'_>>, bytes| {
         if !chunk.is_empty() {
-            entries.push((cell(start_ts, entries.len() as u32), encode(chunk)));
+            entries.push((cell(start_ts, entries.len() as u32), encode(chunk, bytes)));
             chunk.clear();
         }
     };
     for (table, writes) in buffer.tables() {
-        for (cell, value) in writes {
+        for (cell, value) in writes.iter() {
             let len = cell.row.len() + cell.column.len() + table.name().len();
             if chunk.len() == CHUNK_CELLS || bytes + len > CHUNK_BYTES {
-                flush(&mut chunk);
+                flush(&mut chunk, bytes);
                 bytes = 0;
             }
             bytes += len;
-            chunk.push(SweepWriteRef { table: table.name(), cell, tombstone: value.is_none() });
+            chunk.push(Written { table: table.name(), cell, tombstone: value.is_none() });
         }
     }
-    flush(&mut chunk);
+    flush(&mut chunk, bytes);
     entries
 }
 
-/// As [`SweepWrite`], borrowed: the two serialize alike.
-#[derive(Serialize)]
-struct SweepWriteRef<'a> {
+/// As [`SweepWrite`], borrowed.
+struct Written<'a> {
     table: &'a str,
     cell: &'a Cell,
     tombstone: bool,
 }
 
-fn encode(chunk: &[SweepWriteRef<'_>]) -> Bytes {
-    postcard::to_extend(chunk, vec![VERSION]).expect("an entry is plain data").into()
+/// The entry of these writes, whose names have so many bytes together. What postcard makes of a list of [`SweepWrite`],
+/// without its way through a serializer: every written cell comes by here.
+fn encode(chunk: &[Written<'_>], bytes_of_names: usize) -> Bytes {
+    // Lengths are seldom above a byte.
+    let mut entry = Vec::with_capacity(8 + bytes_of_names + chunk.len() * 4);
+    entry.push(VERSION);
+    push_len(&mut entry, chunk.len());
+    for Written { table, cell, tombstone } in chunk {
+        for name in [table.as_bytes(), &cell.row, &cell.column] {
+            push_len(&mut entry, name.len());
+            entry.extend_from_slice(name);
+        }
+        entry.push(u8::from(*tombstone));
+    }
+    entry.into()
+}
+
+/// Seven bits in a byte, the lowest first; all bytes but the last have the highest bit set.
+fn push_len(entry: &mut Vec<u8>, mut len: usize) {
+    while len >= 0x80 {
+        entry.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    entry.push(len as u8);
 }
 
 /// The start timestamp of the writer an entry belongs to.
@@ -211,6 +232,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_entry_is_what_postcard_makes_of_it(
+            names in proptest::collection::vec((0usize..300, 0usize..3, any::<u8>(), any::<bool>()), 0..200),
+        ) {
+            let writes: Vec<SweepWrite> = names
+                .iter()
+                .map(|&(row, column, byte, tombstone)| SweepWrite {
+                    table: "t".repeat(row % 200 + 1),
+                    cell: Cell::copy_from(vec![byte; row], vec![byte; column]),
+                    tombstone,
+                })
+                .collect();
+            let chunk: Vec<_> = writes
+                .iter()
+                .map(|SweepWrite { table, cell, tombstone }| Written { table, cell, tombstone: *tombstone })
+                .collect();
+            let expected = postcard::to_extend(&writes, vec![VERSION]).expect("plain data");
+            prop_assert_eq!(&encode(&chunk, 0)[..], &expected[..]);
+        }
+
         #[test]
         fn any_bytes_are_an_entry_or_damage(column in proptest::collection::vec(any::<u8>(), 0..14),
                                             value in proptest::collection::vec(any::<u8>(), 0..40)) {

@@ -54,16 +54,14 @@ pub(crate) fn version_len(len: usize) -> usize {
     HEADER_LEN_MAX + len
 }
 
-/// Writes a version with room for a commit timestamp that is not known yet; see [`stamp`].
-pub(crate) fn encode_unstamped(content: Option<&[u8]>) -> BytesMut {
-    let mut bytes = BytesMut::with_capacity(HEADER_LEN_MAX + content.map_or(0, <[u8]>::len));
+/// Appends a version with room for a commit timestamp that is not known yet; see [`stamp`].
+pub(crate) fn push_unstamped(bytes: &mut BytesMut, content: Option<&[u8]>) {
     bytes.put_u8(INLINED | if content.is_none() { TOMBSTONE } else { 0 });
     bytes.put_u64(0);
     bytes.put_slice(content.unwrap_or_default());
-    bytes
 }
 
-/// Puts the commit timestamp into a version that [`encode_unstamped`] made.
+/// Puts the commit timestamp into a version that [`push_unstamped`] made.
 pub(crate) fn stamp(mut unstamped: BytesMut, commit_ts: Timestamp) -> Bytes {
     unstamped[1..HEADER_LEN_MAX].copy_from_slice(&commit_ts.get().to_be_bytes());
     unstamped.freeze()
@@ -97,6 +95,11 @@ pub(crate) fn content(header: Header, mut version: Bytes) -> Bytes {
     version
 }
 
+/// As [`content`], borrowed.
+pub(crate) fn content_within(header: Header, version: &[u8]) -> &[u8] {
+    &version[header.len..]
+}
+
 /// Checks that a version can be read.
 ///
 /// # Errors
@@ -128,7 +131,9 @@ mod tests {
             prop_assert_eq!(header.commit_ts, commit_ts);
             prop_assert_eq!(&rest[..], &content.clone().unwrap_or_default()[..]);
             if let Some(commit_ts) = commit_ts {
-                prop_assert_eq!(stamp(encode_unstamped(content.as_deref()), commit_ts), bytes);
+                let mut unstamped = BytesMut::new();
+                push_unstamped(&mut unstamped, content.as_deref());
+                prop_assert_eq!(stamp(unstamped, commit_ts), bytes);
             }
         }
 

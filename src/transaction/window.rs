@@ -5,11 +5,13 @@
 
 use super::reads::ReadRange;
 use atlas_kvs::{Cell, TableRef, Timestamp};
+use foldhash::quality::RandomState;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
-use std::sync::LazyLock;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+use std::sync::{Arc, LazyLock};
 
-/// How many writes are remembered at most, about 100 bytes each; of a cell written again and again every one counts.
+/// How many writes are remembered at most, about 60 bytes each; of a cell written again and again every one counts.
 /// Transactions older than what is remembered are checked against the store.
 const CELLS_MAX: usize = 1 << 20;
 
@@ -31,7 +33,7 @@ pub(crate) struct ConflictKey {
     pub(crate) table: TableRef,
     pub(crate) cell: Cell,
     /// What will be written, for tables that compare values.
-    pub(crate) written: Option<ValueHash>,
+    pub(crate) written: Option<Arc<ValueHash>>,
     /// The transaction leaves the value as it read it.
     pub(crate) touch: bool,
     /// Overlapping writers of this cell conflict.
@@ -40,7 +42,25 @@ pub(crate) struct ConflictKey {
     pub(crate) seen_by_ranges: bool,
 }
 
-static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+
+/// Takes what is a hash already, and keyed, as it is.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only hashes of cells are looked up");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}
 
 impl ConflictKey {
     pub(crate) fn hash_of(table: &TableRef, cell: &Cell) -> u64 {
@@ -60,8 +80,8 @@ impl ConflictKey {
     }
 
     /// True if a committed write is no conflict although it overlaps: both leave the same value there.
-    pub(crate) fn tolerates(&self, committed: Option<ValueHash>) -> bool {
-        self.touch && self.written.is_some() && self.written == committed
+    pub(crate) fn tolerates(&self, committed: Option<&ValueHash>) -> bool {
+        self.touch && committed.is_some() && self.written.as_deref() == committed
     }
 }
 
@@ -69,10 +89,11 @@ pub(crate) fn value_hash(value: Option<&[u8]>) -> ValueHash {
     value.map(|bytes| *blake3::hash(bytes).as_bytes())
 }
 
-#[derive(Clone, Copy, Debug)]
+// Small, because there are very many: few tables compare values.
+#[derive(Debug)]
 struct LastWrite {
     commit_ts: Timestamp,
-    written: Option<ValueHash>,
+    written: Option<Arc<ValueHash>>,
 }
 
 /// The last commit of each cell, since some timestamp.
@@ -80,7 +101,7 @@ struct LastWrite {
 pub(crate) struct ConflictWindow {
     // Invariant: holds the last write of every cell committed at or above `floor`.
     floor: Timestamp,
-    last_writes: HashMap<u64, LastWrite>,
+    last_writes: HashMap<u64, LastWrite, BuildHasherDefault<AsItIs>>,
     // The same for tables that check reads, in the order of cells.
     ordered: HashMap<TableRef, BTreeMap<Cell, Timestamp>>,
     commits: VecDeque<Remembered>,
@@ -104,7 +125,7 @@ impl ConflictWindow {
     pub(crate) fn new(floor: Timestamp) -> ConflictWindow {
         ConflictWindow {
             floor,
-            last_writes: HashMap::new(),
+            last_writes: HashMap::default(),
             ordered: HashMap::new(),
             commits: VecDeque::new(),
             remembered: 0,
@@ -122,13 +143,15 @@ impl ConflictWindow {
     pub(crate) fn conflict(&self, key: &ConflictKey, checked_from: Timestamp) -> Option<Timestamp> {
         debug_assert!(checked_from >= self.floor, "an older transaction is checked against the store first");
         let last = self.last_writes.get(&key.hash)?;
-        (last.commit_ts >= checked_from && !self.tolerates(key, *last)).then_some(last.commit_ts)
+        (last.commit_ts >= checked_from && !self.tolerates(key, last)).then_some(last.commit_ts)
     }
 
     /// A write that is not in the store may never be: then what lies there is what an earlier commit has left, which may be
     /// another value.
-    fn tolerates(&self, key: &ConflictKey, last: LastWrite) -> bool {
-        key.tolerates(last.written) && last.commit_ts <= self.landed && !self.not_applied.contains(&last.commit_ts)
+    fn tolerates(&self, key: &ConflictKey, last: &LastWrite) -> bool {
+        key.tolerates(last.written.as_deref())
+            && last.commit_ts <= self.landed
+            && !self.not_applied.contains(&last.commit_ts)
     }
 
     /// Whether nothing is known yet of what becomes of a commit.
@@ -164,8 +187,9 @@ impl ConflictWindow {
         if keys.is_empty() {
             return;
         }
+        self.last_writes.reserve(keys.len());
         for key in keys {
-            self.last_writes.insert(key.hash, LastWrite { commit_ts, written: key.written });
+            self.last_writes.insert(key.hash, LastWrite { commit_ts, written: key.written.clone() });
         }
         let mut ordered = Vec::new();
         for key in keys.iter().filter(|key| key.seen_by_ranges) {
@@ -198,8 +222,10 @@ impl ConflictWindow {
             self.forget_ordered(commit_ts, ordered);
             self.remembered -= hashes.len();
             for hash in hashes {
-                if self.last_writes.get(&hash).is_some_and(|last| last.commit_ts == commit_ts) {
-                    self.last_writes.remove(&hash);
+                if let Entry::Occupied(last) = self.last_writes.entry(hash)
+                    && last.get().commit_ts == commit_ts
+                {
+                    last.remove();
                 }
             }
             self.floor = self.floor.max(commit_ts.next());
@@ -256,7 +282,7 @@ mod tests {
     #[test]
     fn a_touch_tolerates_the_same_value_only() {
         let mut window = ConflictWindow::new(ts(1));
-        let written = |value: &str| Some(value_hash(Some(value.as_bytes())));
+        let written = |value: &str| Some(Arc::new(value_hash(Some(value.as_bytes()))));
         window.insert(ts(10), &[ConflictKey { written: written("x"), ..key("a") }]);
         let touch = |value: &str, touch| ConflictKey { written: written(value), touch, ..key("a") };
         assert_eq!(window.conflict(&touch("x", true), ts(5)), Some(ts(10)), "it may never be applied");
@@ -269,7 +295,7 @@ mod tests {
     #[test]
     fn what_was_not_applied_is_never_tolerated() {
         let mut window = ConflictWindow::new(ts(1));
-        let written = Some(value_hash(Some(b"x")));
+        let written = Some(Arc::new(value_hash(Some(b"x"))));
         let touch = ConflictKey { written, touch: true, ..key("a") };
         window.insert(ts(10), std::slice::from_ref(&touch));
         window.not_applied(ts(10));

@@ -2,6 +2,7 @@
 
 use crate::{Cell, TableRef, Timestamp};
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// One write of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,18 +47,20 @@ impl BatchOp {
 }
 
 /// Writes that are applied together: after a crash, all of them are there or none is.
+///
+/// Clones share the writes: whoever sent a batch can look at it again, and send it once more, without a copy.
 #[derive(Clone, Debug, Default)]
 pub struct AtomicBatch {
     /// What must hold for the batch to be applied.
     pub guard: Option<BatchGuard>,
-    /// The writes, in order.
-    pub ops: Vec<BatchOp>,
+    /// The writes, in order. Their names and contents may be parts of something large, so whoever keeps one copies it.
+    pub ops: Arc<Vec<BatchOp>>,
 }
 
 impl AtomicBatch {
     /// A batch that is applied whatever the store holds.
     pub fn new(ops: Vec<BatchOp>) -> AtomicBatch {
-        AtomicBatch { guard: None, ops }
+        AtomicBatch { guard: None, ops: Arc::new(ops) }
     }
 
     /// The same batch behind a guard.

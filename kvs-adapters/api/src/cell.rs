@@ -71,6 +71,17 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// Every byte at its own place.
+static BYTES: [u8; 256] = {
+    let mut bytes = [0; 256];
+    let mut at = 0;
+    while at < bytes.len() {
+        bytes[at] = at as u8;
+        at += 1;
+    }
+    bytes
+};
+
 /// The address of a value: a row and a column in it. Both may be empty and may hold any bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Cell {
@@ -86,9 +97,17 @@ impl Cell {
         Cell { row: row.into(), column: column.into() }
     }
 
-    /// A cell of these bytes, copied.
+    /// A cell of these bytes, copied. Row and column share their memory.
     pub fn copy_from(row: impl AsRef<[u8]>, column: impl AsRef<[u8]>) -> Cell {
-        Cell { row: Bytes::copy_from_slice(row.as_ref()), column: Bytes::copy_from_slice(column.as_ref()) }
+        let (row, column) = (row.as_ref(), column.as_ref());
+        // Columns of one byte are common, and their bytes are always there.
+        if let [byte] = column {
+            let at = usize::from(*byte);
+            return Cell { row: Bytes::copy_from_slice(row), column: Bytes::from_static(&BYTES[at..=at]) };
+        }
+        let mut names = Bytes::from([row, column].concat());
+        let column = names.split_off(row.len());
+        Cell { row: names, column }
     }
 }
 
@@ -172,4 +191,19 @@ pub struct CellVersions {
     pub cell: Cell,
     /// Never empty; ascending by timestamp.
     pub versions: Vec<Version>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copied_cell_has_the_names_it_was_given() {
+        for column in [&b""[..], b"\0", b"b", b"\xff", b"column"] {
+            for row in [&b""[..], b"r", b"row"] {
+                let cell = Cell::copy_from(row, column);
+                assert_eq!((&cell.row[..], &cell.column[..]), (row, column));
+            }
+        }
+    }
 }

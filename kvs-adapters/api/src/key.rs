@@ -20,13 +20,19 @@ pub fn push_part(key: &mut Vec<u8>, part: &[u8]) {
 
 /// Appends one part without its end mark: a prefix of every part that starts with these bytes.
 pub fn push_escaped(key: &mut Vec<u8>, part: &[u8]) {
-    let mut rest = part;
-    while let Some(zero) = rest.iter().position(|&byte| byte == 0) {
-        key.extend_from_slice(&rest[..zero]);
-        key.extend_from_slice(&[0, 0xff]);
-        rest = &rest[zero + 1..];
+    let zeros = part.iter().filter(|&&byte| byte == 0).count();
+    // With the end mark that mostly follows.
+    key.reserve(part.len() + zeros + 2);
+    if zeros == 0 {
+        return key.extend_from_slice(part);
     }
-    key.extend_from_slice(rest);
+    // Byte by byte: numbers begin with several zeros, and copying what lies between them costs more.
+    for &byte in part {
+        key.push(byte);
+        if byte == 0 {
+            key.push(0xff);
+        }
+    }
 }
 
 /// Bytes that [`push_part`] cannot have written.

@@ -45,6 +45,13 @@ impl TableRef {
         &self.0
     }
 
+    /// The same name in memory of its own. Clones of a reference count together, which slows down threads that make very many
+    /// at the same time; clones of this one count by themselves.
+    #[must_use]
+    pub fn unshared(&self) -> TableRef {
+        TableRef(Arc::from(self.name()))
+    }
+
     /// True for the tables of the layer itself.
     pub fn is_internal(&self) -> bool {
         self.0.starts_with('_')

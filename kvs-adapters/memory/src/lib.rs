@@ -269,7 +269,7 @@ impl KeyValueService for MemoryStore {
         if batch.ops.is_empty() && batch.guard.is_none() {
             return Ok(());
         }
-        for op in &batch.ops {
+        for op in batch.ops.iter() {
             match op {
                 BatchOp::Put { cell, value, .. } | BatchOp::Set { cell, value, .. } => check_lengths(cell, value)?,
                 BatchOp::Remove { cell, .. } => check_lengths(cell, &Bytes::new())?,
@@ -277,7 +277,7 @@ impl KeyValueService for MemoryStore {
         }
         self.write(|tables| {
             tables.check(&batch)?;
-            batch.ops.into_iter().try_for_each(|op| tables.write(op))
+            batch.ops.iter().try_for_each(|op| tables.write(op))
         })
     }
 

@@ -104,7 +104,7 @@ impl Tables {
             return Err(KvsError::GuardFailed { table: table.clone(), cell: cell.clone() });
         }
         let mut planned = BTreeMap::new();
-        for op in &batch.ops {
+        for op in batch.ops.iter() {
             match op {
                 BatchOp::Set { table, .. } | BatchOp::Remove { table, .. } => drop(self.atomic(table)?),
                 BatchOp::Put { table, cell, ts, value } => {
@@ -123,12 +123,17 @@ impl Tables {
         Ok(())
     }
 
-    pub(crate) fn write(&mut self, op: BatchOp) -> Result<()> {
+    /// What is kept is a copy: names and contents of a batch may be parts of something large.
+    pub(crate) fn write(&mut self, op: &BatchOp) -> Result<()> {
         match op {
-            BatchOp::Set { table, cell, value } => drop(self.atomic_mut(&table)?.insert(cell, value)),
-            BatchOp::Remove { table, cell } => drop(self.atomic_mut(&table)?.remove(&cell)),
+            BatchOp::Set { table, cell, value } => drop(self.atomic_mut(table)?.insert(own(cell), own_bytes(value))),
+            BatchOp::Remove { table, cell } => drop(self.atomic_mut(table)?.remove(cell)),
             BatchOp::Put { table, cell, ts, value } => {
-                self.versioned_mut(&table)?.entry(cell).or_default().insert(ts, value);
+                let cells = self.versioned_mut(table)?;
+                match cells.get_mut(cell) {
+                    Some(versions) => drop(versions.insert(*ts, own_bytes(value))),
+                    None => drop(cells.insert(own(cell), Versions::from([(*ts, own_bytes(value))]))),
+                }
             }
         }
         Ok(())
@@ -180,6 +185,14 @@ impl Cells {
             Cells::Atomic(_) => TableKind::Atomic,
         }
     }
+}
+
+fn own(cell: &Cell) -> Cell {
+    Cell::copy_from(&cell.row, &cell.column)
+}
+
+fn own_bytes(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
 }
 
 fn name_len(cell: &Cell) -> usize {

@@ -244,7 +244,7 @@ impl KeyValueService for PostgresStore {
 
     async fn apply(&self, batch: AtomicBatch, durability: Durability) -> Result<()> {
         self.server.check_open()?;
-        for op in &batch.ops {
+        for op in batch.ops.iter() {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => check_put(cell, *ts, value)?,
                 BatchOp::Set { cell, value, .. } => check_value(cell, value)?,

@@ -334,10 +334,14 @@ impl Db {
     pub(crate) fn put(&self, puts: &[(TableRef, Vec<(Cell, Bytes)>)], ts: Timestamp) -> Result<()> {
         let catalog = self.tables.read();
         let mut batch = WriteBatch::default();
+        let mut key = Vec::new();
         for (table, cells) in puts {
             let family = self.family(&catalog, table, TableKind::Versioned)?;
             for (cell, value) in cells {
-                batch.put_cf(&family, keys::of_version(cell, ts), value);
+                key.clear();
+                keys::push_cell(&mut key, cell);
+                keys::push_timestamp(&mut key, ts);
+                batch.put_cf(&family, &key, value);
             }
         }
         self.write(batch, self.sync)
@@ -510,24 +514,65 @@ impl Db {
     }
 
     fn write_batch(&self, catalog: &Catalog, batch: &AtomicBatch) -> Result<WriteBatch> {
-        let mut families: BTreeMap<(&TableRef, bool), Family<'_>> = BTreeMap::new();
-        let mut write = WriteBatch::default();
-        for op in &batch.ops {
-            let (table, kind) = match op {
-                BatchOp::Put { table, .. } => (table, TableKind::Versioned),
-                BatchOp::Set { table, .. } | BatchOp::Remove { table, .. } => (table, TableKind::Atomic),
-            };
-            let family = match families.entry((table, kind == TableKind::Atomic)) {
-                std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::btree_map::Entry::Vacant(new) => new.insert(self.family(catalog, table, kind)?),
-            };
+        let mut families = FamiliesOfBatch { db: self, catalog, found: Vec::new() };
+        let mut write = WriteBatch::with_capacity_bytes(batch.ops.iter().map(len_of).sum());
+        // One buffer for all keys: a batch may have very many.
+        let mut key = Vec::new();
+        for op in batch.ops.iter() {
+            key.clear();
             match op {
-                BatchOp::Put { cell, ts, value, .. } => write.put_cf(family, keys::of_version(cell, *ts), value),
-                BatchOp::Set { cell, value, .. } => write.put_cf(family, keys::of_cell(cell), value),
-                BatchOp::Remove { cell, .. } => write.delete_cf(family, keys::of_cell(cell)),
+                BatchOp::Put { table, cell, ts, value } => {
+                    keys::push_cell(&mut key, cell);
+                    keys::push_timestamp(&mut key, *ts);
+                    write.put_cf(families.of(table, TableKind::Versioned)?, &key, value);
+                }
+                BatchOp::Set { table, cell, value } => {
+                    keys::push_cell(&mut key, cell);
+                    write.put_cf(families.of(table, TableKind::Atomic)?, &key, value);
+                }
+                BatchOp::Remove { table, cell } => {
+                    keys::push_cell(&mut key, cell);
+                    write.delete_cf(families.of(table, TableKind::Atomic)?, &key);
+                }
             }
         }
         Ok(write)
+    }
+}
+
+/// The column families of the tables of a batch, of which there are few.
+struct FamiliesOfBatch<'a> {
+    db: &'a Db,
+    catalog: &'a Catalog,
+    /// The one that was asked for last is the last one.
+    found: Vec<(&'a TableRef, TableKind, Family<'a>)>,
+}
+
+impl<'a> FamiliesOfBatch<'a> {
+    fn of(&mut self, table: &'a TableRef, kind: TableKind) -> Result<&Family<'a>> {
+        let is_wanted = |(known, known_kind, _): &(&TableRef, TableKind, Family<'_>)| {
+            // Neighbours mostly have the very same reference.
+            *known_kind == kind && (std::ptr::eq(known.name(), table.name()) || *known == table)
+        };
+        match self.found.iter().rposition(is_wanted) {
+            Some(at) => {
+                let last = self.found.len() - 1;
+                self.found.swap(at, last);
+            }
+            None => self.found.push((table, kind, self.db.family(self.catalog, table, kind)?)),
+        }
+        Ok(&self.found.last().expect("it was just put there").2)
+    }
+}
+
+/// What a write takes in RocksDB's batch, about.
+fn len_of(op: &BatchOp) -> usize {
+    const MARKS: usize = 32;
+    match op {
+        BatchOp::Put { cell, value, .. } | BatchOp::Set { cell, value, .. } => {
+            MARKS + cell.row.len() + cell.column.len() + value.len()
+        }
+        BatchOp::Remove { cell, .. } => MARKS + cell.row.len() + cell.column.len(),
     }
 }
 

@@ -65,6 +65,7 @@ mod read;
 mod scan;
 mod snapshot;
 mod store;
+mod versions;
 
 pub use config::RocksConfig;
 pub use owner::{OwnerLock, owner_pid};

@@ -118,26 +118,6 @@ impl Db {
         Ok(answers)
     }
 
-    /// All versions below each bound, oldest first. Goes to the disk if it must.
-    pub(crate) fn versions(&self, table: &TableRef, bounds: &[CellBound]) -> Result<Vec<Vec<Version>>> {
-        let family = self.family(&self.tables.read_recursive(), table, TableKind::Versioned)?;
-        let mut iterator = self.rocks.raw_iterator_cf_opt(&family, point_options(Tier::Disk));
-        let mut answers = vec![Vec::new(); bounds.len()];
-        for index in in_key_order(bounds) {
-            let bound = &bounds[index];
-            if bound.read_before == Timestamp::SENTINEL {
-                continue;
-            }
-            let mut key = keys::of_cell(&bound.cell);
-            let cell_len = key.len();
-            keys::push_timestamp(&mut key, bound.read_before.previous());
-            iterator.seek(&key);
-            answers[index] = versions_here(table, &mut iterator, &key[..cell_len])?;
-            iterator.status().map_err(|error| read_failed(table, error))?;
-        }
-        Ok(answers)
-    }
-
     /// The catalog, unless a thread of the runtime would have to wait for it.
     ///
     /// Recursive, which here means: past a change of tables that is itself waiting for a slow write. Readers hold the
@@ -184,14 +164,14 @@ pub(crate) fn split_version<'k>(table: &TableRef, key: &'k [u8]) -> Result<(Spli
 }
 
 /// Reads of one cell: RocksDB asks the filters of the cell, and stops where the cell ends.
-fn point_options(tier: Tier) -> ReadOptions {
+pub(crate) fn point_options(tier: Tier) -> ReadOptions {
     let mut options = tier.options();
     options.set_prefix_same_as_start(true);
     options
 }
 
 /// The order in which one iterator meets all bounds on its way forward.
-fn in_key_order(bounds: &[CellBound]) -> Vec<usize> {
+pub(crate) fn in_key_order(bounds: &[CellBound]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..bounds.len()).collect();
     if bounds.len() > 1 {
         order.sort_unstable_by(|&a, &b| {

@@ -667,7 +667,7 @@ impl KeyValueService for RocksStore {
         if batch.ops.is_empty() && batch.guard.is_none() {
             return Ok(());
         }
-        for op in &batch.ops {
+        for op in batch.ops.iter() {
             match op {
                 BatchOp::Put { cell, ts, value, .. } => {
                     check_ts(*ts)?;

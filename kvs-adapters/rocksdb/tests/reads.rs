@@ -283,3 +283,45 @@ async fn long_stretches_without_a_visible_cell_end_pages_and_not_scans() {
     assert_eq!(store.scan_atomic(&atomic, AtomicScan::new(RowRange::all())).count().await, 12);
     assert_eq!(store.scan_atomic(&atomic, AtomicScan::new(RowRange::all()).reversed()).count().await, 12);
 }
+
+/// Cells that lie beside each other and cells that do not, in files and in memory, some asked for twice: versions are what
+/// they are when each cell is asked for by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_of_many_cells_are_those_of_each() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    let cell = |n: u32| Cell::copy_from(n.to_be_bytes(), "c");
+    let put = async |store: &RocksStore, at: u64, numbers: &mut dyn Iterator<Item = u32>| {
+        let puts = numbers.map(|n| (cell(n), Bytes::from(vec![n as u8; 20]))).collect();
+        store.put(vec![(data.clone(), puts)], ts(at)).await.expect("a put");
+    };
+    put(&store, 5, &mut (0..400)).await;
+    put(&store, 7, &mut (0..400).step_by(3)).await;
+    let family = family_of_open(&store, "data");
+    store.close().await.expect("the store closes");
+    flush(dir.path(), &[family]);
+    store = open(dir.path()).await;
+    // Many that are too young for what is asked, one after the other.
+    for at in 20..30 {
+        put(&store, at, &mut (100..110)).await;
+    }
+    put(&store, 9, &mut (300..500).step_by(2)).await;
+
+    let bound = |n: u32, before: u64| CellBound::new(cell(n), ts(before));
+    let questions: [Vec<CellBound>; 5] = [
+        (0..600).map(|n| bound(n, 15)).collect(),
+        (0..600).rev().map(|n| bound(n, 6)).collect(),
+        (0..600).step_by(17).map(|n| bound(n, 15)).collect(),
+        (0..200).flat_map(|n| [bound(n, 6), bound(n, 15), bound(n, 8)]).collect(),
+        // Close together first, then far apart, then close together.
+        (0..50).chain((50..450).step_by(40)).chain(450..520).map(|n| bound(n, 25)).collect(),
+    ];
+    for bounds in questions {
+        let together = store.versions(&data, &bounds).await.expect("a read");
+        for (bound, together) in bounds.iter().zip(together) {
+            let alone = store.versions(&data, std::slice::from_ref(bound)).await.expect("a read");
+            assert_eq!([together], alone[..], "{bound:?}");
+        }
+    }
+}

@@ -47,14 +47,13 @@ async fn full_disk_is_survived_by_reopening() {
     std::fs::write(&ballast, vec![1; 30 << 20]).expect("there is room for the ballast");
 
     // Fill the disk. The write that fails may be in the log; those behind it are refused and are not.
-    let batch = |n: u64| AtomicBatch {
-        guard: None,
-        ops: vec![BatchOp::Put {
+    let batch = |n: u64| {
+        AtomicBatch::new(vec![BatchOp::Put {
             table: data.clone(),
             cell: Cell::copy_from(n.to_be_bytes(), ""),
             ts: ts(n),
             value: Bytes::from(vec![n as u8; 1 << 20]),
-        }],
+        }])
     };
     let mut acknowledged = 0;
     let failed = loop {

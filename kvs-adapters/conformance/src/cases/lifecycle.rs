@@ -168,12 +168,11 @@ pub async fn deletions_outlive_the_store_as_promised(store: &mut TestStore) {
 /// A relaxed batch is kept at the latest with the synced write after it.
 pub async fn relaxed_batch_is_kept_with_the_synced_one_behind_it(store: &mut TestStore) {
     let (t, a) = (versioned(store, "t").await, atomic(store, "a").await);
-    let batch = |row: &str| AtomicBatch {
-        guard: None,
-        ops: vec![
+    let batch = |row: &str| {
+        AtomicBatch::new(vec![
             BatchOp::Put { table: t.clone(), cell: cell(row, "c"), ts: ts(1), value: bytes("v") },
             BatchOp::Set { table: a.clone(), cell: cell(row, "c"), value: bytes("v") },
-        ],
+        ])
     };
     let relaxed = store.apply(batch("1"), Durability::Relaxed).await;
     let synced = store.apply(batch("2"), Durability::Synced).await;

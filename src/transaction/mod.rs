@@ -43,6 +43,7 @@ mod table;
 mod tracker;
 mod turns;
 mod value;
+mod visit;
 mod window;
 
 pub use constraint::Constraint;
@@ -55,3 +56,4 @@ pub use run::{Outcome, Retriable, RunOptions};
 pub use step::{CommitStep, StepWatcher, watch_steps};
 pub use swept::{SweptTable, sweep_table};
 pub(crate) use value::{check_version, committed_version, damaged, header, version_len};
+pub use visit::CellRef;

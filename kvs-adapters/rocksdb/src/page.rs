@@ -1,5 +1,8 @@
 //! Pages of cells, and how their bytes are kept.
 //!
+//! Whoever keeps cells gets them with bytes that count who shares them; whoever only looks at them gets a
+//! [`FlatPage`].
+//!
 //! An allocation each for the row, the column and the value of a cell would cost more than reading it. So the bytes of
 //! some cells lie in one piece of memory, which they share:
 //!
@@ -14,7 +17,7 @@
 
 use crate::errors::corrupt_key;
 use crate::keys::{self, SplitKey};
-use atlas_kvs::{Cell, CellVersions, Result, TableRef, Timestamp, Value, Version};
+use atlas_kvs::{Cell, CellVersions, FlatPage, Result, TableRef, Timestamp, Value, Version};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -23,10 +26,16 @@ const PIECE_LEN: usize = 8 << 10;
 /// A piece is this many times as long as a row at least, so that cells of a long row share it.
 const ROWS_PER_PIECE: usize = 8;
 
+/// Cells in a page that is read on a thread of the runtime: as many as take it as long as a flat page.
+const SHARED_IN_MEMORY_MAX: usize = 500;
+const FLAT_IN_MEMORY_MAX: usize = 1_000;
+/// Memory that is asked for before more than the first cell of a flat page is known.
+const FLAT_RESERVED_MAX: usize = 256 << 10;
+
 /// Some cells, and where the next page begins.
 #[derive(Debug)]
-pub(crate) struct Page<T> {
-    pub(crate) items: Vec<T>,
+pub(crate) struct Page<I> {
+    pub(crate) items: I,
     pub(crate) next: Next,
     /// The page ended because its tier did not reach what follows.
     pub(crate) fell_short: bool,
@@ -43,7 +52,114 @@ pub(crate) enum Next {
     At(Vec<u8>),
 }
 
-/// What a page consists of.
+/// What a page holds.
+pub(crate) trait Items: Default + Send + 'static {
+    fn is_empty(&self) -> bool;
+}
+
+impl<T: Send + 'static> Items for Vec<T> {
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl Items for FlatPage {
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl<I: Items> Page<I> {
+    /// A page that ends at `next`.
+    pub(crate) fn full(items: I, next: Next) -> Page<I> {
+        Page { items, next, fell_short: false }
+    }
+
+    /// A page that ends at `next` because its tier does not reach further.
+    pub(crate) fn short(items: I, next: Next) -> Page<I> {
+        Page { items, next, fell_short: true }
+    }
+}
+
+/// Takes the versions of a page one by one.
+pub(crate) trait Collect {
+    type Items: Items;
+
+    /// How many cells a page may have that is read on a thread of the runtime.
+    const IN_MEMORY_MAX: usize;
+
+    /// For a page of so many cells at most.
+    fn new(cells_max: usize) -> Self;
+
+    fn push(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>, ts: Timestamp, value: &[u8]) -> Result<()>;
+
+    fn into_items(self) -> Self::Items;
+}
+
+/// For those who keep cells.
+pub(crate) struct SharedCells {
+    cells: Cells<(Cell, Value)>,
+    names: Names,
+}
+
+impl Collect for SharedCells {
+    type Items = Vec<(Cell, Value)>;
+
+    const IN_MEMORY_MAX: usize = SHARED_IN_MEMORY_MAX;
+
+    fn new(cells_max: usize) -> SharedCells {
+        SharedCells { cells: Cells::new(cells_max), names: Names::default() }
+    }
+
+    fn push(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>, ts: Timestamp, value: &[u8]) -> Result<()> {
+        self.names.read(table, key, split)?;
+        self.cells.push(&self.names, value, ts);
+        Ok(())
+    }
+
+    fn into_items(self) -> Vec<(Cell, Value)> {
+        self.cells.into_items()
+    }
+}
+
+/// For those who look at cells.
+pub(crate) struct FlatCells {
+    page: FlatPage,
+    names: Names,
+    cells_max: usize,
+}
+
+impl Collect for FlatCells {
+    type Items = FlatPage;
+
+    const IN_MEMORY_MAX: usize = FLAT_IN_MEMORY_MAX;
+
+    fn new(cells_max: usize) -> FlatCells {
+        FlatCells { page: FlatPage::new(), names: Names::default(), cells_max }
+    }
+
+    fn push(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>, ts: Timestamp, value: &[u8]) -> Result<()> {
+        if self.page.is_empty() {
+            // If all cells are like this one.
+            let bytes = self.cells_max.saturating_mul(split.cell.len() + value.len());
+            self.page.reserve(self.cells_max.min(FLAT_IN_MEMORY_MAX), bytes.min(FLAT_RESERVED_MAX));
+        }
+        match split.plain_names() {
+            Some((row, column)) => self.page.push(row, column, ts, value),
+            None => {
+                self.names.read(table, key, split)?;
+                self.page.push(&self.names.row, &self.names.column, ts, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn into_items(self) -> FlatPage {
+        self.page
+    }
+}
+
+/// What a page of shared cells consists of.
 pub(crate) trait Item {
     /// What is told of a cell beside its value.
     type Beside;
@@ -166,15 +282,9 @@ impl<T: Item> Cells<T> {
         }));
     }
 
-    /// The page, which ends at `next`.
-    pub(crate) fn into_page(mut self, next: Next) -> Page<T> {
+    pub(crate) fn into_items(mut self) -> Vec<T> {
         self.close_piece();
-        Page { items: self.closed, next, fell_short: false }
-    }
-
-    /// The page, which ends because its tier does not reach further.
-    pub(crate) fn into_short_page(self, next: Next) -> Page<T> {
-        Page { fell_short: true, ..self.into_page(next) }
+        self.closed
     }
 }
 
@@ -197,7 +307,7 @@ mod tests {
         for number in 0..10_000u32 {
             cells.push(&names(&number.to_be_bytes(), b"c"), &[7; 100], ());
         }
-        let items = cells.into_page(Next::End).items;
+        let items = cells.into_items();
         assert_eq!(items.len(), 10_000);
         let mut held = 0;
         // From the back: the first cell of a piece is left alone with all of it.
@@ -212,7 +322,7 @@ mod tests {
     fn a_page_of_few_cells_takes_no_whole_piece() {
         let mut cells = Cells::<(Cell, Bytes)>::new(256);
         cells.push(&names(b"r", b"c"), &[7; 10], ());
-        let (cell, value) = cells.into_page(Next::End).items.pop().expect("one cell was pushed");
+        let (cell, value) = cells.into_items().pop().expect("one cell was pushed");
         drop(value);
         drop(cell.column);
         assert!(held_by(cell.row) < 100);
@@ -224,7 +334,7 @@ mod tests {
         for (column, len) in [(b"a", 10), (b"b", 100 << 10), (b"c", 10)] {
             cells.push(&names(b"row", column), &vec![7; len], ());
         }
-        let items = cells.into_page(Next::End).items;
+        let items = cells.into_items();
         assert_eq!(items.iter().map(|(_, value)| value.len()).collect::<Vec<_>>(), [10, 100 << 10, 10]);
         for (cell, value) in items {
             let len = value.len();
@@ -240,7 +350,7 @@ mod tests {
         for column in 0..100u8 {
             cells.push(&names(&row, &[column]), b"value", ());
         }
-        let items = cells.into_page(Next::End).items;
+        let items = cells.into_items();
         assert!(
             items
                 .iter()

@@ -18,11 +18,11 @@
 use crate::db::{Db, Family, RawIterator};
 use crate::errors::{corrupt_key, read_failed};
 use crate::keys::{self, SplitKey};
-use crate::page::{Cells, Names, Next, Page};
+use crate::page::{Cells, Collect, Names, Next, Page, SharedCells};
 use crate::read::{Tier, split_version, timestamp_within, versions_here};
 use atlas_kvs::{
     AtomicScan, Cell, CellVersions, ColumnSelection, KvsError, Result, RowRange, Scan, TableKind, TableRef, Timestamp,
-    Value, VersionScan,
+    VersionScan,
 };
 use bytes::Bytes;
 use std::ops::Bound;
@@ -35,9 +35,8 @@ const STEPS_MAX: usize = 200_000;
 /// Bytes that are read at a time past the cache.
 const READ_AHEAD: usize = 512 << 10;
 /// Of a page that is read on a thread of the runtime.
-const MEMORY_CELLS_MAX: usize = 500;
 const MEMORY_BYTES_MAX: usize = 256 << 10;
-const MEMORY_STEPS_MAX: usize = 1_000;
+const MEMORY_STEPS_MAX: usize = 2_000;
 /// Deleted keys that RocksDB passes in one step on a thread of the runtime.
 const MEMORY_SKIPS_MAX: u64 = 1_000;
 
@@ -144,6 +143,7 @@ impl<'a> Cursor<'a> {
         range: &KeyRange,
         from: &Next,
         tier: Tier,
+        in_memory_max: usize,
     ) -> Cursor<'a> {
         let mut range = range.clone();
         if let Next::At(key) = from {
@@ -172,7 +172,7 @@ impl<'a> Cursor<'a> {
             iterator.seek_to_first()
         }
         let (cells_max, bytes_left, steps_left) = match tier {
-            Tier::Memory => (MEMORY_CELLS_MAX, MEMORY_BYTES_MAX, MEMORY_STEPS_MAX),
+            Tier::Memory => (in_memory_max, MEMORY_BYTES_MAX, MEMORY_STEPS_MAX),
             Tier::Disk => (CELLS_MAX, BYTES_MAX, STEPS_MAX),
         };
         Cursor { table, tier, iterator, cells_left: range.page_size.clamp(1, cells_max), bytes_left, steps_left }
@@ -292,22 +292,23 @@ fn select_backward(columns: &ColumnSelection, Names { row, column, .. }: &Names)
 
 impl Db {
     /// A page of a scan for the newest versions.
-    pub(crate) fn scan_page(
+    pub(crate) fn scan_page<C: Collect>(
         &self,
         table: &TableRef,
         scan: &Scan,
         range: &KeyRange,
         from: &Next,
         tier: Tier,
-    ) -> Result<Page<(Cell, Value)>> {
+    ) -> Result<Page<C::Items>> {
         let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
+            return Ok(Page::short(C::Items::default(), from.clone()));
         };
         if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
-            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
+            return Ok(Page::full(C::Items::default(), Next::End));
         }
-        let cursor = Cursor::new(self, table, &family, range, from, tier);
-        if scan.reverse { page_backward(cursor, scan, from) } else { page_forward(cursor, scan, from) }
+        let cursor = Cursor::new(self, table, &family, range, from, tier, C::IN_MEMORY_MAX);
+        let cells = C::new(cursor.cells_left);
+        if scan.reverse { page_backward(cursor, scan, from, cells) } else { page_forward(cursor, scan, from, cells) }
     }
 
     /// A page of a scan for all versions.
@@ -318,16 +319,16 @@ impl Db {
         range: &KeyRange,
         from: &Next,
         tier: Tier,
-    ) -> Result<Page<CellVersions>> {
+    ) -> Result<Page<Vec<CellVersions>>> {
         let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
+            return Ok(Page::short(Vec::new(), from.clone()));
         };
         if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
-            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
+            return Ok(Page::full(Vec::new(), Next::End));
         }
         // A cell of which the tier reaches only a part would have to be taken back: scans of versions are long anyway.
         debug_assert_eq!(tier, Tier::Disk, "scans of versions run on blocking threads");
-        page_of_versions(Cursor::new(self, table, &family, range, from, tier), scan)
+        page_of_versions(Cursor::new(self, table, &family, range, from, tier, SharedCells::IN_MEMORY_MAX), scan)
     }
 
     /// A page of a scan of an atomic table.
@@ -338,14 +339,14 @@ impl Db {
         range: &KeyRange,
         from: &Next,
         tier: Tier,
-    ) -> Result<Page<(Cell, Bytes)>> {
+    ) -> Result<Page<Vec<(Cell, Bytes)>>> {
         let Some(family) = self.family_for_scan(table, TableKind::Atomic, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
+            return Ok(Page::short(Vec::new(), from.clone()));
         };
         if range.is_empty() {
-            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
+            return Ok(Page::full(Vec::new(), Next::End));
         }
-        let cursor = Cursor::new(self, table, &family, range, from, tier);
+        let cursor = Cursor::new(self, table, &family, range, from, tier, SharedCells::IN_MEMORY_MAX);
         page_of_atomic(cursor, scan.reverse, from)
     }
 
@@ -389,9 +390,9 @@ impl Reached {
     }
 }
 
-fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
-    let mut cells = Cells::new(cursor.cells_left);
+fn page_forward<C: Collect>(mut cursor: Cursor<'_>, scan: &Scan, from: &Next, mut cells: C) -> Result<Page<C::Items>> {
     let mut names = Names::default();
+    let selects = scan.columns != ColumnSelection::All;
     let mut reached = Reached::start();
     let next = |reached: Reached| match reached.place {
         Place::Start => from.clone(),
@@ -402,8 +403,8 @@ fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page
     while !cursor.page_is_full() {
         let Some((key, value)) = cursor.iterator.item() else {
             return Ok(match cursor.stop()? {
-                Stop::End => cells.into_page(Next::End),
-                Stop::FellShort => cells.into_short_page(next(reached)),
+                Stop::End => Page::full(cells.into_items(), Next::End),
+                Stop::FellShort => Page::short(cells.into_items(), next(reached)),
             });
         };
         if reached.is_done_with(key) {
@@ -412,11 +413,13 @@ fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page
         }
         let (split, ts) = split_version(cursor.table, key)?;
         reached.come_to(split.cell);
-        names.read(cursor.table, key, &split)?;
-        if let Selected::No(target) = select_forward(&scan.columns, &names) {
-            cursor.skip_to(&target);
-            reached.place = Place::Key(target);
-            continue;
+        if selects {
+            names.read(cursor.table, key, &split)?;
+            if let Selected::No(target) = select_forward(&scan.columns, &names) {
+                cursor.skip_to(&target);
+                reached.place = Place::Key(target);
+                continue;
+            }
         }
         if ts >= scan.read_before {
             let mut target = reached.cell_key.clone();
@@ -424,18 +427,18 @@ fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page
             cursor.skip_to(&target);
             continue;
         }
-        cells.push(&names, value, ts);
+        cells.push(cursor.table, key, &split, ts, value)?;
         let len = split.cell.len() + value.len();
         cursor.count(len);
         reached.place = Place::DoneWithCell;
         cursor.forward();
     }
-    Ok(cells.into_page(next(reached)))
+    Ok(Page::full(cells.into_items(), next(reached)))
 }
 
-fn page_backward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
-    let mut cells = Cells::new(cursor.cells_left);
+fn page_backward<C: Collect>(mut cursor: Cursor<'_>, scan: &Scan, from: &Next, mut cells: C) -> Result<Page<C::Items>> {
     let mut names = Names::default();
+    let selects = scan.columns != ColumnSelection::All;
     let mut reached = Reached::start();
     let mut newest = Newest::default();
     let next = |reached: Reached| match reached.place {
@@ -448,29 +451,33 @@ fn page_backward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Pag
     while !cursor.page_is_full() {
         let Some(key) = cursor.key() else {
             return Ok(match cursor.stop()? {
-                Stop::End => cells.into_page(Next::End),
-                Stop::FellShort => cells.into_short_page(next(reached)),
+                Stop::End => Page::full(cells.into_items(), Next::End),
+                Stop::FellShort => Page::short(cells.into_items(), next(reached)),
             });
         };
         let (split, oldest_ts) = split_version(cursor.table, key)?;
         reached.come_to(split.cell);
-        names.read(cursor.table, key, &split)?;
-        if let Selected::No(target) = select_backward(&scan.columns, &names) {
-            cursor.skip_before(&target);
-            reached.place = Place::Key(target);
-            continue;
+        if selects {
+            names.read(cursor.table, key, &split)?;
+            if let Selected::No(target) = select_backward(&scan.columns, &names) {
+                cursor.skip_before(&target);
+                reached.place = Place::Key(target);
+                continue;
+            }
         }
         if oldest_ts < scan.read_before {
             if let Err(FellShort) = newest.find(&mut cursor, &reached.cell_key, oldest_ts, scan.read_before)? {
-                return Ok(cells.into_short_page(next(reached)));
+                return Ok(Page::short(cells.into_items(), next(reached)));
             }
-            cells.push(&names, &newest.value, newest.ts);
+            let cell_key = &reached.cell_key;
+            let split = SplitKey::new(cell_key).map_err(|_| corrupt_key(cursor.table, cell_key))?;
+            cells.push(cursor.table, cell_key, &split, newest.ts, &newest.value)?;
             cursor.count(reached.cell_key.len() + newest.value.len());
         }
         reached.place = Place::DoneWithCell;
         cursor.skip_before(&reached.cell_key);
     }
-    Ok(cells.into_page(next(reached)))
+    Ok(Page::full(cells.into_items(), next(reached)))
 }
 
 struct FellShort;
@@ -533,17 +540,17 @@ fn lost_version(table: &TableRef, cell_key: &[u8]) -> KvsError {
     KvsError::corrupt(format!("table '{table}'"), reason)
 }
 
-fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<CellVersions>> {
+fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<Vec<CellVersions>>> {
     let mut cells = Cells::new(cursor.cells_left);
     let mut names = Names::default();
     let mut cell_key = Vec::new();
     loop {
         let Some(key) = cursor.key() else {
             cursor.stop()?;
-            return Ok(cells.into_page(Next::End));
+            return Ok(Page::full(cells.into_items(), Next::End));
         };
         if cursor.page_is_full() {
-            return Ok(cells.into_page(Next::At(key.to_vec())));
+            return Ok(Page::full(cells.into_items(), Next::At(key.to_vec())));
         }
         let (split, newest_ts) = split_version(cursor.table, key)?;
         cell_key.clear();
@@ -563,7 +570,7 @@ fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<C
     }
 }
 
-fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<Page<(Cell, Bytes)>> {
+fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<Page<Vec<(Cell, Bytes)>>> {
     let mut cells = Cells::new(cursor.cells_left);
     let mut names = Names::default();
     let mut reached = Reached::start();
@@ -575,8 +582,8 @@ fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<
     while !cursor.page_is_full() {
         let Some((key, value)) = cursor.iterator.item() else {
             return Ok(match cursor.stop()? {
-                Stop::End => cells.into_page(Next::End),
-                Stop::FellShort => cells.into_short_page(next(reached)),
+                Stop::End => Page::full(cells.into_items(), Next::End),
+                Stop::FellShort => Page::short(cells.into_items(), next(reached)),
             });
         };
         let split = SplitKey::new(key)
@@ -589,5 +596,5 @@ fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<
         cursor.count(len);
         if reverse { cursor.back() } else { cursor.forward() }
     }
-    Ok(cells.into_page(next(reached)))
+    Ok(Page::full(cells.into_items(), next(reached)))
 }

@@ -58,6 +58,7 @@ mod db;
 mod errors;
 mod keys;
 mod load;
+mod names;
 mod owner;
 mod page;
 mod read;

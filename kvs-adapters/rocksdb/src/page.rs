@@ -15,9 +15,8 @@
 //! Pieces are short, because whoever keeps one cell keeps the piece it lies in. What is longer than a piece has one of
 //! its own.
 
-use crate::errors::corrupt_key;
-use crate::keys::{self, SplitKey};
-use atlas_kvs::{Cell, CellVersions, FlatPage, Result, TableRef, Timestamp, Value, Version};
+use crate::names::Names;
+use atlas_kvs::{Cell, CellVersions, FlatPage, Timestamp, Value, Version};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -91,16 +90,13 @@ pub(crate) trait Collect {
     /// For a page of so many cells at most.
     fn new(cells_max: usize) -> Self;
 
-    fn push(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>, ts: Timestamp, value: &[u8]) -> Result<()>;
+    fn push(&mut self, names: &Names, ts: Timestamp, value: &[u8]);
 
     fn into_items(self) -> Self::Items;
 }
 
 /// For those who keep cells.
-pub(crate) struct SharedCells {
-    cells: Cells<(Cell, Value)>,
-    names: Names,
-}
+pub(crate) type SharedCells = Cells<(Cell, Value)>;
 
 impl Collect for SharedCells {
     type Items = Vec<(Cell, Value)>;
@@ -108,24 +104,21 @@ impl Collect for SharedCells {
     const IN_MEMORY_MAX: usize = SHARED_IN_MEMORY_MAX;
 
     fn new(cells_max: usize) -> SharedCells {
-        SharedCells { cells: Cells::new(cells_max), names: Names::default() }
+        Cells::new(cells_max)
     }
 
-    fn push(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>, ts: Timestamp, value: &[u8]) -> Result<()> {
-        self.names.read(table, key, split)?;
-        self.cells.push(&self.names, value, ts);
-        Ok(())
+    fn push(&mut self, names: &Names, ts: Timestamp, value: &[u8]) {
+        Cells::push(self, names, value, ts);
     }
 
     fn into_items(self) -> Vec<(Cell, Value)> {
-        self.cells.into_items()
+        Cells::into_items(self)
     }
 }
 
 /// For those who look at cells.
 pub(crate) struct FlatCells {
     page: FlatPage,
-    names: Names,
     cells_max: usize,
 }
 
@@ -135,23 +128,16 @@ impl Collect for FlatCells {
     const IN_MEMORY_MAX: usize = FLAT_IN_MEMORY_MAX;
 
     fn new(cells_max: usize) -> FlatCells {
-        FlatCells { page: FlatPage::new(), names: Names::default(), cells_max }
+        FlatCells { page: FlatPage::new(), cells_max }
     }
 
-    fn push(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>, ts: Timestamp, value: &[u8]) -> Result<()> {
+    fn push(&mut self, names: &Names, ts: Timestamp, value: &[u8]) {
         if self.page.is_empty() {
             // If all cells are like this one.
-            let bytes = self.cells_max.saturating_mul(split.cell.len() + value.len());
+            let bytes = self.cells_max.saturating_mul(names.row.len() + names.column.len() + value.len());
             self.page.reserve(self.cells_max.min(FLAT_IN_MEMORY_MAX), bytes.min(FLAT_RESERVED_MAX));
         }
-        match split.plain_names() {
-            Some((row, column)) => self.page.push(row, column, ts, value),
-            None => {
-                self.names.read(table, key, split)?;
-                self.page.push(&self.names.row, &self.names.column, ts, value);
-            }
-        }
-        Ok(())
+        self.page.push(&names.row, &names.column, ts, value);
     }
 
     fn into_items(self) -> FlatPage {
@@ -188,27 +174,6 @@ impl Item for CellVersions {
 
     fn new(cell: Cell, _: Bytes, versions: Vec<Version>) -> CellVersions {
         CellVersions { cell, versions }
-    }
-}
-
-/// Row and column of a key, without their escapes.
-#[derive(Debug, Default)]
-pub(crate) struct Names {
-    pub(crate) row: Vec<u8>,
-    pub(crate) column: Vec<u8>,
-    escaped_row: Vec<u8>,
-}
-
-impl Names {
-    /// Takes the names out of a key.
-    pub(crate) fn read(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>) -> Result<()> {
-        let damaged = |_| corrupt_key(table, key);
-        if self.escaped_row != split.row {
-            keys::unescape(split.row, &mut self.row).map_err(damaged)?;
-            self.escaped_row.clear();
-            self.escaped_row.extend_from_slice(split.row);
-        }
-        keys::unescape(split.column, &mut self.column).map_err(damaged)
     }
 }
 
@@ -292,10 +257,6 @@ impl<T: Item> Cells<T> {
 mod tests {
     use super::*;
 
-    fn names(row: &[u8], column: &[u8]) -> Names {
-        Names { row: row.to_vec(), column: column.to_vec(), ..Names::default() }
-    }
-
     /// Bytes that someone keeps who keeps nothing but this.
     fn held_by(bytes: Bytes) -> usize {
         bytes.try_into_mut().expect("nobody else keeps the piece").capacity()
@@ -305,7 +266,7 @@ mod tests {
     fn a_kept_value_keeps_no_more_than_its_piece() {
         let mut cells = Cells::<(Cell, Bytes)>::new(10_000);
         for number in 0..10_000u32 {
-            cells.push(&names(&number.to_be_bytes(), b"c"), &[7; 100], ());
+            cells.push(&Names::of(&number.to_be_bytes(), b"c"), &[7; 100], ());
         }
         let items = cells.into_items();
         assert_eq!(items.len(), 10_000);
@@ -321,7 +282,7 @@ mod tests {
     #[test]
     fn a_page_of_few_cells_takes_no_whole_piece() {
         let mut cells = Cells::<(Cell, Bytes)>::new(256);
-        cells.push(&names(b"r", b"c"), &[7; 10], ());
+        cells.push(&Names::of(b"r", b"c"), &[7; 10], ());
         let (cell, value) = cells.into_items().pop().expect("one cell was pushed");
         drop(value);
         drop(cell.column);
@@ -332,7 +293,7 @@ mod tests {
     fn a_long_value_lies_by_itself() {
         let mut cells = Cells::<(Cell, Bytes)>::new(256);
         for (column, len) in [(b"a", 10), (b"b", 100 << 10), (b"c", 10)] {
-            cells.push(&names(b"row", column), &vec![7; len], ());
+            cells.push(&Names::of(b"row", column), &vec![7; len], ());
         }
         let items = cells.into_items();
         assert_eq!(items.iter().map(|(_, value)| value.len()).collect::<Vec<_>>(), [10, 100 << 10, 10]);
@@ -348,7 +309,7 @@ mod tests {
         let row = vec![b'r'; 60 << 10];
         let mut cells = Cells::<(Cell, Bytes)>::new(100);
         for column in 0..100u8 {
-            cells.push(&names(&row, &[column]), b"value", ());
+            cells.push(&Names::of(&row, &[column]), b"value", ());
         }
         let items = cells.into_items();
         assert!(

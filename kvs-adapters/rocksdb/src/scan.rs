@@ -17,9 +17,10 @@
 
 use crate::db::{Db, Family, RawIterator};
 use crate::errors::{corrupt_key, read_failed};
-use crate::keys::{self, SplitKey};
-use crate::page::{Cells, Collect, Names, Next, Page, SharedCells};
-use crate::read::{Tier, split_version, timestamp_within, versions_here};
+use crate::keys;
+use crate::names::Names;
+use crate::page::{Cells, Collect, Next, Page, SharedCells};
+use crate::read::{Tier, timestamp_within, versions_here};
 use atlas_kvs::{
     AtomicScan, Cell, CellVersions, ColumnSelection, KvsError, Result, RowRange, Scan, TableKind, TableRef, Timestamp,
     VersionScan,
@@ -359,8 +360,8 @@ impl Db {
 /// How far a page has come: nothing before it is of interest any more, and the next page begins there.
 struct Reached {
     place: Place,
-    // Of the cell, where there is one.
-    cell_key: Vec<u8>,
+    /// Of the cell, where there is one.
+    names: Names,
 }
 
 enum Place {
@@ -373,111 +374,116 @@ enum Place {
     Key(Vec<u8>),
 }
 
+/// What a page has come to.
+enum Met {
+    /// A version of a cell that is not done yet.
+    Version(Timestamp),
+    /// An older version of a cell of which one was taken.
+    DoneBefore,
+}
+
 impl Reached {
     fn start() -> Reached {
-        Reached { place: Place::Start, cell_key: Vec::new() }
+        Reached { place: Place::Start, names: Names::default() }
     }
 
-    fn come_to(&mut self, cell_key: &[u8]) {
-        self.cell_key.clear();
-        self.cell_key.extend_from_slice(cell_key);
+    fn come_to(&mut self, table: &TableRef, key: &[u8]) -> Result<Met> {
+        let split = keys::split_timestamp(key).and_then(|(cell, ts)| Ok((ts, self.names.read(cell)?)));
+        let (ts, is_same) = split.map_err(|_| corrupt_key(table, key))?;
+        if is_same && matches!(self.place, Place::DoneWithCell) {
+            return Ok(Met::DoneBefore);
+        }
         self.place = Place::Cell;
+        Ok(Met::Version(ts))
     }
 
-    /// True if the cell of `key` was taken already.
-    fn is_done_with(&self, key: &[u8]) -> bool {
-        matches!(self.place, Place::DoneWithCell) && key.starts_with(&self.cell_key)
+    /// Where the next page begins, if this one, which began at `from`, goes forward.
+    fn next_forward(self, from: &Next) -> Next {
+        match self.place {
+            Place::Start => from.clone(),
+            Place::Cell => Next::At(self.names.into_cell()),
+            Place::DoneWithCell => Next::At(keys::behind(self.names.into_cell())),
+            Place::Key(key) => Next::At(key),
+        }
+    }
+
+    /// Where the next page begins, if this one goes backward.
+    fn next_backward(self, from: &Next) -> Next {
+        match self.place {
+            Place::Start => from.clone(),
+            // A cell that is not done yet is read again by the next page.
+            Place::Cell => Next::At(keys::behind(self.names.into_cell())),
+            Place::DoneWithCell => Next::At(self.names.into_cell()),
+            Place::Key(key) => Next::At(key),
+        }
     }
 }
 
 fn page_forward<C: Collect>(mut cursor: Cursor<'_>, scan: &Scan, from: &Next, mut cells: C) -> Result<Page<C::Items>> {
-    let mut names = Names::default();
-    let selects = scan.columns != ColumnSelection::All;
     let mut reached = Reached::start();
-    let next = |reached: Reached| match reached.place {
-        Place::Start => from.clone(),
-        Place::Cell => Next::At(reached.cell_key),
-        Place::DoneWithCell => Next::At(keys::behind(reached.cell_key)),
-        Place::Key(key) => Next::At(key),
-    };
+    let selects = scan.columns != ColumnSelection::All;
     while !cursor.page_is_full() {
         let Some((key, value)) = cursor.iterator.item() else {
             return Ok(match cursor.stop()? {
                 Stop::End => Page::full(cells.into_items(), Next::End),
-                Stop::FellShort => Page::short(cells.into_items(), next(reached)),
+                Stop::FellShort => Page::short(cells.into_items(), reached.next_forward(from)),
             });
         };
-        if reached.is_done_with(key) {
-            cursor.skip_to(&keys::behind(reached.cell_key.clone()));
+        let Met::Version(ts) = reached.come_to(cursor.table, key)? else {
+            cursor.skip_to(&keys::behind(reached.names.cell().to_vec()));
+            continue;
+        };
+        if selects && let Selected::No(target) = select_forward(&scan.columns, &reached.names) {
+            cursor.skip_to(&target);
+            reached.place = Place::Key(target);
             continue;
         }
-        let (split, ts) = split_version(cursor.table, key)?;
-        reached.come_to(split.cell);
-        if selects {
-            names.read(cursor.table, key, &split)?;
-            if let Selected::No(target) = select_forward(&scan.columns, &names) {
-                cursor.skip_to(&target);
-                reached.place = Place::Key(target);
-                continue;
-            }
-        }
         if ts >= scan.read_before {
-            let mut target = reached.cell_key.clone();
+            let mut target = reached.names.cell().to_vec();
             keys::push_timestamp(&mut target, scan.read_before.previous());
             cursor.skip_to(&target);
             continue;
         }
-        cells.push(cursor.table, key, &split, ts, value)?;
-        let len = split.cell.len() + value.len();
+        cells.push(&reached.names, ts, value);
+        let len = key.len() + value.len();
         cursor.count(len);
         reached.place = Place::DoneWithCell;
         cursor.forward();
     }
-    Ok(Page::full(cells.into_items(), next(reached)))
+    Ok(Page::full(cells.into_items(), reached.next_forward(from)))
 }
 
 fn page_backward<C: Collect>(mut cursor: Cursor<'_>, scan: &Scan, from: &Next, mut cells: C) -> Result<Page<C::Items>> {
-    let mut names = Names::default();
-    let selects = scan.columns != ColumnSelection::All;
     let mut reached = Reached::start();
     let mut newest = Newest::default();
-    let next = |reached: Reached| match reached.place {
-        Place::Start => from.clone(),
-        // A cell that is not done yet is read again by the next page.
-        Place::Cell => Next::At(keys::behind(reached.cell_key)),
-        Place::DoneWithCell => Next::At(reached.cell_key),
-        Place::Key(key) => Next::At(key),
-    };
+    let selects = scan.columns != ColumnSelection::All;
     while !cursor.page_is_full() {
         let Some(key) = cursor.key() else {
             return Ok(match cursor.stop()? {
                 Stop::End => Page::full(cells.into_items(), Next::End),
-                Stop::FellShort => Page::short(cells.into_items(), next(reached)),
+                Stop::FellShort => Page::short(cells.into_items(), reached.next_backward(from)),
             });
         };
-        let (split, oldest_ts) = split_version(cursor.table, key)?;
-        reached.come_to(split.cell);
-        if selects {
-            names.read(cursor.table, key, &split)?;
-            if let Selected::No(target) = select_backward(&scan.columns, &names) {
-                cursor.skip_before(&target);
-                reached.place = Place::Key(target);
-                continue;
-            }
+        let Met::Version(oldest_ts) = reached.come_to(cursor.table, key)? else {
+            cursor.skip_before(reached.names.cell());
+            continue;
+        };
+        if selects && let Selected::No(target) = select_backward(&scan.columns, &reached.names) {
+            cursor.skip_before(&target);
+            reached.place = Place::Key(target);
+            continue;
         }
         if oldest_ts < scan.read_before {
-            if let Err(FellShort) = newest.find(&mut cursor, &reached.cell_key, oldest_ts, scan.read_before)? {
-                return Ok(Page::short(cells.into_items(), next(reached)));
+            if let Err(FellShort) = newest.find(&mut cursor, reached.names.cell(), oldest_ts, scan.read_before)? {
+                return Ok(Page::short(cells.into_items(), reached.next_backward(from)));
             }
-            let cell_key = &reached.cell_key;
-            let split = SplitKey::new(cell_key).map_err(|_| corrupt_key(cursor.table, cell_key))?;
-            cells.push(cursor.table, cell_key, &split, newest.ts, &newest.value)?;
-            cursor.count(reached.cell_key.len() + newest.value.len());
+            cells.push(&reached.names, newest.ts, &newest.value);
+            cursor.count(reached.names.cell().len() + newest.value.len());
         }
         reached.place = Place::DoneWithCell;
-        cursor.skip_before(&reached.cell_key);
+        cursor.skip_before(reached.names.cell());
     }
-    Ok(Page::full(cells.into_items(), next(reached)))
+    Ok(Page::full(cells.into_items(), reached.next_backward(from)))
 }
 
 struct FellShort;
@@ -543,7 +549,6 @@ fn lost_version(table: &TableRef, cell_key: &[u8]) -> KvsError {
 fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<Vec<CellVersions>>> {
     let mut cells = Cells::new(cursor.cells_left);
     let mut names = Names::default();
-    let mut cell_key = Vec::new();
     loop {
         let Some(key) = cursor.key() else {
             cursor.stop()?;
@@ -552,19 +557,17 @@ fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<V
         if cursor.page_is_full() {
             return Ok(Page::full(cells.into_items(), Next::At(key.to_vec())));
         }
-        let (split, newest_ts) = split_version(cursor.table, key)?;
-        cell_key.clear();
-        cell_key.extend_from_slice(split.cell);
-        names.read(cursor.table, key, &split)?;
+        let split = keys::split_timestamp(key).and_then(|(cell, ts)| names.read(cell).map(|_| ts));
+        let newest_ts = split.map_err(|_| corrupt_key(cursor.table, key))?;
         if newest_ts >= scan.read_before {
-            let mut target = cell_key.clone();
+            let mut target = names.cell().to_vec();
             keys::push_timestamp(&mut target, scan.read_before.previous());
             cursor.skip_to(&target);
         }
-        let versions = versions_here(cursor.table, &mut cursor.iterator, &cell_key)?;
+        let versions = versions_here(cursor.table, &mut cursor.iterator, names.cell())?;
         cursor.steps_left = cursor.steps_left.saturating_sub(versions.len());
         if !versions.is_empty() {
-            cursor.count(cell_key.len() + versions.len() * size_of::<atlas_kvs::Version>());
+            cursor.count(names.cell().len() + versions.len() * size_of::<atlas_kvs::Version>());
             cells.push(&names, &[], versions);
         }
     }
@@ -572,13 +575,8 @@ fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<V
 
 fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<Page<Vec<(Cell, Bytes)>>> {
     let mut cells = Cells::new(cursor.cells_left);
-    let mut names = Names::default();
     let mut reached = Reached::start();
-    let next = |reached: Reached| match reached.place {
-        Place::Start => from.clone(),
-        _ if reverse => Next::At(reached.cell_key),
-        _ => Next::At(keys::behind(reached.cell_key)),
-    };
+    let next = |reached: Reached| if reverse { reached.next_backward(from) } else { reached.next_forward(from) };
     while !cursor.page_is_full() {
         let Some((key, value)) = cursor.iterator.item() else {
             return Ok(match cursor.stop()? {
@@ -586,12 +584,9 @@ fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<
                 Stop::FellShort => Page::short(cells.into_items(), next(reached)),
             });
         };
-        let split = SplitKey::new(key)
-            .and_then(|split| split.expect_bare().map(|()| split))
-            .map_err(|_| corrupt_key(cursor.table, key))?;
-        names.read(cursor.table, key, &split)?;
-        cells.push(&names, value, ());
-        reached.come_to(split.cell);
+        reached.names.read(key).map_err(|_| corrupt_key(cursor.table, key))?;
+        reached.place = Place::DoneWithCell;
+        cells.push(&reached.names, value, ());
         let len = key.len() + value.len();
         cursor.count(len);
         if reverse { cursor.back() } else { cursor.forward() }

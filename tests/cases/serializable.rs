@@ -88,7 +88,7 @@ async fn interfere(
 }
 
 /// How a reader takes the cells of a range.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Taking {
     Given,
     Lent,
@@ -185,7 +185,7 @@ pub(crate) async fn a_deletion_of_what_was_read_is_a_conflict(store: TestStore) 
 pub(crate) async fn a_phantom_in_a_range_is_a_conflict(store: TestStore) {
     for (reverse, taking) in [false, true].into_iter().flat_map(|reverse| TAKING.map(|taking| (reverse, taking))) {
         for handler in SERIALIZABLE {
-            let t = store.table(handler).await;
+            let t = table(&store.atlas, &format!("{handler}{taking:?}"), handler).await;
             write(&store.atlas, &t, &[("a", "1"), ("m", "1")]).await;
             let options = ScanOptions { reverse, ..rows("a", "n") };
             let all = async |tx: &Transaction| {
@@ -203,7 +203,7 @@ pub(crate) async fn a_phantom_in_a_range_is_a_conflict(store: TestStore) {
 
 pub(crate) async fn a_phantom_behind_the_consumed_prefix_is_none(store: TestStore) {
     for taking in TAKING {
-        let t = store.table(ConflictHandler::Serializable).await;
+        let t = table(&store.atlas, &format!("{taking:?}"), ConflictHandler::Serializable).await;
         write(&store.atlas, &t, &[("a", "1"), ("c", "1"), ("e", "1"), ("g", "1")]).await;
         let two = async |tx: &Transaction| take(tx, &t, rows("a", "h"), 2, taking).await;
         interfere(&store, &t, two, async |tx| put(tx, &t, "d", "behind").await).await.expect("it read up to c only");
@@ -228,7 +228,7 @@ pub(crate) async fn a_phantom_behind_the_consumed_prefix_is_none(store: TestStor
 
 pub(crate) async fn a_phantom_before_the_consumed_end_of_a_reverse_scan_is_none(store: TestStore) {
     for taking in TAKING {
-        let t = store.table(ConflictHandler::SerializableCell).await;
+        let t = table(&store.atlas, &format!("{taking:?}"), ConflictHandler::SerializableCell).await;
         write(&store.atlas, &t, &[("a", "1"), ("c", "1"), ("e", "1"), ("g", "1")]).await;
         let options = ScanOptions { reverse: true, ..rows("a", "h") };
         let two = async |tx: &Transaction| take(tx, &t, options.clone(), 2, taking).await;

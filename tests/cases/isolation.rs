@@ -519,18 +519,19 @@ pub(crate) async fn a_visitor_sees_as_much_as_it_wants(store: TestStore) {
 /// With pages as long as they usually are, names with bytes that stores escape, and cells that nobody sees.
 pub(crate) async fn a_visitor_sees_every_page_of_a_long_scan(store: TestStore) {
     let t = store.table(ConflictHandler::RetryOnWriteWriteCell).await;
-    let name = |number: u32| Cell::copy_from(number.to_be_bytes(), if number % 3 == 0 { "" } else { "\0c\0" });
+    let name =
+        |number: u32| Cell::copy_from(number.to_be_bytes(), if number.is_multiple_of(3) { "c" } else { "\0c\0" });
     let mut model: BTreeMap<Cell, Bytes> = BTreeMap::new();
     for round in 0..2 {
         let tx = store.begin().await;
         for number in 0..1_500 {
-            if round == 1 && number % 5 > 0 {
+            if round == 1 && !number.is_multiple_of(5) {
                 continue;
             }
             let value = Bytes::from(format!("{round} {number}"));
             tx.put(&t, name(number), value.clone()).await.expect("a write is buffered");
             model.insert(name(number), value);
-            if round == 1 && number % 7 == 0 {
+            if round == 1 && number.is_multiple_of(7) {
                 tx.delete(&t, name(number)).await.expect("a deletion is buffered");
                 model.remove(&name(number));
             }

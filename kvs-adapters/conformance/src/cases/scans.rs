@@ -348,7 +348,7 @@ pub async fn pages_hold_what_a_scan_gives(store: &mut TestStore) {
             let pages = items(store.scan_flat(&t, request.clone())).await;
             assert!(pages.iter().all(|page| !page.is_empty()), "{request:?}");
             let flat = pages.iter().flat_map(|page| page.iter());
-            let flat = flat.map(|cell| (cell.cell(), value(cell.ts.get(), cell.value.to_vec())));
+            let flat = flat.map(|cell| (cell.cell(), value(cell.ts.get(), cell.value)));
             assert_eq!(flat.collect::<Vec<_>>(), cells, "{request:?}");
         }
     }

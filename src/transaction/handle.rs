@@ -273,6 +273,11 @@ impl Transaction {
         table: &TableRef,
         options: ScanOptions,
     ) -> Result<BoxStream<'static, Result<(Cell, Bytes)>>> {
+        Ok(scan::stream(self.scan_job(table, options).await?))
+    }
+
+    /// What a scan of this transaction works with; from now on the range is being read.
+    pub(super) async fn scan_job(&self, table: &TableRef, options: ScanOptions) -> Result<ScanJob> {
         let spec = self.inner.core.schema.spec(table).await?;
         let (own, kept) = {
             let mut writes = self.inner.open_writes()?;
@@ -283,7 +288,7 @@ impl Transaction {
             };
             (own, self.inner.keep_range(&mut writes.reads, table, &spec, &options))
         };
-        Ok(scan::stream(ScanJob { transaction: self.inner.clone(), table: table.clone(), options, own, kept }))
+        Ok(ScanJob { transaction: self.inner.clone(), table: table.clone(), options, own, kept })
     }
 
     /// Reads of `table` are not checked at the commit of this transaction, although its handler says so: for reads

@@ -46,6 +46,7 @@ mod tracker;
 mod turns;
 mod unstamped;
 mod value;
+mod visit;
 mod window;
 mod writer;
 
@@ -59,3 +60,4 @@ pub use run::{Outcome, Retriable, RunOptions};
 pub use step::{CommitStep, StepWatcher, watch_steps};
 pub use swept::{SweptTable, sweep_table};
 pub(crate) use value::{check_version, committed_version, damaged, header, version_len};
+pub use visit::CellRef;

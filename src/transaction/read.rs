@@ -18,7 +18,7 @@ use super::step_by_step::StepByStep;
 use super::value;
 use crate::rule::Rule;
 use crate::{Error, Result};
-use atlas_kvs::{Cell, CellBound, Scan, TableRef, Timestamp, Value};
+use atlas_kvs::{Cell, CellBound, FlatPage, Scan, TableRef, Timestamp, Value};
 use bytes::Bytes;
 use futures::stream::{Stream, StreamExt};
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ impl Core {
             let mut open = Vec::new();
             for ((place, bound), version) in places.into_iter().zip(bounds).zip(found) {
                 let Some(version) = version else { continue };
-                match self.seen_at_once(&version, read_ts) {
+                match self.seen_at_once(version.ts, &version.bytes, read_ts) {
                     Some(header) => {
                         let content = (!header.tombstone).then(|| value::content(header, version.bytes));
                         if let (Some(cells), Some(moment)) = (&self.cells, moment) {
@@ -142,8 +142,8 @@ impl Core {
         read_ts: Timestamp,
     ) -> Result<Vec<(Cell, Option<Bytes>)>> {
         let mut open = Vec::new();
-        let seen =
-            found.into_iter().enumerate().map(|(place, (cell, version))| match self.seen_at_once(&version, read_ts) {
+        let seen = found.into_iter().enumerate().map(|(place, (cell, version))| {
+            match self.seen_at_once(version.ts, &version.bytes, read_ts) {
                 Some(header) => {
                     let value = (!header.tombstone).then(|| value::content(header, version.bytes));
                     (cell, value)
@@ -152,7 +152,8 @@ impl Core {
                     open.push((place, Candidate { cell: cell.clone(), version }));
                     (cell, None)
                 }
-            });
+            }
+        });
         let mut seen: Vec<_> = seen.collect();
         for (place, content) in self.go_down(table, open, read_ts).await? {
             seen[place].1 = content;
@@ -160,9 +161,32 @@ impl Core {
         Ok(seen)
     }
 
+    /// Leaves in a page what a reader sees: the content of visible versions. Other cells are hidden.
+    pub(crate) async fn resolve_flat(&self, table: &TableRef, page: &mut FlatPage, read_ts: Timestamp) -> Result<()> {
+        let mut open = Vec::new();
+        for place in 0..page.len() {
+            let found = page.get(place);
+            match self.seen_at_once(found.ts, found.value, read_ts) {
+                Some(header) if !header.tombstone => page.cut(place, header.len()),
+                Some(_) => page.hide(place),
+                None => {
+                    let version = Value { ts: found.ts, bytes: Bytes::copy_from_slice(found.value) };
+                    open.push((place, Candidate { cell: found.cell(), version }));
+                    page.hide(place);
+                }
+            }
+        }
+        for (place, content) in self.go_down(table, open, read_ts).await? {
+            if let Some(content) = content {
+                page.show(place, &content);
+            }
+        }
+        self.check_not_swept(table, read_ts).await
+    }
+
     /// The header of a version that is visible by what it says itself; for all others more has to be looked at.
-    fn seen_at_once(&self, version: &Value, read_ts: Timestamp) -> Option<value::Header> {
-        let header = value::header(&version.bytes).filter(|_| version.ts != Timestamp::SENTINEL)?;
+    fn seen_at_once(&self, ts: Timestamp, version: &[u8], read_ts: Timestamp) -> Option<value::Header> {
+        let header = value::header(version).filter(|_| ts != Timestamp::SENTINEL)?;
         match self.entries.fate_of_inlined(header.commit_ts?) {
             Fate::Committed(commit_ts) if commit_ts < read_ts => Some(header),
             _ => None,
@@ -172,7 +196,7 @@ impl Core {
     /// After each read, in this one place: what was not found may have been removed without a trace, for a reader that
     /// comes too late. A process whose lease is over has nobody who keeps its snapshots. One that runs late with a renewal
     /// is waited for: if the renewal succeeds, nobody else has begun meanwhile, and what was read is whole.
-    async fn check_not_swept(&self, table: &TableRef, read_ts: Timestamp) -> Result<()> {
+    pub(crate) async fn check_not_swept(&self, table: &TableRef, read_ts: Timestamp) -> Result<()> {
         if !Rule::CheckSwept.is_kept() {
             return Ok(());
         }

@@ -42,41 +42,59 @@ pub(crate) struct RangeRead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Consumed {
     Nothing,
-    UpTo(Cell),
+    /// Names of its own: those of a page are lent, or would keep the page.
+    UpTo(Names),
     All,
     /// The transaction has ended: nothing more may be given.
     Closed,
 }
 
+/// Row and column, in memory that is used again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Names {
+    row: Vec<u8>,
+    column: Vec<u8>,
+}
+
+impl Names {
+    fn set(&mut self, row: &[u8], column: &[u8]) {
+        for (name, new) in [(&mut self.row, row), (&mut self.column, column)] {
+            name.clear();
+            name.extend_from_slice(new);
+        }
+    }
+
+    fn cell(&self) -> Cell {
+        Cell::copy_from(&self.row, &self.column)
+    }
+}
+
 impl RangeRead {
-    /// The reader is given `cell`: it knows everything up to it, in the order of the scan. False if it must not be
+    /// The reader is given a cell: it knows everything up to it, in the order of the scan. False if it must not be
     /// given anything any more, because what it is given would not be checked.
     #[must_use]
-    pub(crate) fn gives(&self, cell: &Cell) -> bool {
-        self.consumes(Consumed::UpTo(cell.clone()))
+    pub(crate) fn gives(&self, row: &[u8], column: &[u8]) -> bool {
+        let mut consumed = self.consumed.lock();
+        if *consumed == Consumed::Nothing {
+            *consumed = Consumed::UpTo(Names::default());
+        }
+        match &mut *consumed {
+            Consumed::UpTo(names) => names.set(row, column),
+            Consumed::All | Consumed::Nothing => (),
+            Consumed::Closed => return false,
+        }
+        true
     }
 
     /// The reader is told that there is no more; false as for [`gives`](Self::gives).
     #[must_use]
     pub(crate) fn gives_all(&self) -> bool {
-        self.consumes(Consumed::All)
-    }
-
-    fn consumes(&self, now: Consumed) -> bool {
         let mut consumed = self.consumed.lock();
-        match *consumed {
-            Consumed::Closed => return false,
-            Consumed::All => (),
-            Consumed::Nothing | Consumed::UpTo(_) => *consumed = now,
+        if *consumed == Consumed::Closed {
+            return false;
         }
+        *consumed = Consumed::All;
         true
-    }
-
-    /// Copies the cell up to which the range was consumed, whose bytes are part of the page it came with.
-    pub(crate) fn let_go_of_page(&self) {
-        if let Consumed::UpTo(cell) = &mut *self.consumed.lock() {
-            *cell = Cell::copy_from(&cell.row, &cell.column);
-        }
     }
 
     fn freeze(&self, table: &TableRef) -> Option<ReadRange> {
@@ -85,13 +103,15 @@ impl RangeRead {
         match &std::mem::replace(&mut *self.consumed.lock(), Consumed::Closed) {
             Consumed::Nothing | Consumed::Closed => return None,
             Consumed::All => (),
-            Consumed::UpTo(cell) if self.reverse => {
+            Consumed::UpTo(names) if self.reverse => {
+                let cell = names.cell();
                 rows.start = cell.row.clone();
-                first = Bound::Included(cell.clone());
+                first = Bound::Included(cell);
             }
-            Consumed::UpTo(cell) => {
+            Consumed::UpTo(names) => {
+                let cell = names.cell();
                 rows.end = RowRange::single(cell.row.clone()).end;
-                last = Bound::Included(cell.clone());
+                last = Bound::Included(cell);
             }
         }
         Some(ReadRange { table: table.clone(), rows, columns, first, last })
@@ -264,14 +284,14 @@ mod tests {
     #[test]
     fn a_range_counts_as_far_as_it_was_consumed() {
         assert!(read(false, |_| ()).is_none(), "who was given nothing knows nothing");
-        let forward = read(false, |range| assert!(range.gives(&cell("m", "c")))).expect("consumed");
+        let forward = read(false, |range| assert!(range.gives(b"m", b"c"))).expect("consumed");
         assert!(forward.contains(&cell("b", "")) && forward.contains(&cell("m", "c")));
         assert!(!forward.contains(&cell("m", "d")) && !forward.contains(&cell("a", "z")));
-        let reverse = read(true, |range| assert!(range.gives(&cell("m", "c")))).expect("consumed");
+        let reverse = read(true, |range| assert!(range.gives(b"m", b"c"))).expect("consumed");
         assert!(reverse.contains(&cell("x", "")) && reverse.contains(&cell("m", "c")));
         assert!(!reverse.contains(&cell("m", "b")) && !reverse.contains(&cell("y", "")));
         let all = read(false, |range| {
-            assert!(range.gives(&cell("c", "c")) && range.gives_all());
+            assert!(range.gives(b"c", b"c") && range.gives_all());
         });
         assert!(all.expect("consumed").contains(&cell("xz", "z")));
     }
@@ -280,9 +300,9 @@ mod tests {
     fn nothing_is_given_after_the_reads_were_taken_for_the_commit() {
         let mut set = ReadSet::default();
         let range = set.read_range(&table(), &RowRange::all(), &ColumnSelection::All, false);
-        assert!(range.gives(&cell("a", "c")));
+        assert!(range.gives(b"a", b"c"));
         let reads = set.freeze();
-        assert!(!range.gives(&cell("b", "c")) && !range.gives_all());
+        assert!(!range.gives(b"b", b"c") && !range.gives_all());
         assert!(reads.ranges[0].contains(&cell("a", "c")) && !reads.ranges[0].contains(&cell("b", "c")));
     }
 

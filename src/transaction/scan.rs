@@ -5,7 +5,7 @@
 //!   stream   cell cell cell cell …       and given cell by cell, own writes in between
 //! ```
 //!
-//! Within a page nothing is awaited.
+//! Within a page nothing is awaited. For those who only look at the cells there is [`super::visit`].
 
 use super::handle::Inner;
 use super::reads::RangeRead;
@@ -43,7 +43,6 @@ pub(crate) fn stream(job: ScanJob) -> BoxStream<'static, Result<(Cell, Bytes)>> 
     let own = if reverse { own.into_iter().rev().collect() } else { own.into() };
     let left = options.limit.unwrap_or(u64::MAX);
     let pages = pages(transaction.clone(), table, options);
-    let kept = kept.map(Kept);
     MergedScan { transaction, reverse, pages: Some(pages), page: Vec::new().into_iter(), own, kept, left }.boxed()
 }
 
@@ -53,21 +52,8 @@ type Seen = (Cell, Option<Bytes>);
 /// commit began is not given after it.
 fn pages(transaction: Arc<Inner>, table: TableRef, options: ScanOptions) -> BoxStream<'static, Result<Vec<Seen>>> {
     let pages = async_stream::try_stream! {
-        let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let (page_size, first_page_max) = match options.page_size {
-            0 => (PAGE_SIZE, if options.limit.is_some() { FIRST_PAGE_MAX } else { PAGE_SIZE }),
-            given => (given.min(PAGE_SIZE_MAX), given.min(PAGE_SIZE_MAX)),
-        };
-        let request = Scan {
-            rows: options.rows,
-            columns: options.columns,
-            read_before: transaction.base,
-            reverse: options.reverse,
-            after: None,
-            page_size,
-            bypass_cache: options.bypass_cache,
-        };
-        let mut pages = std::pin::pin!(transaction.core.read_pages(&table, request, limit.clamp(1, first_page_max)));
+        let (request, first_page) = request(&transaction, options, PAGE_SIZE);
+        let mut pages = std::pin::pin!(transaction.core.read_pages(&table, request, first_page));
         while let Some(page) = pages.next().await {
             let page = page?;
             transaction.check_open()?;
@@ -79,6 +65,31 @@ fn pages(transaction: Arc<Inner>, table: TableRef, options: ScanOptions) -> BoxS
     pages.boxed()
 }
 
+/// What the store is asked for, and how long the first page is to be.
+pub(crate) fn request(transaction: &Inner, options: ScanOptions, usual_page_size: usize) -> (Scan, usize) {
+    let limit = options.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let (page_size, first_page_max) = match options.page_size {
+        0 => (usual_page_size, if options.limit.is_some() { FIRST_PAGE_MAX } else { PAGE_SIZE }),
+        given => (given.min(PAGE_SIZE_MAX), given.min(PAGE_SIZE_MAX)),
+    };
+    let request = Scan {
+        rows: options.rows,
+        columns: options.columns,
+        read_before: transaction.read_ts,
+        reverse: options.reverse,
+        after: None,
+        page_size,
+        bypass_cache: options.bypass_cache,
+    };
+    (request, limit.clamp(1, first_page_max))
+}
+
+/// Nothing more may be given: it would be a read that nobody checks.
+pub(crate) fn closed(transaction: &Inner) -> Error {
+    let (start_ts, state) = (transaction.start_ts, "committing or committed");
+    transaction.check_open().err().unwrap_or(Error::TransactionClosed { start_ts, state })
+}
+
 struct MergedScan {
     transaction: Arc<Inner>,
     reverse: bool,
@@ -86,7 +97,7 @@ struct MergedScan {
     pages: Option<BoxStream<'static, Result<Vec<Seen>>>>,
     page: std::vec::IntoIter<Seen>,
     own: VecDeque<Seen>,
-    kept: Option<Kept>,
+    kept: Option<Arc<RangeRead>>,
     /// How many cells may still be given.
     left: u64,
 }
@@ -107,7 +118,9 @@ impl MergedScan {
             // What the store has behind the page may come before the next own write.
             return if self.pages.is_none() { self.own.pop_front() } else { None };
         };
-        let order = self.own.front().map_or(Ordering::Greater, |(own, _)| in_order(own, cell, self.reverse));
+        let order = self.own.front().map_or(Ordering::Greater, |(own, _)| {
+            in_order((&own.row, &own.column), (&cell.row, &cell.column), self.reverse)
+        });
         if order == Ordering::Equal {
             // The own write of the same cell stands in for what the store has.
             self.page.next();
@@ -117,24 +130,18 @@ impl MergedScan {
 
     /// Before the cell is given: a reader that has it knows what lies up to it.
     fn gives(&self, cell: &Cell) -> bool {
-        self.kept.as_ref().is_none_or(|Kept(range)| range.gives(cell))
+        self.kept.as_ref().is_none_or(|range| range.gives(&cell.row, &cell.column))
     }
 
     /// The reader is told that there is no more.
     fn gives_all(&self) -> bool {
-        self.kept.as_ref().is_none_or(|Kept(range)| range.gives_all())
+        self.kept.as_ref().is_none_or(|range| range.gives_all())
     }
 
     /// Ends the stream.
     fn fail(&mut self, error: Error) -> Poll<Option<Result<(Cell, Bytes)>>> {
         self.left = 0;
         Poll::Ready(Some(Err(error)))
-    }
-
-    /// Nothing more may be given: it would be a read that nobody checks.
-    fn closed(&self) -> Error {
-        let (start_ts, state) = (self.transaction.start_ts, "committing or committed");
-        self.transaction.check_open().err().unwrap_or(Error::TransactionClosed { start_ts, state })
     }
 }
 
@@ -146,7 +153,7 @@ impl Stream for MergedScan {
         while scan.left > 0 {
             if let Some((cell, value)) = scan.next_here() {
                 if !scan.gives(&cell) {
-                    let closed = scan.closed();
+                    let closed = closed(&scan.transaction);
                     return scan.fail(closed);
                 }
                 scan.left -= 1;
@@ -154,7 +161,11 @@ impl Stream for MergedScan {
             }
             let Some(pages) = &mut scan.pages else {
                 scan.left = 0;
-                return if scan.gives_all() { Poll::Ready(None) } else { Poll::Ready(Some(Err(scan.closed()))) };
+                return if scan.gives_all() {
+                    Poll::Ready(None)
+                } else {
+                    Poll::Ready(Some(Err(closed(&scan.transaction))))
+                };
             };
             match ready!(pages.poll_next_unpin(cx)) {
                 Some(Ok(page)) => scan.page = page.into_iter(),
@@ -166,16 +177,7 @@ impl Stream for MergedScan {
     }
 }
 
-/// What is told how far the scan is consumed. It stays with the transaction when the scan is over, and then must not
-/// keep the page alive.
-struct Kept(Arc<RangeRead>);
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.0.let_go_of_page();
-    }
-}
-
-fn in_order(a: &Cell, b: &Cell, reverse: bool) -> Ordering {
-    if reverse { b.cmp(a) } else { a.cmp(b) }
+/// Which of two cells, by row and column, comes first.
+pub(crate) fn in_order(a: (&[u8], &[u8]), b: (&[u8], &[u8]), reverse: bool) -> Ordering {
+    if reverse { b.cmp(&a) } else { a.cmp(&b) }
 }

@@ -28,6 +28,13 @@ pub(crate) struct Header {
     len: usize,
 }
 
+impl Header {
+    /// Bytes in front of the content.
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+}
+
 /// Longest header in bytes.
 pub(crate) const HEADER_LEN_MAX: usize = 9;
 

@@ -8,7 +8,7 @@
 use crate::common::*;
 use atlas::ops::{BeginOptions, Operations, ScanOptions};
 use atlas::schema::ConflictHandler;
-use atlas::transaction::{Constraint, NAME_LEN_MAX, RunOptions, Transaction};
+use atlas::transaction::{CellRef, Constraint, NAME_LEN_MAX, RunOptions, Transaction};
 use atlas::{Atlas, Cell, ColumnSelection, Error, RowRange, TableRef};
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -16,6 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -42,6 +43,9 @@ macro_rules! lane {
             snapshots_lie_at_or_below_their_start,
             own_writes_are_seen_by_every_kind_of_read,
             scans_are_right_whatever_the_page_size,
+            a_visitor_sees_as_much_as_it_wants,
+            a_visitor_sees_every_page_of_a_long_scan,
+            a_visitor_sees_no_page_after_its_transaction_has_ended,
             deleted_cells_are_gone_for_later_readers_only,
             read_only_transactions_write_nothing,
             the_past_is_read_as_it_was,
@@ -479,11 +483,92 @@ pub(crate) async fn scans_are_right_whatever_the_page_size(store: TestStore) {
                         expected.reverse();
                     }
                     expected.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
-                    assert_eq!(scan_cells(&tx, &t, options.clone()).await, expected, "{options:?}");
+                    assert_eq!(scan_both_ways(&tx, &t, options.clone()).await, expected, "{options:?}");
                 }
             }
         }
     }
+}
+
+/// Stopped at each cell, own ones among them, whatever the pages are.
+pub(crate) async fn a_visitor_sees_as_much_as_it_wants(store: TestStore) {
+    let t = store.table(ConflictHandler::RetryOnWriteWrite).await;
+    write(&store.atlas, &t, &[("b", "old"), ("c", "old"), ("e", "old"), ("g", "old")]).await;
+    let tx = store.begin().await;
+    for own in ["a", "c", "d", "h", "i"] {
+        put(&tx, &t, own, "own").await;
+    }
+    delete(&tx, &t, "g").await;
+    for reverse in [false, true] {
+        let all = scan_cells(&tx, &t, ScanOptions { reverse, ..ScanOptions::default() }).await;
+        assert_eq!(all.len(), 7);
+        for page_size in [0, 1, 2, 3] {
+            for count in 1..=all.len() + 1 {
+                let expected = &all[..count.min(all.len())];
+                let options = ScanOptions { reverse, page_size, ..ScanOptions::default() };
+                let lent = lent_cells(&tx, &t, options.clone(), count).await.expect("a scan ends");
+                assert_eq!(lent, expected, "stopped at {count}, pages of {page_size}");
+                let options = ScanOptions { limit: Some(count as u64), ..options };
+                let lent = lent_cells(&tx, &t, options, usize::MAX).await.expect("a scan ends");
+                assert_eq!(lent, expected, "at most {count}, pages of {page_size}");
+            }
+        }
+    }
+}
+
+/// With pages as long as they usually are, names with bytes that stores escape, and cells that nobody sees.
+pub(crate) async fn a_visitor_sees_every_page_of_a_long_scan(store: TestStore) {
+    let t = store.table(ConflictHandler::RetryOnWriteWriteCell).await;
+    let name =
+        |number: u32| Cell::copy_from(number.to_be_bytes(), if number.is_multiple_of(3) { "c" } else { "\0c\0" });
+    let mut model: BTreeMap<Cell, Bytes> = BTreeMap::new();
+    for round in 0..2 {
+        let tx = store.begin().await;
+        for number in 0..1_500 {
+            if round == 1 && !number.is_multiple_of(5) {
+                continue;
+            }
+            let value = Bytes::from(format!("{round} {number}"));
+            tx.put(&t, name(number), value.clone()).await.expect("a write is buffered");
+            model.insert(name(number), value);
+            if round == 1 && number.is_multiple_of(7) {
+                tx.delete(&t, name(number)).await.expect("a deletion is buffered");
+                model.remove(&name(number));
+            }
+        }
+        commit(tx).await;
+    }
+    let tx = store.begin().await;
+    let later = store.begin().await;
+    for number in 0..1_500 {
+        later.put(&t, name(number), "later").await.expect("a write is buffered");
+    }
+    commit(later).await;
+    for reverse in [false, true] {
+        let mut expected: Vec<(Cell, Bytes)> = model.clone().into_iter().collect();
+        if reverse {
+            expected.reverse();
+        }
+        for limit in [None, Some(1_100)] {
+            let options = ScanOptions { reverse, limit, ..ScanOptions::default() };
+            expected.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
+            assert!(scan_both_ways(&tx, &t, options).await == expected, "reverse: {reverse}, limit: {limit:?}");
+        }
+    }
+}
+
+pub(crate) async fn a_visitor_sees_no_page_after_its_transaction_has_ended(store: TestStore) {
+    let t = store.table(ConflictHandler::RetryOnWriteWrite).await;
+    write(&store.atlas, &t, &[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1")]).await;
+    let tx = store.begin().await;
+    let mut seen = Vec::new();
+    let visit = |cell: CellRef<'_>| {
+        seen.push(cell.row.to_vec());
+        tx.abort();
+        ControlFlow::Continue(())
+    };
+    assert_closed(tx.for_each(&t, ScanOptions { page_size: 2, ..ScanOptions::default() }, visit).await);
+    assert!(seen == [b"a", b"b"] || seen == [b"a"], "{seen:?}");
 }
 
 pub(crate) async fn deleted_cells_are_gone_for_later_readers_only(store: TestStore) {
@@ -665,6 +750,7 @@ pub(crate) async fn a_write_after_commit_began_is_an_error(store: TestStore) {
     assert_closed(tx.delete(&t, cell("x")).await);
     assert_closed(tx.get(&t, &cell("x")).await);
     assert_closed(tx.scan(&t, ScanOptions::default()).await);
+    assert_closed(lent_cells(&tx, &t, ScanOptions::default(), usize::MAX).await);
     assert_closed(tx.add_pre_commit_condition(|_| Ok(())));
     assert_closed(tx.commit().await);
     tx.abort();

@@ -165,7 +165,7 @@ impl Ground<'_> {
     ) -> Vec<(Cell, u8)> {
         let rows = RowRange::prefix(self.prefix.clone());
         let options = ScanOptions { rows, reverse, limit, page_size, ..ScanOptions::default() };
-        let cells = scan_cells(tx, &self.tables[table], options).await;
+        let cells = scan_both_ways(tx, &self.tables[table], options).await;
         cells.into_iter().map(|(cell, value): (Cell, Bytes)| (cell, value[0])).collect()
     }
 

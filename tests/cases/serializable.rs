@@ -5,9 +5,10 @@ use crate::common::*;
 use atlas::lock::{HeldLocks, LockClient, LockDescriptor, LockOptions, LockRequest, LockService};
 use atlas::ops::{Operations, ScanOptions};
 use atlas::schema::{ConflictHandler, TableChange};
-use atlas::transaction::{RunOptions, Transaction};
+use atlas::transaction::{CellRef, RunOptions, Transaction};
 use atlas::{Cell, ColumnSelection, Error, Result, TableRef};
 use futures::TryStreamExt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -30,6 +31,7 @@ macro_rules! serializable_lane {
             a_phantom_in_a_range_is_a_conflict,
             a_phantom_behind_the_consumed_prefix_is_none,
             a_phantom_before_the_consumed_end_of_a_reverse_scan_is_none,
+            a_visitor_is_shown_nothing_after_the_commit_began,
             columns_that_were_not_asked_for_are_no_conflict,
             there_and_back_again_is_a_conflict,
             own_writes_never_conflict_with_own_reads,
@@ -85,10 +87,33 @@ async fn interfere(
     reader.commit().await
 }
 
-async fn take(tx: &Transaction, t: &TableRef, options: ScanOptions, count: usize) {
-    let mut cells = tx.scan(t, options).await.expect("a scan begins");
-    for _ in 0..count {
-        cells.try_next().await.expect("a scan goes on").expect("there is a cell");
+/// How a reader takes the cells of a range.
+#[derive(Clone, Copy, Debug)]
+enum Taking {
+    Given,
+    Lent,
+}
+
+const TAKING: [Taking; 2] = [Taking::Given, Taking::Lent];
+
+/// Takes the first cells of a range, and stops at the last of them.
+async fn take(tx: &Transaction, t: &TableRef, options: ScanOptions, count: usize, taking: Taking) {
+    match taking {
+        Taking::Given => {
+            let mut cells = tx.scan(t, options).await.expect("a scan begins");
+            for _ in 0..count {
+                cells.try_next().await.expect("a scan goes on").expect("there is a cell");
+            }
+        }
+        Taking::Lent => assert_eq!(lent_cells(tx, t, options, count).await.expect("a scan goes on").len(), count),
+    }
+}
+
+/// Takes all cells of a range, and is told that there are no more. Answers how many there are.
+async fn take_all(tx: &Transaction, t: &TableRef, options: ScanOptions, taking: Taking) -> usize {
+    match taking {
+        Taking::Given => scan_cells(tx, t, options).await.len(),
+        Taking::Lent => lent_cells(tx, t, options, usize::MAX).await.expect("a scan ends").len(),
     }
 }
 
@@ -158,56 +183,78 @@ pub(crate) async fn a_deletion_of_what_was_read_is_a_conflict(store: TestStore) 
 }
 
 pub(crate) async fn a_phantom_in_a_range_is_a_conflict(store: TestStore) {
-    for reverse in [false, true] {
+    for (reverse, taking) in [false, true].into_iter().flat_map(|reverse| TAKING.map(|taking| (reverse, taking))) {
         for handler in SERIALIZABLE {
-            let t = store.table(handler).await;
+            let t = table(&store.atlas, &format!("{handler}{taking:?}"), handler).await;
             write(&store.atlas, &t, &[("a", "1"), ("m", "1")]).await;
             let options = ScanOptions { reverse, ..rows("a", "n") };
-            let outcome = interfere(
-                &store,
-                &t,
-                async |tx| drop(scan(tx, &t, options.clone()).await),
-                async |tx| put(tx, &t, if reverse { "b" } else { "c" }, "phantom").await,
-            );
+            let all = async |tx: &Transaction| {
+                take_all(tx, &t, options.clone(), taking).await;
+            };
+            let phantom = if reverse { "b" } else { "c" };
+            let outcome = interfere(&store, &t, all, async |tx| put(tx, &t, phantom, "phantom").await);
             assert_read_conflict(outcome.await);
             // Outside of the range it is none.
-            let outcome = interfere(
-                &store,
-                &t,
-                async |tx| drop(scan(tx, &t, options.clone()).await),
-                async |tx| put(tx, &t, "n", "no phantom").await,
-            );
+            let outcome = interfere(&store, &t, all, async |tx| put(tx, &t, "n", "no phantom").await);
             outcome.await.expect("nothing that was read has changed");
         }
     }
 }
 
 pub(crate) async fn a_phantom_behind_the_consumed_prefix_is_none(store: TestStore) {
-    let t = store.table(ConflictHandler::Serializable).await;
-    write(&store.atlas, &t, &[("a", "1"), ("c", "1"), ("e", "1"), ("g", "1")]).await;
-    let two = async |tx: &Transaction| take(tx, &t, rows("a", "h"), 2).await;
-    interfere(&store, &t, two, async |tx| put(tx, &t, "d", "behind").await).await.expect("it read up to c only");
-    interfere(&store, &t, two, async |tx| delete(tx, &t, "g").await).await.expect("it read up to c only");
-    assert_read_conflict(interfere(&store, &t, two, async |tx| put(tx, &t, "b", "between").await).await);
-    // A limit ends a scan as its reader does.
-    let limited = async |tx: &Transaction| {
-        let options = ScanOptions { limit: Some(2), ..rows("a", "h") };
-        assert_eq!(scan(tx, &t, options).await.len(), 2);
-    };
-    interfere(&store, &t, limited, async |tx| put(tx, &t, "c", "behind").await).await.expect("it read up to b only");
-    assert_read_conflict(interfere(&store, &t, limited, async |tx| put(tx, &t, "aa", "between").await).await);
-    // Who was told the end has read to the end.
-    let all = async |tx: &Transaction| drop(scan(tx, &t, rows("a", "h")).await);
-    assert_read_conflict(interfere(&store, &t, all, async |tx| put(tx, &t, "gg", "at the end").await).await);
+    for taking in TAKING {
+        let t = table(&store.atlas, &format!("{taking:?}"), ConflictHandler::Serializable).await;
+        write(&store.atlas, &t, &[("a", "1"), ("c", "1"), ("e", "1"), ("g", "1")]).await;
+        let two = async |tx: &Transaction| take(tx, &t, rows("a", "h"), 2, taking).await;
+        interfere(&store, &t, two, async |tx| put(tx, &t, "d", "behind").await).await.expect("it read up to c only");
+        interfere(&store, &t, two, async |tx| delete(tx, &t, "g").await).await.expect("it read up to c only");
+        assert_read_conflict(interfere(&store, &t, two, async |tx| put(tx, &t, "b", "between").await).await);
+        // A limit ends a scan as its reader does.
+        let limited = async |tx: &Transaction| {
+            let options = ScanOptions { limit: Some(2), ..rows("a", "h") };
+            assert_eq!(take_all(tx, &t, options, taking).await, 2);
+        };
+        interfere(&store, &t, limited, async |tx| put(tx, &t, "c", "behind").await)
+            .await
+            .expect("it read up to b only");
+        assert_read_conflict(interfere(&store, &t, limited, async |tx| put(tx, &t, "aa", "between").await).await);
+        // Who was told the end has read to the end.
+        let all = async |tx: &Transaction| {
+            take_all(tx, &t, rows("a", "h"), taking).await;
+        };
+        assert_read_conflict(interfere(&store, &t, all, async |tx| put(tx, &t, "gg", "at the end").await).await);
+    }
 }
 
 pub(crate) async fn a_phantom_before_the_consumed_end_of_a_reverse_scan_is_none(store: TestStore) {
-    let t = store.table(ConflictHandler::SerializableCell).await;
-    write(&store.atlas, &t, &[("a", "1"), ("c", "1"), ("e", "1"), ("g", "1")]).await;
-    let options = ScanOptions { reverse: true, ..rows("a", "h") };
-    let two = async |tx: &Transaction| take(tx, &t, options.clone(), 2).await;
-    interfere(&store, &t, two, async |tx| put(tx, &t, "d", "before").await).await.expect("it read down to e only");
-    assert_read_conflict(interfere(&store, &t, two, async |tx| put(tx, &t, "f", "between").await).await);
+    for taking in TAKING {
+        let t = table(&store.atlas, &format!("{taking:?}"), ConflictHandler::SerializableCell).await;
+        write(&store.atlas, &t, &[("a", "1"), ("c", "1"), ("e", "1"), ("g", "1")]).await;
+        let options = ScanOptions { reverse: true, ..rows("a", "h") };
+        let two = async |tx: &Transaction| take(tx, &t, options.clone(), 2, taking).await;
+        interfere(&store, &t, two, async |tx| put(tx, &t, "d", "before").await).await.expect("it read down to e only");
+        assert_read_conflict(interfere(&store, &t, two, async |tx| put(tx, &t, "f", "between").await).await);
+    }
+}
+
+/// What a visitor is shown is checked at the commit; so nothing is shown once the commit has taken the reads.
+pub(crate) async fn a_visitor_is_shown_nothing_after_the_commit_began(store: TestStore) {
+    let t = store.table(ConflictHandler::Serializable).await;
+    write(&store.atlas, &t, &[("a", "1"), ("b", "1"), ("c", "1")]).await;
+    let tx = store.begin().await;
+    put(&tx, &t, "z", "own").await;
+    let runtime = tokio::runtime::Handle::current();
+    let mut seen = Vec::new();
+    let visit = |cell: CellRef<'_>| {
+        seen.push(cell.row.to_vec());
+        // In the middle of a page.
+        let committed = std::thread::scope(|scope| scope.spawn(|| runtime.block_on(tx.commit())).join());
+        committed.expect("the thread ends").expect("nothing that was read has changed");
+        ControlFlow::Continue(())
+    };
+    let shown = tx.for_each(&t, ScanOptions::default(), visit).await;
+    assert!(matches!(shown, Err(Error::TransactionClosed { .. })), "{shown:?}");
+    assert_eq!(seen, [b"a"]);
 }
 
 pub(crate) async fn columns_that_were_not_asked_for_are_no_conflict(store: TestStore) {

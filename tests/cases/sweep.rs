@@ -249,8 +249,10 @@ pub(crate) async fn a_reader_that_comes_too_late_is_told_so(lane: Lane) {
         // A past read is answered wherever its versions still stand.
         assert_eq!(swept.read_at(&table, "b", at).await.expect("it stands"), Some("stays".to_owned()));
         let tx = swept.atlas.transactions().begin(BeginOptions { at: Some(at), ..Default::default() }).await;
-        let scanned = tx.expect("it begins").scan(&table, ScanOptions::default()).await.expect("it begins");
+        let tx = tx.expect("it begins");
+        let scanned = tx.scan(&table, ScanOptions::default()).await.expect("it begins");
         assert_too_old(scanned.try_collect::<Vec<_>>().await);
+        assert_too_old(lent_cells(&tx, &table, ScanOptions::default(), usize::MAX).await);
     }
     // Before there was anything: the sentinel says that something is gone, not since when it was there.
     let before = swept.read_at(&table, "a", first).await;
@@ -300,6 +302,7 @@ pub(crate) async fn who_reads_the_past_of_a_thorough_table_is_told_so(lane: Lane
         let tx = swept.atlas.transactions().begin(options).await.expect("it begins");
         let scanned = tx.scan(&table, ScanOptions::default()).await.expect("it begins");
         assert_too_old(scanned.try_collect::<Vec<_>>().await);
+        assert_too_old(lent_cells(&tx, &table, ScanOptions::default(), usize::MAX).await);
         assert_too_old(tx.get_row(&table, b"a", Default::default()).await);
         // Who begins now is not too late.
         assert_eq!(read(&swept.atlas, &table, "a").await, None);

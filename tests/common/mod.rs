@@ -29,12 +29,13 @@ pub use place::{Place, Site};
 use atlas::config::{AtlasConfig, ByteSize, CommitModeChoice, KvsConfig, TransactionConfig};
 use atlas::ops::{BeginOptions, Operations, ScanOptions};
 use atlas::schema::{ConflictHandler, TableSpec};
-use atlas::transaction::Transaction;
+use atlas::transaction::{CellRef, Transaction};
 use atlas::{Atlas, Cell, ColumnSelection, Error, Result, RowRange, TableRef, Timestamp};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use rand::Rng;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Which store a test runs on, and how transactions commit there.
@@ -224,6 +225,30 @@ pub async fn scan(tx: &Transaction, table: &TableRef, options: ScanOptions) -> V
 pub async fn scan_cells(tx: &Transaction, table: &TableRef, options: ScanOptions) -> Vec<(Cell, Bytes)> {
     let stream = tx.scan(table, options).await.expect("a scan begins");
     stream.try_collect().await.expect("a scan ends")
+}
+
+/// What a scan gives, which must be what it lends. The transaction has read it twice then.
+pub async fn scan_both_ways(tx: &Transaction, table: &TableRef, options: ScanOptions) -> Vec<(Cell, Bytes)> {
+    let given = scan_cells(tx, table, options.clone()).await;
+    let lent = lent_cells(tx, table, options.clone(), usize::MAX).await.expect("a scan ends");
+    assert!(lent == given, "{options:?}: given {given:?}, lent {lent:?}");
+    given
+}
+
+/// The first cells of what a scan lends, up to so many: one at least.
+pub async fn lent_cells(
+    tx: &Transaction,
+    table: &TableRef,
+    options: ScanOptions,
+    count: usize,
+) -> Result<Vec<(Cell, Bytes)>> {
+    let mut lent = Vec::new();
+    let visit = |cell: CellRef<'_>| {
+        lent.push((Cell::copy_from(cell.row, cell.column), Bytes::copy_from_slice(cell.value)));
+        if lent.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    tx.for_each(table, options, visit).await?;
+    Ok(lent)
 }
 
 pub fn rows(start: &str, end: &str) -> ScanOptions {

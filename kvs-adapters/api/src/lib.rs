@@ -20,6 +20,7 @@
 mod batch;
 mod cell;
 mod error;
+mod flat;
 pub mod key;
 mod scan;
 mod service;
@@ -30,6 +31,7 @@ mod waiting;
 pub use batch::{AtomicBatch, BatchGuard, BatchOp, Durability};
 pub use cell::{Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Timestamp, Value, Version};
 pub use error::{KvsError, Result};
+pub use flat::{FlatCell, FlatPage};
 pub use scan::{AtomicScan, ColumnSelection, RowRange, Scan, VersionScan};
 pub use service::{
     Availability, Capabilities, CheckAndSet, KeyValueService, Limits, NativeSnapshot, Ownership, PutUnlessExists,

@@ -1,13 +1,13 @@
 //! The store trait.
 
 use crate::{
-    AtomicBatch, AtomicScan, Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Durability, NodeStore,
-    Result, ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef, TableSize, Timestamp,
-    Value, Version, VersionScan,
+    AtomicBatch, AtomicScan, Cell, CellBound, CellTimestamps, CellVersionRange, CellVersions, Durability, FlatPage,
+    NodeStore, Result, ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef, TableSize,
+    Timestamp, Value, Version, VersionScan,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use std::fmt::Debug;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use std::sync::atomic::AtomicU64;
 
 /// Cells in a page that is made of single cells, at most.
 const PAGE_MAX: usize = 10_000;
+/// A flat page that is longer than this takes no more cells: it is a copy of what is in memory already.
+const FLAT_PAGE_LEN: usize = 1 << 20;
 
 /// A store of versioned and atomic tables.
 ///
@@ -78,6 +80,13 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
         let page_size = request.page_size.clamp(1, PAGE_MAX);
         let pages = self.scan(table, request).ready_chunks(page_size);
         pages.map(|cells| cells.into_iter().collect()).boxed()
+    }
+
+    /// What [`scan`](Self::scan) gives, by the page whose cells lie in one piece of memory: for those who look at many
+    /// cells and keep few. No page is empty, and no cell is hidden.
+    fn scan_flat(&self, table: &TableRef, request: Scan) -> ResultStream<FlatPage> {
+        let pages = self.scan_pages(table, request);
+        pages.map_ok(|cells| stream::iter(flattened(cells)).map(Ok)).try_flatten().boxed()
     }
 
     /// For each bound, in the order given, all versions below it, oldest first, the sentinel included. Asks every
@@ -197,6 +206,20 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
 
     /// Releases the store; every later call fails with `Closed`. Removes nothing.
     async fn close(&self) -> Result<()>;
+}
+
+/// A page, copied to flat ones.
+fn flattened(cells: Vec<(Cell, Value)>) -> Vec<FlatPage> {
+    let mut pages: Vec<FlatPage> = Vec::new();
+    for (cell, value) in cells {
+        if pages.last().is_none_or(|page| page.byte_len() >= FLAT_PAGE_LEN) {
+            pages.push(FlatPage::new());
+        }
+        if let Some(page) = pages.last_mut() {
+            page.push(&cell.row, &cell.column, value.ts, &value.bytes);
+        }
+    }
+    pages
 }
 
 /// A live, crash-consistent copy made by the store itself.

@@ -59,6 +59,7 @@ mod errors;
 mod keys;
 mod load;
 mod misses;
+mod names;
 mod owner;
 mod page;
 mod read;

@@ -1,5 +1,8 @@
 //! Pages of cells, and how their bytes are kept.
 //!
+//! Whoever keeps cells gets them with bytes that count who shares them; whoever only looks at them gets a
+//! [`FlatPage`].
+//!
 //! An allocation each for the row, the column and the value of a cell would cost more than reading it. So the bytes of
 //! some cells lie in one piece of memory, which they share:
 //!
@@ -12,9 +15,8 @@
 //! Pieces are short, because whoever keeps one cell keeps the piece it lies in. What is longer than a piece has one of
 //! its own.
 
-use crate::errors::corrupt_key;
-use crate::keys::{self, SplitKey};
-use atlas_kvs::{Cell, CellVersions, Result, TableRef, Timestamp, Value, Version};
+use crate::names::Names;
+use atlas_kvs::{Cell, CellVersions, FlatPage, Timestamp, Value, Version};
 use bytes::Bytes;
 use std::ops::Range;
 
@@ -23,10 +25,16 @@ const PIECE_LEN: usize = 8 << 10;
 /// A piece is this many times as long as a row at least, so that cells of a long row share it.
 const ROWS_PER_PIECE: usize = 8;
 
+/// Cells in a page that is read on a thread of the runtime: as many as take it as long as a flat page.
+const SHARED_IN_MEMORY_MAX: usize = 500;
+const FLAT_IN_MEMORY_MAX: usize = 1_000;
+/// Memory that is asked for before more than the first cell of a flat page is known.
+const FLAT_RESERVED_MAX: usize = 256 << 10;
+
 /// Some cells, and where the next page begins.
 #[derive(Debug)]
-pub(crate) struct Page<T> {
-    pub(crate) items: Vec<T>,
+pub(crate) struct Page<I> {
+    pub(crate) items: I,
     pub(crate) next: Next,
     /// The page ended because its tier did not reach what follows.
     pub(crate) fell_short: bool,
@@ -43,7 +51,101 @@ pub(crate) enum Next {
     At(Vec<u8>),
 }
 
-/// What a page consists of.
+/// What a page holds.
+pub(crate) trait Items: Default + Send + 'static {
+    fn is_empty(&self) -> bool;
+}
+
+impl<T: Send + 'static> Items for Vec<T> {
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl Items for FlatPage {
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl<I: Items> Page<I> {
+    /// A page that ends at `next`.
+    pub(crate) fn full(items: I, next: Next) -> Page<I> {
+        Page { items, next, fell_short: false }
+    }
+
+    /// A page that ends at `next` because its tier does not reach further.
+    pub(crate) fn short(items: I, next: Next) -> Page<I> {
+        Page { items, next, fell_short: true }
+    }
+}
+
+/// Takes the versions of a page one by one.
+pub(crate) trait Collect {
+    type Items: Items;
+
+    /// How many cells a page may have that is read on a thread of the runtime.
+    const IN_MEMORY_MAX: usize;
+
+    /// For a page of so many cells at most.
+    fn new(cells_max: usize) -> Self;
+
+    fn push(&mut self, names: &Names, ts: Timestamp, value: &[u8]);
+
+    fn into_items(self) -> Self::Items;
+}
+
+/// For those who keep cells.
+pub(crate) type SharedCells = Cells<(Cell, Value)>;
+
+impl Collect for SharedCells {
+    type Items = Vec<(Cell, Value)>;
+
+    const IN_MEMORY_MAX: usize = SHARED_IN_MEMORY_MAX;
+
+    fn new(cells_max: usize) -> SharedCells {
+        Cells::new(cells_max)
+    }
+
+    fn push(&mut self, names: &Names, ts: Timestamp, value: &[u8]) {
+        Cells::push(self, names, value, ts);
+    }
+
+    fn into_items(self) -> Vec<(Cell, Value)> {
+        Cells::into_items(self)
+    }
+}
+
+/// For those who look at cells.
+pub(crate) struct FlatCells {
+    page: FlatPage,
+    cells_max: usize,
+}
+
+impl Collect for FlatCells {
+    type Items = FlatPage;
+
+    const IN_MEMORY_MAX: usize = FLAT_IN_MEMORY_MAX;
+
+    fn new(cells_max: usize) -> FlatCells {
+        FlatCells { page: FlatPage::new(), cells_max }
+    }
+
+    fn push(&mut self, names: &Names, ts: Timestamp, value: &[u8]) {
+        if self.page.is_empty() {
+            // If all cells are like this one.
+            let bytes = self.cells_max.saturating_mul(names.row.len() + names.column.len() + value.len());
+            self.page.reserve(self.cells_max.min(FLAT_IN_MEMORY_MAX), bytes.min(FLAT_RESERVED_MAX));
+        }
+        self.page.push(&names.row, &names.column, ts, value);
+    }
+
+    fn into_items(self) -> FlatPage {
+        self.page
+    }
+}
+
+/// What a page of shared cells consists of.
 pub(crate) trait Item {
     /// What is told of a cell beside its value.
     type Beside;
@@ -72,27 +174,6 @@ impl Item for CellVersions {
 
     fn new(cell: Cell, _: Bytes, versions: Vec<Version>) -> CellVersions {
         CellVersions { cell, versions }
-    }
-}
-
-/// Row and column of a key, without their escapes.
-#[derive(Debug, Default)]
-pub(crate) struct Names {
-    pub(crate) row: Vec<u8>,
-    pub(crate) column: Vec<u8>,
-    escaped_row: Vec<u8>,
-}
-
-impl Names {
-    /// Takes the names out of a key.
-    pub(crate) fn read(&mut self, table: &TableRef, key: &[u8], split: &SplitKey<'_>) -> Result<()> {
-        let damaged = |_| corrupt_key(table, key);
-        if self.escaped_row != split.row {
-            keys::unescape(split.row, &mut self.row).map_err(damaged)?;
-            self.escaped_row.clear();
-            self.escaped_row.extend_from_slice(split.row);
-        }
-        keys::unescape(split.column, &mut self.column).map_err(damaged)
     }
 }
 
@@ -166,25 +247,15 @@ impl<T: Item> Cells<T> {
         }));
     }
 
-    /// The page, which ends at `next`.
-    pub(crate) fn into_page(mut self, next: Next) -> Page<T> {
+    pub(crate) fn into_items(mut self) -> Vec<T> {
         self.close_piece();
-        Page { items: self.closed, next, fell_short: false }
-    }
-
-    /// The page, which ends because its tier does not reach further.
-    pub(crate) fn into_short_page(self, next: Next) -> Page<T> {
-        Page { fell_short: true, ..self.into_page(next) }
+        self.closed
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(row: &[u8], column: &[u8]) -> Names {
-        Names { row: row.to_vec(), column: column.to_vec(), ..Names::default() }
-    }
 
     /// Bytes that someone keeps who keeps nothing but this.
     fn held_by(bytes: Bytes) -> usize {
@@ -195,9 +266,9 @@ mod tests {
     fn a_kept_value_keeps_no_more_than_its_piece() {
         let mut cells = Cells::<(Cell, Bytes)>::new(10_000);
         for number in 0..10_000u32 {
-            cells.push(&names(&number.to_be_bytes(), b"c"), &[7; 100], ());
+            cells.push(&Names::of(&number.to_be_bytes(), b"c"), &[7; 100], ());
         }
-        let items = cells.into_page(Next::End).items;
+        let items = cells.into_items();
         assert_eq!(items.len(), 10_000);
         let mut held = 0;
         // From the back: the first cell of a piece is left alone with all of it.
@@ -211,8 +282,8 @@ mod tests {
     #[test]
     fn a_page_of_few_cells_takes_no_whole_piece() {
         let mut cells = Cells::<(Cell, Bytes)>::new(256);
-        cells.push(&names(b"r", b"c"), &[7; 10], ());
-        let (cell, value) = cells.into_page(Next::End).items.pop().expect("one cell was pushed");
+        cells.push(&Names::of(b"r", b"c"), &[7; 10], ());
+        let (cell, value) = cells.into_items().pop().expect("one cell was pushed");
         drop(value);
         drop(cell.column);
         assert!(held_by(cell.row) < 100);
@@ -222,9 +293,9 @@ mod tests {
     fn a_long_value_lies_by_itself() {
         let mut cells = Cells::<(Cell, Bytes)>::new(256);
         for (column, len) in [(b"a", 10), (b"b", 100 << 10), (b"c", 10)] {
-            cells.push(&names(b"row", column), &vec![7; len], ());
+            cells.push(&Names::of(b"row", column), &vec![7; len], ());
         }
-        let items = cells.into_page(Next::End).items;
+        let items = cells.into_items();
         assert_eq!(items.iter().map(|(_, value)| value.len()).collect::<Vec<_>>(), [10, 100 << 10, 10]);
         for (cell, value) in items {
             let len = value.len();
@@ -238,9 +309,9 @@ mod tests {
         let row = vec![b'r'; 60 << 10];
         let mut cells = Cells::<(Cell, Bytes)>::new(100);
         for column in 0..100u8 {
-            cells.push(&names(&row, &[column]), b"value", ());
+            cells.push(&Names::of(&row, &[column]), b"value", ());
         }
-        let items = cells.into_page(Next::End).items;
+        let items = cells.into_items();
         assert!(
             items
                 .iter()

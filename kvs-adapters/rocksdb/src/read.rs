@@ -6,7 +6,7 @@
 
 use crate::db::{Db, RawIterator};
 use crate::errors::{corrupt_key, read_failed};
-use crate::keys::{self, SplitKey};
+use crate::keys;
 use atlas_kvs::{Cell, CellBound, Result, TableKind, TableRef, Timestamp, Value, Version};
 use bytes::Bytes;
 use rocksdb::{ErrorKind, ReadOptions, ReadTier};
@@ -155,12 +155,6 @@ pub(crate) fn versions_here(table: &TableRef, iterator: &mut RawIterator<'_>, ce
 /// The timestamp of `key` if it is a version of `cell`.
 pub(crate) fn timestamp_within(table: &TableRef, key: &[u8], cell: &[u8]) -> Result<Option<Timestamp>> {
     keys::timestamp_within(key, cell).transpose().map_err(|_| corrupt_key(table, key))
-}
-
-/// Takes apart the key of a version.
-pub(crate) fn split_version<'k>(table: &TableRef, key: &'k [u8]) -> Result<(SplitKey<'k>, Timestamp)> {
-    let split = SplitKey::new(key).and_then(|split| Ok((split, split.timestamp()?)));
-    split.map_err(|_| corrupt_key(table, key))
 }
 
 /// Reads of one cell: RocksDB asks the filters of the cell, and stops where the cell ends.

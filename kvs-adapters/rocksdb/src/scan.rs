@@ -17,12 +17,13 @@
 
 use crate::db::{Db, Family, RawIterator};
 use crate::errors::{corrupt_key, read_failed};
-use crate::keys::{self, SplitKey};
-use crate::page::{Cells, Names, Next, Page};
-use crate::read::{Tier, split_version, timestamp_within, versions_here};
+use crate::keys;
+use crate::names::Names;
+use crate::page::{Cells, Collect, Next, Page, SharedCells};
+use crate::read::{Tier, timestamp_within, versions_here};
 use atlas_kvs::{
     AtomicScan, Cell, CellVersions, ColumnSelection, KvsError, Result, RowRange, Scan, TableKind, TableRef, Timestamp,
-    Value, VersionScan,
+    VersionScan,
 };
 use bytes::Bytes;
 use std::ops::Bound;
@@ -35,9 +36,8 @@ const STEPS_MAX: usize = 200_000;
 /// Bytes that are read at a time past the cache.
 const READ_AHEAD: usize = 512 << 10;
 /// Of a page that is read on a thread of the runtime.
-const MEMORY_CELLS_MAX: usize = 500;
 const MEMORY_BYTES_MAX: usize = 256 << 10;
-const MEMORY_STEPS_MAX: usize = 1_000;
+const MEMORY_STEPS_MAX: usize = 2_000;
 /// Deleted keys that RocksDB passes in one step on a thread of the runtime.
 const MEMORY_SKIPS_MAX: u64 = 1_000;
 
@@ -144,6 +144,7 @@ impl<'a> Cursor<'a> {
         range: &KeyRange,
         from: &Next,
         tier: Tier,
+        in_memory_max: usize,
     ) -> Cursor<'a> {
         let mut range = range.clone();
         if let Next::At(key) = from {
@@ -172,7 +173,7 @@ impl<'a> Cursor<'a> {
             iterator.seek_to_first()
         }
         let (cells_max, bytes_left, steps_left) = match tier {
-            Tier::Memory => (MEMORY_CELLS_MAX, MEMORY_BYTES_MAX, MEMORY_STEPS_MAX),
+            Tier::Memory => (in_memory_max, MEMORY_BYTES_MAX, MEMORY_STEPS_MAX),
             Tier::Disk => (CELLS_MAX, BYTES_MAX, STEPS_MAX),
         };
         Cursor { table, tier, iterator, cells_left: range.page_size.clamp(1, cells_max), bytes_left, steps_left }
@@ -292,22 +293,23 @@ fn select_backward(columns: &ColumnSelection, Names { row, column, .. }: &Names)
 
 impl Db {
     /// A page of a scan for the newest versions.
-    pub(crate) fn scan_page(
+    pub(crate) fn scan_page<C: Collect>(
         &self,
         table: &TableRef,
         scan: &Scan,
         range: &KeyRange,
         from: &Next,
         tier: Tier,
-    ) -> Result<Page<(Cell, Value)>> {
+    ) -> Result<Page<C::Items>> {
         let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
+            return Ok(Page::short(C::Items::default(), from.clone()));
         };
         if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
-            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
+            return Ok(Page::full(C::Items::default(), Next::End));
         }
-        let cursor = Cursor::new(self, table, &family, range, from, tier);
-        if scan.reverse { page_backward(cursor, scan, from) } else { page_forward(cursor, scan, from) }
+        let cursor = Cursor::new(self, table, &family, range, from, tier, C::IN_MEMORY_MAX);
+        let cells = C::new(cursor.cells_left);
+        if scan.reverse { page_backward(cursor, scan, from, cells) } else { page_forward(cursor, scan, from, cells) }
     }
 
     /// A page of a scan for all versions.
@@ -318,16 +320,16 @@ impl Db {
         range: &KeyRange,
         from: &Next,
         tier: Tier,
-    ) -> Result<Page<CellVersions>> {
+    ) -> Result<Page<Vec<CellVersions>>> {
         let Some(family) = self.family_for_scan(table, TableKind::Versioned, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
+            return Ok(Page::short(Vec::new(), from.clone()));
         };
         if range.is_empty() || scan.read_before == Timestamp::SENTINEL {
-            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
+            return Ok(Page::full(Vec::new(), Next::End));
         }
         // A cell of which the tier reaches only a part would have to be taken back: scans of versions are long anyway.
         debug_assert_eq!(tier, Tier::Disk, "scans of versions run on blocking threads");
-        page_of_versions(Cursor::new(self, table, &family, range, from, tier), scan)
+        page_of_versions(Cursor::new(self, table, &family, range, from, tier, SharedCells::IN_MEMORY_MAX), scan)
     }
 
     /// A page of a scan of an atomic table.
@@ -338,14 +340,14 @@ impl Db {
         range: &KeyRange,
         from: &Next,
         tier: Tier,
-    ) -> Result<Page<(Cell, Bytes)>> {
+    ) -> Result<Page<Vec<(Cell, Bytes)>>> {
         let Some(family) = self.family_for_scan(table, TableKind::Atomic, tier)? else {
-            return Ok(Page { items: Vec::new(), next: from.clone(), fell_short: true });
+            return Ok(Page::short(Vec::new(), from.clone()));
         };
         if range.is_empty() {
-            return Ok(Page { items: Vec::new(), next: Next::End, fell_short: false });
+            return Ok(Page::full(Vec::new(), Next::End));
         }
-        let cursor = Cursor::new(self, table, &family, range, from, tier);
+        let cursor = Cursor::new(self, table, &family, range, from, tier, SharedCells::IN_MEMORY_MAX);
         page_of_atomic(cursor, scan.reverse, from)
     }
 
@@ -358,8 +360,8 @@ impl Db {
 /// How far a page has come: nothing before it is of interest any more, and the next page begins there.
 struct Reached {
     place: Place,
-    // Of the cell, where there is one.
-    cell_key: Vec<u8>,
+    /// Of the cell, where there is one.
+    names: Names,
 }
 
 enum Place {
@@ -372,105 +374,116 @@ enum Place {
     Key(Vec<u8>),
 }
 
+/// What a page has come to.
+enum Met {
+    /// A version of a cell that is not done yet.
+    Version(Timestamp),
+    /// An older version of a cell of which one was taken.
+    DoneBefore,
+}
+
 impl Reached {
     fn start() -> Reached {
-        Reached { place: Place::Start, cell_key: Vec::new() }
+        Reached { place: Place::Start, names: Names::default() }
     }
 
-    fn come_to(&mut self, cell_key: &[u8]) {
-        self.cell_key.clear();
-        self.cell_key.extend_from_slice(cell_key);
+    fn come_to(&mut self, table: &TableRef, key: &[u8]) -> Result<Met> {
+        let split = keys::split_timestamp(key).and_then(|(cell, ts)| Ok((ts, self.names.read(cell)?)));
+        let (ts, is_same) = split.map_err(|_| corrupt_key(table, key))?;
+        if is_same && matches!(self.place, Place::DoneWithCell) {
+            return Ok(Met::DoneBefore);
+        }
         self.place = Place::Cell;
+        Ok(Met::Version(ts))
     }
 
-    /// True if the cell of `key` was taken already.
-    fn is_done_with(&self, key: &[u8]) -> bool {
-        matches!(self.place, Place::DoneWithCell) && key.starts_with(&self.cell_key)
+    /// Where the next page begins, if this one, which began at `from`, goes forward.
+    fn next_forward(self, from: &Next) -> Next {
+        match self.place {
+            Place::Start => from.clone(),
+            Place::Cell => Next::At(self.names.into_cell()),
+            Place::DoneWithCell => Next::At(keys::behind(self.names.into_cell())),
+            Place::Key(key) => Next::At(key),
+        }
+    }
+
+    /// Where the next page begins, if this one goes backward.
+    fn next_backward(self, from: &Next) -> Next {
+        match self.place {
+            Place::Start => from.clone(),
+            // A cell that is not done yet is read again by the next page.
+            Place::Cell => Next::At(keys::behind(self.names.into_cell())),
+            Place::DoneWithCell => Next::At(self.names.into_cell()),
+            Place::Key(key) => Next::At(key),
+        }
     }
 }
 
-fn page_forward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
-    let mut cells = Cells::new(cursor.cells_left);
-    let mut names = Names::default();
+fn page_forward<C: Collect>(mut cursor: Cursor<'_>, scan: &Scan, from: &Next, mut cells: C) -> Result<Page<C::Items>> {
     let mut reached = Reached::start();
-    let next = |reached: Reached| match reached.place {
-        Place::Start => from.clone(),
-        Place::Cell => Next::At(reached.cell_key),
-        Place::DoneWithCell => Next::At(keys::behind(reached.cell_key)),
-        Place::Key(key) => Next::At(key),
-    };
+    let selects = scan.columns != ColumnSelection::All;
     while !cursor.page_is_full() {
         let Some((key, value)) = cursor.iterator.item() else {
             return Ok(match cursor.stop()? {
-                Stop::End => cells.into_page(Next::End),
-                Stop::FellShort => cells.into_short_page(next(reached)),
+                Stop::End => Page::full(cells.into_items(), Next::End),
+                Stop::FellShort => Page::short(cells.into_items(), reached.next_forward(from)),
             });
         };
-        if reached.is_done_with(key) {
-            cursor.skip_to(&keys::behind(reached.cell_key.clone()));
+        let Met::Version(ts) = reached.come_to(cursor.table, key)? else {
+            cursor.skip_to(&keys::behind(reached.names.cell().to_vec()));
             continue;
-        }
-        let (split, ts) = split_version(cursor.table, key)?;
-        reached.come_to(split.cell);
-        names.read(cursor.table, key, &split)?;
-        if let Selected::No(target) = select_forward(&scan.columns, &names) {
+        };
+        if selects && let Selected::No(target) = select_forward(&scan.columns, &reached.names) {
             cursor.skip_to(&target);
             reached.place = Place::Key(target);
             continue;
         }
         if ts >= scan.read_before {
-            let mut target = reached.cell_key.clone();
+            let mut target = reached.names.cell().to_vec();
             keys::push_timestamp(&mut target, scan.read_before.previous());
             cursor.skip_to(&target);
             continue;
         }
-        cells.push(&names, value, ts);
-        let len = split.cell.len() + value.len();
+        cells.push(&reached.names, ts, value);
+        let len = key.len() + value.len();
         cursor.count(len);
         reached.place = Place::DoneWithCell;
         cursor.forward();
     }
-    Ok(cells.into_page(next(reached)))
+    Ok(Page::full(cells.into_items(), reached.next_forward(from)))
 }
 
-fn page_backward(mut cursor: Cursor<'_>, scan: &Scan, from: &Next) -> Result<Page<(Cell, Value)>> {
-    let mut cells = Cells::new(cursor.cells_left);
-    let mut names = Names::default();
+fn page_backward<C: Collect>(mut cursor: Cursor<'_>, scan: &Scan, from: &Next, mut cells: C) -> Result<Page<C::Items>> {
     let mut reached = Reached::start();
     let mut newest = Newest::default();
-    let next = |reached: Reached| match reached.place {
-        Place::Start => from.clone(),
-        // A cell that is not done yet is read again by the next page.
-        Place::Cell => Next::At(keys::behind(reached.cell_key)),
-        Place::DoneWithCell => Next::At(reached.cell_key),
-        Place::Key(key) => Next::At(key),
-    };
+    let selects = scan.columns != ColumnSelection::All;
     while !cursor.page_is_full() {
         let Some(key) = cursor.key() else {
             return Ok(match cursor.stop()? {
-                Stop::End => cells.into_page(Next::End),
-                Stop::FellShort => cells.into_short_page(next(reached)),
+                Stop::End => Page::full(cells.into_items(), Next::End),
+                Stop::FellShort => Page::short(cells.into_items(), reached.next_backward(from)),
             });
         };
-        let (split, oldest_ts) = split_version(cursor.table, key)?;
-        reached.come_to(split.cell);
-        names.read(cursor.table, key, &split)?;
-        if let Selected::No(target) = select_backward(&scan.columns, &names) {
+        let Met::Version(oldest_ts) = reached.come_to(cursor.table, key)? else {
+            cursor.skip_before(reached.names.cell());
+            continue;
+        };
+        if selects && let Selected::No(target) = select_backward(&scan.columns, &reached.names) {
             cursor.skip_before(&target);
             reached.place = Place::Key(target);
             continue;
         }
         if oldest_ts < scan.read_before {
-            if let Err(FellShort) = newest.find(&mut cursor, &reached.cell_key, oldest_ts, scan.read_before)? {
-                return Ok(cells.into_short_page(next(reached)));
+            if let Err(FellShort) = newest.find(&mut cursor, reached.names.cell(), oldest_ts, scan.read_before)? {
+                return Ok(Page::short(cells.into_items(), reached.next_backward(from)));
             }
-            cells.push(&names, &newest.value, newest.ts);
-            cursor.count(reached.cell_key.len() + newest.value.len());
+            cells.push(&reached.names, newest.ts, &newest.value);
+            cursor.count(reached.names.cell().len() + newest.value.len());
         }
         reached.place = Place::DoneWithCell;
-        cursor.skip_before(&reached.cell_key);
+        cursor.skip_before(reached.names.cell());
     }
-    Ok(cells.into_page(next(reached)))
+    Ok(Page::full(cells.into_items(), reached.next_backward(from)))
 }
 
 struct FellShort;
@@ -533,61 +546,50 @@ fn lost_version(table: &TableRef, cell_key: &[u8]) -> KvsError {
     KvsError::corrupt(format!("table '{table}'"), reason)
 }
 
-fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<CellVersions>> {
+fn page_of_versions(mut cursor: Cursor<'_>, scan: &VersionScan) -> Result<Page<Vec<CellVersions>>> {
     let mut cells = Cells::new(cursor.cells_left);
     let mut names = Names::default();
-    let mut cell_key = Vec::new();
     loop {
         let Some(key) = cursor.key() else {
             cursor.stop()?;
-            return Ok(cells.into_page(Next::End));
+            return Ok(Page::full(cells.into_items(), Next::End));
         };
         if cursor.page_is_full() {
-            return Ok(cells.into_page(Next::At(key.to_vec())));
+            return Ok(Page::full(cells.into_items(), Next::At(key.to_vec())));
         }
-        let (split, newest_ts) = split_version(cursor.table, key)?;
-        cell_key.clear();
-        cell_key.extend_from_slice(split.cell);
-        names.read(cursor.table, key, &split)?;
+        let split = keys::split_timestamp(key).and_then(|(cell, ts)| names.read(cell).map(|_| ts));
+        let newest_ts = split.map_err(|_| corrupt_key(cursor.table, key))?;
         if newest_ts >= scan.read_before {
-            let mut target = cell_key.clone();
+            let mut target = names.cell().to_vec();
             keys::push_timestamp(&mut target, scan.read_before.previous());
             cursor.skip_to(&target);
         }
-        let versions = versions_here(cursor.table, &mut cursor.iterator, &cell_key)?;
+        let versions = versions_here(cursor.table, &mut cursor.iterator, names.cell())?;
         cursor.steps_left = cursor.steps_left.saturating_sub(versions.len());
         if !versions.is_empty() {
-            cursor.count(cell_key.len() + versions.len() * size_of::<atlas_kvs::Version>());
+            cursor.count(names.cell().len() + versions.len() * size_of::<atlas_kvs::Version>());
             cells.push(&names, &[], versions);
         }
     }
 }
 
-fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<Page<(Cell, Bytes)>> {
+fn page_of_atomic(mut cursor: Cursor<'_>, reverse: bool, from: &Next) -> Result<Page<Vec<(Cell, Bytes)>>> {
     let mut cells = Cells::new(cursor.cells_left);
-    let mut names = Names::default();
     let mut reached = Reached::start();
-    let next = |reached: Reached| match reached.place {
-        Place::Start => from.clone(),
-        _ if reverse => Next::At(reached.cell_key),
-        _ => Next::At(keys::behind(reached.cell_key)),
-    };
+    let next = |reached: Reached| if reverse { reached.next_backward(from) } else { reached.next_forward(from) };
     while !cursor.page_is_full() {
         let Some((key, value)) = cursor.iterator.item() else {
             return Ok(match cursor.stop()? {
-                Stop::End => cells.into_page(Next::End),
-                Stop::FellShort => cells.into_short_page(next(reached)),
+                Stop::End => Page::full(cells.into_items(), Next::End),
+                Stop::FellShort => Page::short(cells.into_items(), next(reached)),
             });
         };
-        let split = SplitKey::new(key)
-            .and_then(|split| split.expect_bare().map(|()| split))
-            .map_err(|_| corrupt_key(cursor.table, key))?;
-        names.read(cursor.table, key, &split)?;
-        cells.push(&names, value, ());
-        reached.come_to(split.cell);
+        reached.names.read(key).map_err(|_| corrupt_key(cursor.table, key))?;
+        reached.place = Place::DoneWithCell;
+        cells.push(&reached.names, value, ());
         let len = key.len() + value.len();
         cursor.count(len);
         if reverse { cursor.back() } else { cursor.forward() }
     }
-    Ok(cells.into_page(next(reached)))
+    Ok(Page::full(cells.into_items(), next(reached)))
 }

@@ -4,16 +4,16 @@ use crate::config::RocksConfig;
 use crate::db::Db;
 use crate::load;
 use crate::owner::OwnerLock;
-use crate::page::{Next, Page};
+use crate::page::{Collect, FlatCells, Items, Next, Page, SharedCells};
 use crate::read::{Answers, Tier};
 use crate::scan::KeyRange;
 use crate::snapshot;
 use async_trait::async_trait;
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, Cell, CellBound, CellTimestamps, CellVersionRange,
-    CellVersions, CheckAndSet, ColumnSelection, Durability, KeyValueService, KvsError, Limits, NativeSnapshot,
-    Ownership, PutUnlessExists, Result, ResultStream, RowRange, Scan, SnapshotSummary, SortedLoad, SortedSink,
-    TableDescription, TableKind, TableRef, TableSize, Timestamp, Value, Version, VersionScan,
+    CellVersions, CheckAndSet, ColumnSelection, Durability, FlatPage, KeyValueService, KvsError, Limits,
+    NativeSnapshot, Ownership, PutUnlessExists, Result, ResultStream, RowRange, Scan, SnapshotSummary, SortedLoad,
+    SortedSink, TableDescription, TableKind, TableRef, TableSize, Timestamp, Value, Version, VersionScan,
 };
 use bytes::Bytes;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -160,6 +160,16 @@ impl RocksStore {
             return Ok(look(&catalog));
         }
         read_blocking(move || Ok(look(&db.tables.read()))).await
+    }
+
+    fn pages<C: Collect + 'static>(&self, table: &TableRef, request: Scan) -> ResultStream<C::Items> {
+        if selects_nothing(&request.rows, &request.columns) {
+            return self.nothing();
+        }
+        let (table, range) = (table.clone(), KeyRange::of_scan(&request));
+        // Much of what is read past the cache is not in it.
+        let tier = if request.bypass_cache { Tier::Disk } else { Tier::Memory };
+        Pages::stream(&self.inner, tier, move |db, from, tier| db.scan_page::<C>(&table, &request, &range, from, tier))
     }
 
     /// The stream of a scan that selects nothing.
@@ -381,23 +391,23 @@ where
 
 /// A scan by the page. Pages are read in memory, others having their turn between them, until one is not there; from
 /// then on blocking threads read them, each while the one before it is consumed.
-struct Pages<T> {
+struct Pages<I> {
     inner: Arc<Inner>,
     epoch: u64,
-    read: Arc<PageReader<T>>,
+    read: Arc<PageReader<I>>,
     next: Next,
-    ahead: Option<JoinHandle<Result<Page<T>>>>,
+    ahead: Option<JoinHandle<Result<Page<I>>>>,
     tier: Tier,
 }
 
-type PageReader<T> = dyn Fn(&Db, &Next, Tier) -> Result<Page<T>> + Send + Sync;
+type PageReader<I> = dyn Fn(&Db, &Next, Tier) -> Result<Page<I>> + Send + Sync;
 
-impl<T: Send + 'static> Pages<T> {
+impl<I: Items> Pages<I> {
     fn stream(
         inner: &Arc<Inner>,
         tier: Tier,
-        read: impl Fn(&Db, &Next, Tier) -> Result<Page<T>> + Send + Sync + 'static,
-    ) -> ResultStream<Vec<T>> {
+        read: impl Fn(&Db, &Next, Tier) -> Result<Page<I>> + Send + Sync + 'static,
+    ) -> ResultStream<I> {
         let epoch = match inner.db() {
             Ok(db) => db.epoch,
             Err(error) => return stream::iter([Err(error)]).boxed(),
@@ -415,7 +425,7 @@ impl<T: Send + 'static> Pages<T> {
         .boxed()
     }
 
-    async fn turn(&mut self) -> Result<Vec<T>> {
+    async fn turn(&mut self) -> Result<I> {
         let is_first = self.next == Next::Start;
         let page = match (self.ahead.take(), self.tier) {
             (Some(ahead), _) => joined(ahead.await, || KvsError::Closed)?,
@@ -437,7 +447,7 @@ impl<T: Send + 'static> Pages<T> {
         Ok(page.items)
     }
 
-    async fn read_here(&self, is_first: bool) -> Result<Page<T>> {
+    async fn read_here(&self, is_first: bool) -> Result<Page<I>> {
         if !is_first {
             tokio::task::yield_now().await;
         }
@@ -548,13 +558,11 @@ impl KeyValueService for RocksStore {
     }
 
     fn scan_pages(&self, table: &TableRef, request: Scan) -> ResultStream<Vec<(Cell, Value)>> {
-        if selects_nothing(&request.rows, &request.columns) {
-            return self.nothing();
-        }
-        let (table, range) = (table.clone(), KeyRange::of_scan(&request));
-        // Much of what is read past the cache is not in it.
-        let tier = if request.bypass_cache { Tier::Disk } else { Tier::Memory };
-        Pages::stream(&self.inner, tier, move |db, from, tier| db.scan_page(&table, &request, &range, from, tier))
+        self.pages::<SharedCells>(table, request)
+    }
+
+    fn scan_flat(&self, table: &TableRef, request: Scan) -> ResultStream<FlatPage> {
+        self.pages::<FlatCells>(table, request)
     }
 
     async fn versions(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Vec<Version>>> {

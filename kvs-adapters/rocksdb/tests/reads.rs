@@ -3,8 +3,8 @@
 mod common;
 
 use atlas_kvs::{
-    AtomicScan, Cell, CellBound, CellTimestamps, ColumnSelection, KeyValueService, KvsError, RowRange, Scan, TableKind,
-    Timestamp, Value, VersionScan,
+    AtomicScan, Cell, CellBound, CellTimestamps, ColumnSelection, FlatPage, KeyValueService, KvsError, RowRange, Scan,
+    TableKind, Timestamp, Value, VersionScan,
 };
 use atlas_kvs_rocksdb::RocksStore;
 use bytes::Bytes;
@@ -186,6 +186,45 @@ async fn a_scan_goes_on_on_disk_where_memory_ends() {
         let pages: Vec<_> = store.scan_pages(&data, request).try_collect().await.expect("a scan");
         assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [400; 5]);
         assert!(pages.concat() == expected, "every cell comes once");
+    }
+}
+
+fn of_flat(pages: &[FlatPage]) -> Vec<(Cell, Value)> {
+    let cells = pages.iter().flat_map(|page| page.iter());
+    cells.map(|cell| (cell.cell(), value(cell.ts.get(), cell.value))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flat_pages_go_on_on_disk_where_memory_ends() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = open(dir.path()).await;
+    let data = versioned(&store, "data").await;
+    // Some names hold zeros, which keys escape. Of each cell there is a version before, and a later one that is not seen.
+    let name = |n: u32| Cell::copy_from(n.to_be_bytes().map(|byte| byte.max(n as u8 % 2)), format!("c{n}"));
+    let seen: Vec<_> = (0..3000).map(|n| (name(n), value(5, vec![n as u8; n as usize % 40]))).collect();
+    for ts in [3, 9] {
+        store
+            .put_versions(&data, seen.iter().map(|(cell, _)| (cell.clone(), value(ts, "x"))).collect())
+            .await
+            .expect("a put");
+    }
+    store.put_versions(&data, seen.clone()).await.expect("a put");
+    store.close().await.expect("the store closes");
+    flush(dir.path(), &[family_of(dir.path(), &data)]);
+    let mut expected = seen;
+    expected.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for reverse in [false, true] {
+        let store = open(dir.path()).await;
+        let request = Scan { reverse, page_size: 2500, ..Scan::new(RowRange::all(), ts(9)) };
+        // Nothing is in the cache first, and all of it then.
+        for _ in 0..2 {
+            let pages: Vec<_> = store.scan_flat(&data, request.clone()).try_collect().await.expect("a scan");
+            assert!(of_flat(&pages) == expected, "every cell comes once, reverse: {reverse}");
+        }
+        let pages: Vec<_> = store.scan_flat(&data, request).try_collect().await.expect("a scan");
+        assert!(pages.len() >= 3 && pages.iter().all(|page| page.len() <= 1000), "pages from memory are short");
+        store.close().await.expect("the store closes");
+        expected.reverse();
     }
 }
 

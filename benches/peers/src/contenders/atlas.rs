@@ -13,6 +13,7 @@ use atlas::transaction::{RunOptions, Transaction};
 use atlas::{Atlas, Cell, RowRange, TableRef};
 use bytes::Bytes;
 use futures::TryStreamExt;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,12 +153,15 @@ async fn transact(tx: &Transaction, table: &TableRef, operation: &Operation) -> 
             let start = Bytes::copy_from_slice(&key(*first));
             let limit = Some(*rows as u64);
             let range = RowRange { start, end: None };
-            let mut cells = tx.scan(table, ScanOptions { rows: range, limit, ..ScanOptions::default() }).await?;
+            let options = ScanOptions { rows: range, limit, ..ScanOptions::default() };
             let (mut found, mut bytes) = (0, 0);
-            while let Some((cell, value)) = cells.try_next().await? {
-                bytes += cell.row.len() + value.len();
+            // As RocksDB's raw iterator does: the cells are lent, not given.
+            tx.for_each(table, options, |cell| {
+                bytes += cell.row.len() + cell.value.len();
                 found += 1;
-            }
+                ControlFlow::Continue(())
+            })
+            .await?;
             std::hint::black_box(bytes);
             Ok((rows - found) as u64)
         }

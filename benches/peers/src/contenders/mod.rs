@@ -3,6 +3,9 @@
 //! What is made equal: the key of 16 bytes and its value, 256 MiB of memory for what was read, and durability. With fsync
 //! on, a transaction that was acknowledged survives the loss of power; with fsync off, it survives the end of the
 //! process (redb: not even that, it has nothing in between).
+//!
+//! Scans look at every row and keep none. Where a contender lends rows for that, it does so here: atlas by `for_each`,
+//! RocksDB by its raw iterator.
 
 pub(crate) mod atlas;
 pub(crate) mod fjall;

@@ -343,7 +343,13 @@ pub async fn pages_hold_what_a_scan_gives(store: &mut TestStore) {
             let request = Scan { page_size, ..request.clone() };
             let pages = items(store.scan_pages(&t, request.clone())).await;
             assert!(pages.iter().all(|page| !page.is_empty()), "{request:?}");
-            assert_eq!(pages.concat(), items(store.scan(&t, request.clone())).await, "{request:?}");
+            let cells = items(store.scan(&t, request.clone())).await;
+            assert_eq!(pages.concat(), cells, "{request:?}");
+            let pages = items(store.scan_flat(&t, request.clone())).await;
+            assert!(pages.iter().all(|page| !page.is_empty()), "{request:?}");
+            let flat = pages.iter().flat_map(|page| page.iter());
+            let flat = flat.map(|cell| (cell.cell(), value(cell.ts.get(), cell.value)));
+            assert_eq!(flat.collect::<Vec<_>>(), cells, "{request:?}");
         }
     }
 }
@@ -374,6 +380,9 @@ pub async fn failed_scan_ends_after_its_error(store: &mut TestStore) {
     assert_fails!(stream.next().await.expect("a failure is an item"), KvsError::NoSuchTable(_));
     assert!(stream.next().await.is_none(), "nothing comes after the error");
     let mut pages = store.scan_pages(&table("nowhere"), everything());
+    assert_fails!(pages.next().await.expect("a failure is an item"), KvsError::NoSuchTable(_));
+    assert!(pages.next().await.is_none(), "nothing comes after the error");
+    let mut pages = store.scan_flat(&table("nowhere"), everything());
     assert_fails!(pages.next().await.expect("a failure is an item"), KvsError::NoSuchTable(_));
     assert!(pages.next().await.is_none(), "nothing comes after the error");
 }

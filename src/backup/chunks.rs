@@ -304,4 +304,13 @@ mod tests {
         let answer = write(&jobs, broken.boxed(), into, jobs.meter("copy", 0)).await;
         assert!(matches!(answer, Err(Error::Interrupted)));
     }
+
+    #[tokio::test]
+    async fn a_task_that_breaks_off_is_no_end() {
+        let whole = futures::stream::iter([Ok(1), Ok(2), Ok(3)]).boxed();
+        assert_eq!(on_a_task(whole).try_collect::<Vec<i32>>().await.expect("it is whole"), [1, 2, 3]);
+        let panics = futures::stream::iter([1, 2]).map(|item| if item == 1 { Ok(item) } else { panic!("as it must") });
+        let taken = tokio::spawn(on_a_task(panics.boxed()).try_collect::<Vec<i32>>()).await;
+        assert!(taken.expect_err("it is not whole").is_panic());
+    }
 }

@@ -133,7 +133,9 @@ mod tests {
     #[test]
     fn what_was_written_in_pieces_of_any_size_is_there() {
         let dir = tempfile::tempdir().expect("a directory");
-        for (number, len) in [0, 1, 4096, 5000, BUFFER_SIZE, BUFFER_SIZE + 1, 3 * BUFFER_SIZE - 4096].into_iter().enumerate() {
+        for (number, len) in
+            [0, 1, 4096, 5000, BUFFER_SIZE, BUFFER_SIZE + 1, 3 * BUFFER_SIZE - 4096].into_iter().enumerate()
+        {
             let content: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
             for piece in [1000, 300_000, 2 * BUFFER_SIZE] {
                 let path = dir.path().join(format!("{number}-{piece}"));

@@ -462,13 +462,27 @@ impl Jobs {
         T: Send + 'static,
         R: Send + 'static,
     {
+        self.run_some(PARALLEL, list, work).await
+    }
+
+    /// As [`run_each`](Self::run_each), so many at a time.
+    pub(super) async fn run_some<T, R>(
+        &self,
+        at_a_time: usize,
+        list: Vec<T>,
+        work: impl Fn(T) -> Result<R> + Clone + Send + 'static,
+    ) -> Result<Vec<R>>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
         stream::iter(list)
             .map(|item| {
                 let work = work.clone();
                 let running = self.tracker.spawn_blocking(move || work(item));
                 async { joined(running.await) }
             })
-            .buffer_unordered(PARALLEL)
+            .buffer_unordered(at_a_time)
             .try_collect()
             .await
     }

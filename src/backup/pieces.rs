@@ -78,11 +78,7 @@ mod tests {
         assert_eq!(between(Vec::new()), [RowRange::all()]);
         assert_eq!(between(vec![row("")]), [RowRange::all()]);
         let ranges = between(vec![row("b"), row("d")]);
-        let expected = [
-            RowRange::new("", "b"),
-            RowRange::new("b", "d"),
-            RowRange { start: row("d"), end: None },
-        ];
+        let expected = [RowRange::new("", "b"), RowRange::new("b", "d"), RowRange { start: row("d"), end: None }];
         assert_eq!(ranges, expected);
     }
 }

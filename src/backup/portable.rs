@@ -29,8 +29,8 @@ use crate::transaction::sweep_queue::sweep_queue_table;
 use crate::transaction::{committed_version, version_len};
 use crate::{Error, Result};
 use atlas_kvs::{
-    AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, PutUnlessExists, RowRange, TableKind, TableRef,
-    Timestamp, Value,
+    AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, PutUnlessExists, RowRange, TableKind,
+    TableRef, Timestamp, Value,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -349,7 +349,8 @@ impl Load<'_> {
         let load = move |file: ManifestFile| {
             load_file(kvs.as_ref(), &table_ref, directory.join(&file.path), &file, Arc::clone(&meter), numbers)
         };
-        let seen = jobs.run_each(files, load).await?.into_iter().sum();
+        // More than processors: while one waits for its file to be synced, others are made.
+        let seen = jobs.run_some(PARALLEL, files, load).await?.into_iter().sum();
         check_count(self.manifest, table, seen)
     }
 

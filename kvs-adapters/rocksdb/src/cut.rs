@@ -119,7 +119,9 @@ mod tests {
 
     #[test]
     fn guesses_ascend_and_lie_between() {
-        for (first, last) in [("a", "b"), ("user0001", "user9999"), ("", "z"), ("a", "a\u{1}long and longer"), ("a", "a")] {
+        for (first, last) in
+            [("a", "b"), ("user0001", "user9999"), ("", "z"), ("a", "a\u{1}long and longer"), ("a", "a")]
+        {
             let (first, last) = (first.as_bytes(), last.as_bytes());
             let guesses = keys_between(first, last, 16);
             assert_eq!(guesses.len(), 15);

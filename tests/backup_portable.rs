@@ -193,6 +193,67 @@ async fn large_tables_are_cut_into_files_and_empty_ones_make_none() {
     assert_eq!(error.exit_code(), exit::REFUSED, "{error}");
 }
 
+/// Rows of two columns, with values that no compression makes shorter.
+async fn fill_rows(atlas: &Atlas, count: u32) {
+    let written = atlas.run(async |tx| {
+        let mut noise = 1u64;
+        for row in 0..count {
+            for column in ["a", "b"] {
+                let value: Vec<u8> = std::iter::repeat_with(|| {
+                    noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (noise >> 56) as u8
+                })
+                .take(2_000)
+                .collect();
+                tx.put(&table("accounts"), Cell::copy_from(format!("row{row:03}"), column), value).await?;
+            }
+        }
+        Ok::<_, Error>(())
+    });
+    written.await.expect("it commits");
+}
+
+/// The row that a file of a portable backup begins with.
+fn first_row(path: &Path) -> Vec<u8> {
+    let file = std::fs::read(path).expect("it can be read");
+    // The preamble, the header of a frame, the lengths of a cell, and its row.
+    let len = usize::from(u16::from_be_bytes([file[16], file[17]]));
+    file[24..24 + len].to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_copied_in_pieces_whose_files_are_in_order() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let in_files = filled(&rocks(&data).await, CommitModeChoice::Auto).await;
+    fill_rows(&in_files, 300).await;
+    // Opened again, it has its cells in files, of which it knows where they can be cut.
+    in_files.close().await.expect("it closes");
+    drop(in_files);
+    let in_memory = filled(&memory(), CommitModeChoice::Auto).await;
+    fill_rows(&in_memory, 300).await;
+    let in_files = open(&rocks(&data).await, CommitModeChoice::Auto).await;
+    for (name, atlas) in [("rocksdb", in_files), ("memory", in_memory)] {
+        let request = portable_request(&dir.path().join("repo"), name);
+        create(Arc::new(SmallFiles(atlas.clone())), request, no_progress()).await.expect("it can be taken");
+        let repository = open_repository(&dir.path().join("repo"));
+        let manifest = repository.manifest(name).await.expect("it is complete");
+        let files: Vec<_> = manifest.files.iter().filter(|file| file.path.starts_with("files/00001.")).collect();
+        assert!(files.iter().map(|file| file.size).sum::<u64>() > 1_200_000, "{name}: {files:?}");
+        // Of one stream only the last file can be shorter than a frame, which is larger than these files want to be.
+        assert!(files.iter().filter(|file| file.size < 256 << 10).count() > 1, "{name}: {files:?}");
+        let first: Vec<_> = files.iter().map(|file| first_row(&repository.directory(name).join(&file.path))).collect();
+        assert!(first.is_sorted(), "{name}: {first:?}");
+        let left: Vec<_> = std::fs::read_dir(repository.directory(name).join("files")).expect("a listing").collect();
+        assert_eq!(left.len() as u64 + 2, manifest.totals.files, "{name}: {left:?}");
+
+        let expected = state(&atlas, None).await;
+        let kvs = memory();
+        restore_into(dir.path(), name, &server_target(&kvs)).await.expect("it can be restored");
+        assert_eq!(state(&open(&kvs, CommitModeChoice::Auto).await, None).await, expected, "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn data_wait_for_the_disk_with_their_entry_where_a_crash_ends_the_restore_too() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -5,6 +5,7 @@
 
 use super::contents::{chunk_name, chunk_path};
 use super::create::{self, BackupStep};
+use super::direct::DirectFile;
 use super::files::{self, Jobs, Meter, io};
 use super::manifest::ManifestFile;
 use super::restore::{self, RestoreStep};
@@ -12,9 +13,9 @@ use crate::{Error, Result};
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio_util::task::AbortOnDropHandle;
 
 /// A file ends with the first chunk that makes it as large as this, in bytes.
 pub(super) const FILE_SIZE: u64 = 64 << 20;
@@ -76,6 +77,29 @@ pub(super) async fn write(
     pumped.and(written)
 }
 
+/// Runs a stream on a task of its own, so that several streams keep several processors busy. Dropping what is answered ends the
+/// task.
+pub(super) fn on_a_task<T: Send + 'static>(mut stream: BoxStream<'static, Result<T>>) -> BoxStream<'static, Result<T>> {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+    let running = AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Some(item) = stream.next().await {
+            if sender.send(item).await.is_err() {
+                break;
+            }
+        }
+    }));
+    async_stream::stream! {
+        while let Some(item) = receiver.recv().await {
+            yield item;
+        }
+        // A task that broke off has not given everything.
+        if let Err(error) = files::joined(running.await.map(Ok)) {
+            yield Err(error);
+        }
+    }
+    .boxed()
+}
+
 struct Writer {
     into: ChunkFiles,
     meter: Arc<Meter>,
@@ -84,15 +108,14 @@ struct Writer {
 }
 
 struct OpenFile {
-    file: BufWriter<File>,
-    path: PathBuf,
+    file: DirectFile,
     hasher: blake3::Hasher,
     size: u64,
 }
 
 impl OpenFile {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(io("writing", &self.path))?;
+        self.file.write(bytes)?;
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
         Ok(())
@@ -113,8 +136,8 @@ impl Writer {
     fn next_file(&self) -> Result<OpenFile> {
         create::reached(BackupStep::CopyFile)?;
         let path = self.into.directory.join(chunk_name(&self.into.stem, self.number()));
-        let file = BufWriter::new(files::create(&path, false)?);
-        let mut open = OpenFile { file, path, hasher: blake3::Hasher::new(), size: 0 };
+        let file = DirectFile::create(&path, false)?;
+        let mut open = OpenFile { file, hasher: blake3::Hasher::new(), size: 0 };
         open.write(self.into.preamble)?;
         Ok(open)
     }
@@ -125,8 +148,7 @@ impl Writer {
 
     fn close(&mut self) -> Result<()> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let file = open.file.into_inner().map_err(|error| io("writing", &open.path)(error.into_error()))?;
-        file.sync_all().map_err(io("syncing", &open.path))?;
+        open.file.finish()?;
         self.done.push(ManifestFile {
             path: chunk_path(&self.into.stem, self.number()),
             size: open.size,
@@ -212,12 +234,7 @@ pub(super) struct HashedFile {
 impl HashedFile {
     /// Reads as much as there is at the moment; nothing at the end of the file.
     pub(super) fn read_some(&mut self, into: &mut [u8]) -> Result<usize> {
-        let len = loop {
-            match self.source.read(into) {
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => (),
-                read => break read.map_err(io("reading", &self.path))?,
-            }
-        };
+        let len = files::read_some(&mut self.source, &self.path, into)?;
         self.hasher.update(&into[..len]);
         self.size += len as u64;
         self.meter.add(len as u64)?;
@@ -286,5 +303,14 @@ mod tests {
             ChunkFiles { directory: dir.path().to_owned(), stem: "part".to_owned(), preamble: b"", file_size: 7 };
         let answer = write(&jobs, broken.boxed(), into, jobs.meter("copy", 0)).await;
         assert!(matches!(answer, Err(Error::Interrupted)));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_breaks_off_is_no_end() {
+        let whole = futures::stream::iter([Ok(1), Ok(2), Ok(3)]).boxed();
+        assert_eq!(on_a_task(whole).try_collect::<Vec<i32>>().await.expect("it is whole"), [1, 2, 3]);
+        let panics = futures::stream::iter([1, 2]).map(|item| if item == 1 { Ok(item) } else { panic!("as it must") });
+        let taken = tokio::spawn(on_a_task(panics.boxed()).try_collect::<Vec<i32>>()).await;
+        assert!(taken.expect_err("it is not whole").is_panic());
     }
 }

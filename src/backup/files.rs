@@ -3,6 +3,7 @@
 //! Everything here is either plain blocking code or [`Jobs`], which runs such code on blocking threads and makes sure
 //! that it ends soon after its owner is gone.
 
+use super::direct::DirectFile;
 use crate::ops::{Progress, ProgressSink};
 use crate::{Error, Result};
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -188,48 +189,77 @@ fn list_below(directory: &Path, prefix: &str, skip: &dyn Fn(&str) -> bool, found
 /// Length and checksum of a file.
 pub(super) fn hash(path: &Path, meter: &Meter) -> Result<(u64, blake3::Hash)> {
     let mut file = File::open(path).map_err(io("opening", path))?;
-    hash_open(&mut file, path, meter)
-}
-
-fn hash_open(file: &mut File, path: &Path, meter: &Meter) -> Result<(u64, blake3::Hash)> {
-    each_chunk(file, path, meter, |_| Ok(()))
+    let mut hashing = Hashing::new(meter);
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match read_some(&mut file, path, &mut buffer)? {
+            0 => return Ok(hashing.finish()),
+            len => hashing.add(&buffer[..len])?,
+        }
+    }
 }
 
 /// Copies a file, durably, and tells the length and checksum of what was copied. `may_exist`: replaces a file that is
 /// there. Shares the blocks where the file system can, which is as independent of the source as a copy.
 pub(super) fn copy(from: &Path, to: &Path, may_exist: bool, meter: &Meter) -> Result<(u64, blake3::Hash)> {
     let mut source = File::open(from).map_err(io("opening", from))?;
-    let mut target = create(to, may_exist)?;
-    let copied = match rustix::fs::ioctl_ficlone(&target, &source) {
-        // The checksum is taken from the copy: what lies there is what has to be right.
-        Ok(()) => hash(to, meter)?,
+    let target = create(to, may_exist)?;
+    match rustix::fs::ioctl_ficlone(&target, &source) {
+        Ok(()) => {
+            // The checksum is taken from the copy: what lies there is what has to be right.
+            let copied = hash(to, meter)?;
+            target.sync_all().map_err(io("syncing", to))?;
+            Ok(copied)
+        }
         // Another file system, or one that can't share blocks.
-        Err(_) => each_chunk(&mut source, from, meter, |chunk| target.write_all(chunk).map_err(io("writing", to)))?,
-    };
-    target.sync_all().map_err(io("syncing", to))?;
-    Ok(copied)
+        Err(_) => copy_bytes(&mut source, from, DirectFile::of(target, to), meter),
+    }
 }
 
-fn each_chunk(
-    file: &mut File,
-    path: &Path,
-    meter: &Meter,
-    mut each: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<(u64, blake3::Hash)> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; CHUNK];
-    let mut size = 0;
+fn copy_bytes(source: &mut File, from: &Path, mut target: DirectFile, meter: &Meter) -> Result<(u64, blake3::Hash)> {
+    let mut hashing = Hashing::new(meter);
     loop {
-        let len = match file.read(&mut buffer) {
-            Ok(0) => return Ok((size, hasher.finalize())),
-            Ok(len) => len,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(io("reading", path)(error)),
-        };
-        hasher.update(&buffer[..len]);
-        each(&buffer[..len])?;
-        size += len as u64;
-        meter.add(len as u64)?;
+        let room = target.room();
+        let len = read_some(source, from, room)?;
+        if len == 0 {
+            target.finish()?;
+            return Ok(hashing.finish());
+        }
+        hashing.add(&room[..len])?;
+        target.advance(len)?;
+    }
+}
+
+/// Reads as much as there is at the moment; nothing at the end of the file.
+pub(super) fn read_some(file: &mut File, path: &Path, into: &mut [u8]) -> Result<usize> {
+    loop {
+        match file.read(into) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => (),
+            read => return read.map_err(io("reading", path)),
+        }
+    }
+}
+
+/// Length and checksum of what passes.
+struct Hashing<'a> {
+    hasher: blake3::Hasher,
+    size: u64,
+    meter: &'a Meter,
+}
+
+impl Hashing<'_> {
+    fn new(meter: &Meter) -> Hashing<'_> {
+        Hashing { hasher: blake3::Hasher::new(), size: 0, meter }
+    }
+
+    fn add(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        self.meter.add(bytes.len() as u64)
+    }
+
+    fn finish(self) -> (u64, blake3::Hash) {
+        (self.size, self.hasher.finalize())
     }
 }
 
@@ -432,13 +462,27 @@ impl Jobs {
         T: Send + 'static,
         R: Send + 'static,
     {
+        self.run_some(PARALLEL, list, work).await
+    }
+
+    /// As [`run_each`](Self::run_each), so many at a time.
+    pub(super) async fn run_some<T, R>(
+        &self,
+        at_a_time: usize,
+        list: Vec<T>,
+        work: impl Fn(T) -> Result<R> + Clone + Send + 'static,
+    ) -> Result<Vec<R>>
+    where
+        T: Send + 'static,
+        R: Send + 'static,
+    {
         stream::iter(list)
             .map(|item| {
                 let work = work.clone();
                 let running = self.tracker.spawn_blocking(move || work(item));
                 async { joined(running.await) }
             })
-            .buffer_unordered(PARALLEL)
+            .buffer_unordered(at_a_time)
             .try_collect()
             .await
     }
@@ -457,7 +501,8 @@ impl Drop for Jobs {
     }
 }
 
-fn joined<R>(answer: std::result::Result<Result<R>, tokio::task::JoinError>) -> Result<R> {
+/// The answer of a thread or task. Its panic is ours.
+pub(super) fn joined<R>(answer: std::result::Result<Result<R>, tokio::task::JoinError>) -> Result<R> {
     match answer {
         Ok(answer) => answer,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -19,6 +19,7 @@ use super::contents::{Contents, PortableTable, table_stem};
 use super::create::BackupStep;
 use super::files::{Jobs, Meter};
 use super::manifest::{Manifest, ManifestFile};
+use super::pieces;
 use super::restore::RestoreStep;
 use crate::ops::{ScanOptions, TransactionOps};
 use crate::schema::{FORMAT_VERSION, MetaRecord, Replaced, StoreRecord, TableSpec};
@@ -28,8 +29,8 @@ use crate::transaction::sweep_queue::sweep_queue_table;
 use crate::transaction::{committed_version, version_len};
 use crate::{Error, Result};
 use atlas_kvs::{
-    AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, PutUnlessExists, TableKind, TableRef,
-    Timestamp, Value,
+    AtomicBatch, BatchOp, Cell, Durability, KeyValueService, KvsError, Ownership, PutUnlessExists, RowRange, TableKind,
+    TableRef, Timestamp, Value,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -59,7 +60,8 @@ pub(super) async fn estimated_bytes(kvs: &dyn KeyValueService) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Reads every table of applications as `reader` sees it into files in `directory`, several tables at once.
+/// Reads every table of applications as `reader` sees it into files in `directory`, several tables and pieces of them at
+/// once.
 pub(super) async fn copy_out(
     jobs: &Jobs,
     kvs: &dyn KeyValueService,
@@ -76,39 +78,57 @@ pub(super) async fn copy_out(
         }
     }
     let meter = jobs.meter(BackupStep::Copy.name(), estimate);
-    let copy = |(place, table): (usize, PortableTable)| {
-        let (reader, meter) = (Arc::clone(&reader), Arc::clone(&meter));
-        let into =
-            ChunkFiles { directory: directory.to_owned(), stem: table_stem(place), preamble: PREAMBLE, file_size };
-        async move {
-            let cells = Arc::new(AtomicU64::new(0));
-            let frames = frames(reader, table.clone(), Arc::clone(&cells));
-            let files = chunks::write(jobs, frames, into, meter).await?;
-            let count = u32::try_from(files.len()).unwrap_or(u32::MAX);
-            let cells = cells.load(Ordering::Relaxed);
-            Ok::<_, Error>((files, PortableTable { cells, files: count, ..table }))
-        }
-        .boxed()
-    };
     // Made before the first is polled: a closure that lives as long as the stream would not be `Send` enough.
-    let copies: Vec<BoxFuture<'_, Result<Copied>>> = tables.into_iter().enumerate().map(copy).collect();
-    let copied: Vec<_> = stream::iter(copies).buffered(PARALLEL).try_collect().await?;
-    let (files, tables): (Vec<_>, Vec<_>) = copied.into_iter().unzip();
-    Ok((files.into_iter().flatten().collect(), Contents::Portable { tables }))
+    let mut copies: Vec<BoxFuture<'_, Result<Copied>>> = Vec::new();
+    for (place, table) in tables.iter().enumerate() {
+        for (piece, rows) in pieces::ranges(kvs, &table.table, file_size).await?.into_iter().enumerate() {
+            let stem = pieces::piece_stem(place, piece);
+            let into = ChunkFiles { directory: directory.to_owned(), stem, preamble: PREAMBLE, file_size };
+            let cells = Arc::new(AtomicU64::new(0));
+            let frames = (Arc::clone(&reader), table.table.clone(), rows, Arc::clone(&cells));
+            let meter = Arc::clone(&meter);
+            let copy = async move {
+                let (reader, table, rows, count) = frames;
+                let frames = chunks::on_a_task(frames_of(reader, table, rows, count));
+                let files = chunks::write(jobs, frames, into, meter).await?;
+                Ok(Copied { place, files, cells: cells.load(Ordering::Relaxed) })
+            };
+            copies.push(copy.boxed());
+        }
+    }
+    let copied: Vec<Copied> = stream::iter(copies).buffered(PARALLEL).try_collect().await?;
+    let mut pieces: Vec<Vec<Vec<ManifestFile>>> = tables.iter().map(|_| Vec::new()).collect();
+    for Copied { place, files, cells } in copied {
+        tables[place].cells += cells;
+        tables[place].files += u32::try_from(files.len()).unwrap_or(u32::MAX);
+        pieces[place].push(files);
+    }
+    let directory = directory.to_owned();
+    let name = move || {
+        let named = pieces.into_iter().enumerate();
+        named.map(|(place, pieces)| pieces::name_files(&directory, place, pieces)).collect::<Result<Vec<_>>>()
+    };
+    let files = jobs.run(name).await?.into_iter().flatten().collect();
+    Ok((files, Contents::Portable { tables }))
 }
 
-/// A table in the repository.
-type Copied = (Vec<ManifestFile>, PortableTable);
+/// A piece of the table at a place in the list, in the repository.
+struct Copied {
+    place: usize,
+    files: Vec<ManifestFile>,
+    cells: u64,
+}
 
-/// The frames of a table; `count` is the number of cells when they have ended.
-fn frames(
+/// The frames of some rows of a table; `count` is the number of cells when they have ended.
+fn frames_of(
     reader: Arc<dyn TransactionOps>,
-    table: PortableTable,
+    table: TableRef,
+    rows: RowRange,
     count: Arc<AtomicU64>,
 ) -> BoxStream<'static, Result<bytes::Bytes>> {
     async_stream::try_stream! {
-        let options = ScanOptions { page_size: PAGE, bypass_cache: true, ..ScanOptions::default() };
-        let mut cells = reader.scan(&table.table, options).await?;
+        let options = ScanOptions { rows, page_size: PAGE, bypass_cache: true, ..ScanOptions::default() };
+        let mut cells = reader.scan(&table, options).await?;
         let mut frames = FrameWriter::default();
         while let Some((cell, value)) = cells.try_next().await? {
             if let Some(frame) = frames.push(&cell, &value)? {
@@ -329,7 +349,8 @@ impl Load<'_> {
         let load = move |file: ManifestFile| {
             load_file(kvs.as_ref(), &table_ref, directory.join(&file.path), &file, Arc::clone(&meter), numbers)
         };
-        let seen = jobs.run_each(files, load).await?.into_iter().sum();
+        // More than processors: while one waits for its file to be synced, others are made.
+        let seen = jobs.run_some(PARALLEL, files, load).await?.into_iter().sum();
         check_count(self.manifest, table, seen)
     }
 

@@ -399,6 +399,9 @@ impl KeyValueService for Pretender {
     async fn table_size(&self, table: &TableRef) -> atlas_kvs::Result<TableSize> {
         self.inner.table_size(table).await
     }
+    async fn cut_rows(&self, table: &TableRef, parts: usize) -> atlas_kvs::Result<Vec<Bytes>> {
+        self.inner.cut_rows(table, parts).await
+    }
     async fn get(&self, table: &TableRef, cells: &[CellBound]) -> atlas_kvs::Result<Vec<Option<Value>>> {
         self.inner.get(table, cells).await
     }

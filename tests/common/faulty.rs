@@ -439,6 +439,10 @@ impl KeyValueService for Faulty {
         self.inner.table_size(table).await
     }
 
+    async fn cut_rows(&self, table: &TableRef, parts: usize) -> Result<Vec<Bytes>> {
+        self.inner.cut_rows(table, parts).await
+    }
+
     async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Option<Value>>> {
         let named: Vec<&Cell> = cells.iter().map(|bound| &bound.cell).collect();
         let (table, cells) = (table.clone(), cells.to_vec());

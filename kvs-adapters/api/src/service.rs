@@ -63,6 +63,16 @@ pub trait KeyValueService: Debug + Send + Sync + 'static {
     /// Estimated size of a table of either kind, told without reading it.
     async fn table_size(&self, table: &TableRef) -> Result<TableSize>;
 
+    /// Rows at which a versioned table can be cut into at most `parts` ranges of like size, told without reading it: each
+    /// is the first row of a range, and they ascend. A hint: fewer, or none, where the store knows no better.
+    ///
+    /// # Errors
+    /// `NoSuchTable`, `WrongTableKind`, and those of every read; a store that knows no cuts may not look.
+    async fn cut_rows(&self, table: &TableRef, parts: usize) -> Result<Vec<Bytes>> {
+        let _ = (table, parts);
+        Ok(Vec::new())
+    }
+
     // ---- versioned tables: reading
 
     /// For each bound, in the order given, the newest version below it; `None` where there is none. The sentinel

@@ -58,6 +58,7 @@ macro_rules! conformance_tests {
                 lengths_over_the_limits_are_refused,
             ],
             scans: [
+                cuts_are_in_order_and_lose_nothing,
                 forward_scan_is_in_order,
                 reverse_scan_is_in_reverse_order,
                 bound_is_exclusive,

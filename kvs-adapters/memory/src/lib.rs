@@ -117,6 +117,10 @@ impl KeyValueService for MemoryStore {
         self.read(|tables| Ok(tables.find(table)?.size()))
     }
 
+    async fn cut_rows(&self, table: &TableRef, parts: usize) -> Result<Vec<Bytes>> {
+        self.read(|tables| Ok(tables::cut_rows(tables.versioned(table)?, parts)))
+    }
+
     async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Option<Value>>> {
         if cells.is_empty() {
             return Ok(Vec::new());

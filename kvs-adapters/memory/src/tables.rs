@@ -26,6 +26,18 @@ enum Cells {
     Atomic(AtomicCells),
 }
 
+/// The rows behind every so many cells, at most so many parts.
+pub(crate) fn cut_rows(cells: &VersionedCells, parts: usize) -> Vec<Bytes> {
+    let part = cells.len().div_ceil(parts.max(1)).max(1);
+    let mut rows: Vec<Bytes> = cells.keys().step_by(part).skip(1).map(|cell| cell.row.clone()).collect();
+    // Of a row that fills several parts.
+    rows.dedup();
+    if rows.first() == cells.keys().next().map(|cell| &cell.row) {
+        rows.remove(0);
+    }
+    rows
+}
+
 impl Tables {
     pub(crate) fn create(&mut self, table: &TableRef, kind: TableKind, metadata: Bytes) -> Result<()> {
         let stored = self.0.entry(table.clone()).or_insert_with(|| Table { metadata, cells: Cells::empty(kind) });

@@ -88,7 +88,7 @@ pub(crate) struct Catalog {
 pub(crate) struct TableRecord {
     pub(crate) kind: TableKind,
     pub(crate) metadata: Bytes,
-    family: u64,
+    pub(crate) family: u64,
 }
 
 impl Db {
@@ -701,7 +701,7 @@ impl TableRecord {
 }
 
 /// `t.` keeps tables apart from RocksDB's own "default", and `~`, which no table name has, ends the name.
-fn family_name(table: &TableRef, family: u64) -> String {
+pub(crate) fn family_name(table: &TableRef, family: u64) -> String {
     format!("t.{table}~{family}")
 }
 

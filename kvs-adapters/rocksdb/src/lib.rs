@@ -54,6 +54,7 @@
 compile_error!("the directory modes and the lock of this store are those of Unix");
 
 mod config;
+mod cut;
 mod db;
 mod errors;
 mod keys;

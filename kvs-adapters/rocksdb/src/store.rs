@@ -549,6 +549,11 @@ impl KeyValueService for RocksStore {
         read_blocking(move || db.table_size(&table)).await
     }
 
+    async fn cut_rows(&self, table: &TableRef, parts: usize) -> Result<Vec<Bytes>> {
+        let (db, table) = (self.inner.db()?, table.clone());
+        read_blocking(move || db.cut_rows(&table, parts)).await
+    }
+
     async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Option<Value>>> {
         read_cells(self.inner.db()?, table, cells, Db::get).await
     }

@@ -399,3 +399,19 @@ pub async fn stream_borrows_nothing(store: &mut TestStore) {
     let joined: Bytes = seen.iter().flat_map(|(_, value)| value.bytes.to_vec()).collect();
     assert_eq!(joined, "ax5ay3bx9by2bz2cx4");
 }
+
+/// Where a store says that a table can be cut, rows ascend, and the ranges between them are all of the table.
+pub async fn cuts_are_in_order_and_lose_nothing(store: &mut TestStore) {
+    let t = sample(store).await;
+    for parts in [0, 1, 2, 100] {
+        let cuts = store.cut_rows(&t, parts).await.expect("it can be asked");
+        assert!(cuts.is_sorted_by(|a, b| a < b) && cuts.len() < parts.max(1), "{parts} parts: {cuts:?}");
+        let (mut found, mut start) = (Vec::new(), Bytes::new());
+        for end in cuts.into_iter().map(Some).chain([None]) {
+            let rows = RowRange { start, end: end.clone() };
+            found.extend(scan(store, &t, Scan::new(rows, Timestamp::MAX)).await);
+            start = end.unwrap_or_default();
+        }
+        assert_eq!(found, ALL, "{parts} parts");
+    }
+}

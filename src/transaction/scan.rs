@@ -75,7 +75,7 @@ pub(crate) fn request(transaction: &Inner, options: ScanOptions, usual_page_size
     let request = Scan {
         rows: options.rows,
         columns: options.columns,
-        read_before: transaction.read_ts,
+        read_before: transaction.base,
         reverse: options.reverse,
         after: None,
         page_size,

@@ -102,12 +102,12 @@ pub(crate) async fn for_each(job: ScanJob, visit: impl FnMut(CellRef<'_>) -> Con
     let own = if reverse { own.into_iter().rev().collect() } else { own.into() };
     let (request, first_page) = request(&transaction, options, PAGE_SIZE);
     let mut lender = Lender { transaction: transaction.clone(), reverse, own, kept, left, visit };
-    let (core, read_ts) = (&transaction.core, transaction.read_ts);
+    let (core, base) = (&transaction.core, transaction.base);
     let mut is_short = first_page < request.page_size;
     let mut pages = core.kvs.scan_flat(&table, Scan { page_size: first_page, ..request.clone() });
     while let Some(page) = pages.next().await {
         let mut page = page?;
-        core.resolve_flat(&table, &mut page, read_ts).await?;
+        core.resolve_flat(&table, &mut page, base).await?;
         tokio::task::coop::consume_budget().await;
         transaction.check_open()?;
         if lender.lend_page(&page)?.is_break() {
@@ -120,7 +120,7 @@ pub(crate) async fn for_each(job: ScanJob, visit: impl FnMut(CellRef<'_>) -> Con
         }
     }
     // Also of a range in which nothing was found.
-    core.check_not_swept(&table, read_ts).await?;
+    core.check_not_swept(&table, base).await?;
     transaction.check_open()?;
     lender.lend_rest()
 }

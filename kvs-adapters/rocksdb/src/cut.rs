@@ -19,7 +19,7 @@ use rocksdb::{Range, ReadOptions};
 use std::collections::BTreeSet;
 
 /// How many keys are guessed for each part.
-const GUESSES: usize = 4;
+const GUESSES: usize = 16;
 /// More parts than anybody asks for; each guess is a seek.
 const PARTS_MAX: usize = 64;
 

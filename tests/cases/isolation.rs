@@ -524,7 +524,7 @@ pub(crate) async fn a_visitor_sees_every_page_of_a_long_scan(store: TestStore) {
     let mut model: BTreeMap<Cell, Bytes> = BTreeMap::new();
     for round in 0..2 {
         let tx = store.begin().await;
-        for number in 0..1_500 {
+        for number in 0..1_500u32 {
             if round == 1 && !number.is_multiple_of(5) {
                 continue;
             }

@@ -143,7 +143,7 @@ impl Admitted {
 /// What a member writes, if that is all there is to know of it: of data that were put ahead it is not known, and of
 /// overlapping writers the order of their timestamps does not tell which is seen.
 fn plain_writes(member: &Member) -> Option<Arc<LocalWriteBuffer>> {
-    let cells: usize = member.writes.tables().values().map(BTreeMap::len).sum();
+    let cells: usize = member.writes.tables().values().map(|writes| writes.len()).sum();
     let plain = matches!(member.payload, Payload::Batch { .. })
         && member.keys.len() == cells
         && member.keys.iter().all(|key| key.excludes_writers && key.written.is_none());

@@ -13,6 +13,7 @@
 //! server. The leader raises the fence by a generation instead, which no earlier batch can pass. When the fence shows
 //! that somebody took over, the leader ends, and whoever comes later is told so.
 
+use super::buffer::LocalWriteBuffer;
 use super::cell_cache::CellCache;
 use super::claim::Claim;
 use super::core::SchemaCache;

@@ -29,11 +29,6 @@ async fn lost_to(loser: Committing) -> Timestamp {
     }
 }
 
-/// Groups go one after the other. Not swept: sweep asks until when all is decided, and nobody is admitted while it waits.
-async fn open(lane: Lane) -> Fixture {
-    Fixture::over(lane, 1, |config| config.sweep.enabled = false).await
-}
-
 impl Fixture {
     /// A transaction that writes `value` to "x", whose group stands at the gate, and what somebody lost to it.
     async fn on_its_way(&self, fault: Fault, gate: &Gate) -> (Committing, Timestamp) {
@@ -56,7 +51,7 @@ impl Fixture {
 }
 
 pub(crate) async fn a_loser_sees_what_is_on_its_way_and_commits_behind_it(lane: Lane) {
-    let store = open(lane).await;
+    let store = Fixture::open(lane).await;
     store.write("x", "old").await;
     store.write("z", "old").await;
     let (gate, before) = (Gate::new(), store.groups());
@@ -93,7 +88,7 @@ pub(crate) async fn a_loser_sees_what_is_on_its_way_and_commits_behind_it(lane: 
 }
 
 pub(crate) async fn a_loser_conflicts_with_what_it_has_not_seen(lane: Lane) {
-    let store = open(lane).await;
+    let store = Fixture::open(lane).await;
     let gate = Gate::new();
     let (first, lost) = store.on_its_way(Fault::Hold(gate.clone()), &gate).await;
     let [second, third] = [store.begin_after(lost).await, store.begin_after(lost).await];
@@ -110,7 +105,7 @@ pub(crate) async fn a_loser_conflicts_with_what_it_has_not_seen(lane: Lane) {
 
 /// Everything on its way is lost with the group that stands at the gate.
 pub(crate) async fn who_has_read_what_is_lost_does_not_commit(lane: Lane) {
-    let store = open(lane).await;
+    let store = Fixture::open(lane).await;
     store.write("x", "old").await;
     let gate = Gate::new();
     let (first, lost) = store.on_its_way(Fault::HoldAndLose(gate.clone()), &gate).await;
@@ -135,7 +130,7 @@ pub(crate) async fn who_has_read_what_is_lost_does_not_commit(lane: Lane) {
 
 /// What stands in the store already but is not known to, nobody can see: what lies behind it must not be seen alone.
 pub(crate) async fn nobody_builds_behind_what_is_being_settled(lane: Lane) {
-    let store = open(lane).await;
+    let store = Fixture::open(lane).await;
     store.write("x", "old").await;
     let (gate, settling) = (Gate::new(), Gate::new());
     let (first, lost) = store.on_its_way(Fault::HoldLostAnswer(gate.clone()), &gate).await;
@@ -158,7 +153,7 @@ pub(crate) async fn nobody_builds_behind_what_is_being_settled(lane: Lane) {
 /// A table that is gone takes its own writers along, and whoever has read what they wrote; in one group or in two.
 pub(crate) async fn a_lost_member_takes_along_who_has_read_of_it(lane: Lane) {
     for in_one_group in [false, true] {
-        let store = open(lane).await;
+        let store = Fixture::open(lane).await;
         store.write("x", "old").await;
         let gone = table(&store.atlas, "gone", ConflictHandler::RetryOnWriteWriteCell).await;
         let gate = store.hold_group();
@@ -210,7 +205,7 @@ pub(crate) async fn a_lost_member_takes_along_who_has_read_of_it(lane: Lane) {
 
 pub(crate) async fn who_writes_nothing_waits_for_what_it_has_read(lane: Lane) {
     for lose in [false, true] {
-        let store = open(lane).await;
+        let store = Fixture::open(lane).await;
         let gate = Gate::new();
         let fault = if lose { Fault::HoldAndLose(gate.clone()) } else { Fault::Hold(gate.clone()) };
         let (first, lost) = store.on_its_way(fault, &gate).await;
@@ -232,7 +227,7 @@ pub(crate) async fn who_writes_nothing_waits_for_what_it_has_read(lane: Lane) {
 /// Work that ends with an error of its own says why, and the reason may be something that is lost.
 pub(crate) async fn a_refusal_of_the_work_waits_for_what_it_has_read(lane: Lane) {
     for lose in [false, true] {
-        let store = open(lane).await;
+        let store = Fixture::open(lane).await;
         store.write("x", "old").await;
         let gate = Gate::new();
         let fault = if lose { Fault::HoldAndLose(gate.clone()) } else { Fault::Hold(gate.clone()) };
@@ -275,11 +270,7 @@ async fn refuse_unless_old(atlas: atlas::Atlas, t: TableRef, attempts: Arc<Atomi
 }
 
 pub(crate) async fn what_was_put_ahead_is_not_built_on(lane: Lane) {
-    let store = Fixture::over(lane, 1, |config| {
-        config.transactions.pipeline_size_max = ByteSize(100);
-        config.sweep.enabled = false;
-    })
-    .await;
+    let store = Fixture::open_with(lane, |config| config.pipeline_size_max = ByteSize(100)).await;
     store.write("x", "old").await;
     let gate = store.hold_group();
     let rival = store.writer("x", "rival").await;
@@ -299,7 +290,7 @@ pub(crate) async fn overlapping_writers_are_not_built_on(lane: Lane) {
     for handler in
         [ConflictHandler::IgnoreAll, ConflictHandler::RetryOnValueChanged, ConflictHandler::SerializableIndex]
     {
-        let store = open(lane).await;
+        let store = Fixture::open(lane).await;
         let free = table(&store.atlas, "free", handler).await;
         let rival = store.writer("x", "rival").await;
         let gate = store.hold_group();
@@ -317,7 +308,7 @@ pub(crate) async fn overlapping_writers_are_not_built_on(lane: Lane) {
 
 /// What was seen is checked as all that is read, and scans go both ways and stop where they are told to.
 pub(crate) async fn serializable_reads_of_what_is_on_its_way_are_checked(lane: Lane) {
-    let store = open(lane).await;
+    let store = Fixture::open(lane).await;
     let checked = table(&store.atlas, "checked", ConflictHandler::Serializable).await;
     write(&store.atlas, &checked, &[("a", "old"), ("b", "old")]).await;
     let rival = store.begin().await;
@@ -349,7 +340,7 @@ pub(crate) async fn serializable_reads_of_what_is_on_its_way_are_checked(lane: L
 
 /// Who waits behind a group may lose its locks meanwhile.
 pub(crate) async fn locks_that_are_lost_before_the_group_leaves_count(lane: Lane) {
-    let store = open(lane).await;
+    let store = Fixture::open(lane).await;
     let gate = Gate::new();
     let (first, lost) = store.on_its_way(Fault::Hold(gate.clone()), &gate).await;
     let locked = store.begin_after(lost).await;

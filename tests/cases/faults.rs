@@ -152,14 +152,12 @@ impl Fixture {
         Fixture::over(lane, 2, |_| ()).await
     }
 
-    pub(crate) async fn over(
-        lane: Lane,
-        batches_at_once: usize,
-        change: impl FnOnce(&mut atlas::config::AtlasConfig),
-    ) -> Fixture {
+    async fn over(lane: Lane, batches_at_once: usize, change: impl FnOnce(&mut atlas::config::AtlasConfig)) -> Fixture {
         let place = Place::new(lane.store);
         let faulty = Faulty::new(place.open().await).taking_at_once(batches_at_once);
         let mut config = place.config(lane);
+        // It asks until when all is decided, and nobody takes off while that waits.
+        config.sweep.enabled = false;
         change(&mut config);
         let atlas = Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("the store opens");
         let t = table(&atlas, "t", ConflictHandler::RetryOnWriteWriteCell).await;

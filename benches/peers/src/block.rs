@@ -195,9 +195,18 @@ fn enter(plan: &Plan, setting: Setting, directory: &std::path::Path, clients: &[
     let mut entrants = Vec::new();
     for name in plan.contenders.iter().copied().filter(|name| name.does(setting.workload)) {
         let fill = || {
-            let store = contenders::open(name, directory, setting.fsync == Fsync::On, clients_max)?;
+            let reads = !setting.workload.writes() && !name.is_on_postgres();
+            // What is only read must be there when the store is opened again, whatever it promises for a commit.
+            let sync = setting.fsync == Fsync::On || reads;
+            let store = contenders::open(name, directory, sync, clients_max)?;
             store.run(&Job::fill(plan.accounts, plan.value_bytes), 1, 1)?;
-            anyhow::Ok(store)
+            if !reads {
+                return anyhow::Ok(store);
+            }
+            // So that all read files through their caches: how much of what was filled is in a buffer for what was written
+            // lately, which is faster, would be by chance.
+            store.close()?;
+            contenders::open(name, directory, sync, clients_max)
         };
         let store = fill().with_context(|| format!("filling {}", name.title()))?;
         let population = Arc::new(Population::new(plan.accounts, plan.value_bytes));

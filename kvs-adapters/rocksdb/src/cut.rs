@@ -12,7 +12,7 @@
 
 use crate::db::{Db, family_name};
 use crate::errors::{corrupt_key, read_failed};
-use crate::keys::{self, SplitKey};
+use crate::keys;
 use atlas_kvs::{Result, TableKind, TableRef};
 use bytes::Bytes;
 use rocksdb::{Range, ReadOptions};
@@ -52,7 +52,7 @@ impl Db {
         }
         let mut rows = BTreeSet::new();
         for key in &ends {
-            rows.insert(SplitKey::new(key).map_err(|_| corrupt_key(table, key))?.row);
+            rows.insert(keys::row_of(key).map_err(|_| corrupt_key(table, key))?);
         }
         let rows: Vec<&[u8]> = rows.into_iter().collect();
         let ranges: Vec<Range<'_>> = rows.windows(2).map(|pair| Range::new(pair[0], pair[1])).collect();
@@ -62,7 +62,7 @@ impl Db {
 
     fn plain_row(&self, table: &TableRef, escaped: &[u8]) -> Result<Bytes> {
         let mut row = Vec::new();
-        keys::unescape(escaped, &mut row).map_err(|_| corrupt_key(table, escaped))?;
+        keys::take_part(escaped, 0, &mut row).map_err(|_| corrupt_key(table, escaped))?;
         Ok(row.into())
     }
 }

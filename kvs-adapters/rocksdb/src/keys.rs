@@ -87,6 +87,11 @@ impl<'k> SplitKey<'k> {
     }
 }
 
+/// The part of a key that is the row, still escaped, with its end mark.
+pub(crate) fn row_of(key: &[u8]) -> Result<&[u8], MalformedKey> {
+    Ok(&key[..part_end(key, 0)?])
+}
+
 /// The key of the cell and the timestamp, of the key of a version. Whether it is the key of a cell is not looked at.
 pub(crate) fn split_timestamp(key: &[u8]) -> Result<(&[u8], Timestamp), MalformedKey> {
     let (cell, bytes) = key.split_at_checked(key.len().wrapping_sub(TIMESTAMP_LEN)).ok_or(MalformedKey)?;

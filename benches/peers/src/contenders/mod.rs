@@ -4,6 +4,8 @@
 //! on, a transaction that was acknowledged survives the loss of power; with fsync off, it survives the end of the
 //! process (redb: not even that, it has nothing in between).
 //!
+//! Before it is read only, a store is closed and opened again: everybody reads files, through warm caches.
+//!
 //! Scans look at every row and keep none. Where a contender lends rows for that, it does so here: atlas by `for_each`,
 //! RocksDB by its raw iterator.
 
@@ -190,7 +192,7 @@ impl Sum {
     }
 }
 
-/// Opens a new, empty store.
+/// Opens a store, or makes a new one. On a server it is always a new one.
 pub(crate) fn open(name: Name, directory: &Path, sync: bool, clients_max: usize) -> Result<Box<dyn Contender>> {
     let directory = directory.join(format!("{name:?}").to_lowercase());
     Ok(match name {

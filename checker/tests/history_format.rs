@@ -124,6 +124,21 @@ fn an_abort_for_another_reason_is_no_conflict() {
     assert_eq!((stats.aborted, stats.conflicts), (1, 0));
 }
 
+/// What was being written when it was read may never have committed.
+#[test]
+fn what_a_tentative_attempt_read_counts_if_it_committed() {
+    let lost = r#"{"client":1,"status":"aborted","start_ts":4,"read_ts":4,"commit_ts":null,"begin_ns":3,"end_ns":6,"ops":[{"op":"put","table":"t","row":"r","col":"c","value":"v"}]}"#;
+    let sees = r#"{"client":2,"status":"aborted","start_ts":9,"read_ts":8,"commit_ts":null,"begin_ns":5,"end_ns":7,"ops":[{"op":"get","table":"t","row":"r","col":"c","value":"v"}]}"#;
+    let stands = r#"{"client":3,"status":"committed","start_ts":5,"read_ts":5,"commit_ts":7,"begin_ns":4,"end_ns":20,"ops":[{"op":"put","table":"t","row":"other","col":"c","value":"w"}]}"#;
+    let earlier = r#"{"client":4,"status":"committed","start_ts":10,"read_ts":6,"commit_ts":null,"begin_ns":8,"end_ns":9,"ops":[]}"#;
+    let is_clean =
+        |sees: &str| check(&read(&[HEADER, lost, sees, stands, earlier]).unwrap(), &Options::default()).is_clean();
+    assert!(!is_clean(sees), "it read what never was, and could see what the next one does not");
+    let tentative = sees.replace(r#""read_ts""#, r#""tentative":true,"read_ts""#);
+    assert!(is_clean(&tentative));
+    assert!(!is_clean(&tentative.replace("aborted", "committed")), "it was told that it read right");
+}
+
 fn read_all(bytes: &[u8]) {
     if let Ok(history) = History::read(bytes) {
         // Whatever can be read can be checked, drawn, and asked about.

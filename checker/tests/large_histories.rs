@@ -66,6 +66,7 @@ fn history(hot: bool) -> History {
             status: if is_unknown { Status::Unknown } else { Status::Committed },
             start_ts,
             read_ts,
+            tentative: false,
             commit_ts: (number % 194 != 5).then_some(commit_ts),
             begin_ns: read_ts * 10,
             end_ns: commit_ts * 10,

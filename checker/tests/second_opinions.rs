@@ -54,6 +54,7 @@ fn history(serializable: bool, fixtures: Vec<Fixture>) -> History {
             status: fixture.status,
             start_ts: fixture.read_ts,
             read_ts: fixture.read_ts,
+            tentative: false,
             commit_ts: wrote.then_some(fixture.commit_ts),
             begin_ns: client as u64,
             end_ns: 1000 + client as u64,

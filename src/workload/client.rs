@@ -68,9 +68,10 @@ impl Client {
                     return;
                 }
                 // At once, every other time: what it lost to is perhaps on its way still.
-                Err(Error::Conflict { committed_at: Some(committed_at), .. }) if self.random.random() => {
-                    lost_to = Some(committed_at);
-                }
+                Err(
+                    Error::Conflict { committed_at: Some(committed_at), .. }
+                    | Error::ReadConflict { committed_at: Some(committed_at), .. },
+                ) if self.random.random() => lost_to = Some(committed_at),
                 Err(_) => {
                     lost_to = None;
                     let pause = Duration::from_micros(self.random.random_range(50..=400)) * number;
@@ -113,7 +114,20 @@ impl Client {
         };
         let line = 0;
         let client = ClientName::Number(self.number);
-        let noted = Transaction { line, client, status, start_ts, read_ts, commit_ts, begin_ns, end_ns, reason, ops };
+        let tentative = lost_to.is_some();
+        let noted = Transaction {
+            line,
+            client,
+            status,
+            start_ts,
+            read_ts,
+            tentative,
+            commit_ts,
+            begin_ns,
+            end_ns,
+            reason,
+            ops,
+        };
         self.recorder.note(&noted, began.elapsed());
         outcome.map(drop)
     }

@@ -42,7 +42,9 @@ pub(super) fn check(timeline: &Timeline<'_, '_>, findings: &mut Findings) {
             let over = &transactions[txn];
             started.raise(Some(over.start_ts), txn);
             committed.raise(over.commit_ts.filter(|_| over.status == Status::Committed), txn);
-            seen.raise(visible.newest_below(over.read_ts), txn);
+            if over.reads_count() {
+                seen.raise(visible.newest_below(over.read_ts), txn);
+            }
         }
         let Transaction { start_ts, read_ts, .. } = transaction;
         if let Some((commit_ts, first)) = committed.at_least(*read_ts) {

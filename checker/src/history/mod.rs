@@ -88,6 +88,8 @@ pub struct Transaction {
     pub start_ts: u64,
     /// The snapshot: commits below it are seen. Not above `start_ts`.
     pub read_ts: u64,
+    /// It also saw commits that were still being written, below `read_ts`: what it read counts if it committed, and else not.
+    pub tentative: bool,
     /// The commit timestamp, above `start_ts`; none for one that wrote nothing or never drew one.
     pub commit_ts: Option<u64>,
     /// Before the transaction was begun.
@@ -104,6 +106,19 @@ impl Transaction {
     /// Whether it put or deleted anything.
     pub fn wrote(&self) -> bool {
         self.ops.iter().any(|op| matches!(op, Op::Put { .. } | Op::Delete { .. }))
+    }
+
+    /// Itself, without reads that count for nothing.
+    fn without_what_does_not_count(mut self) -> Self {
+        if !self.reads_count() {
+            self.ops.retain(|op| matches!(op, Op::Put { .. } | Op::Delete { .. }));
+        }
+        self
+    }
+
+    /// Whether what it read is promised to be right.
+    pub fn reads_count(&self) -> bool {
+        !self.tentative || self.status == Status::Committed
     }
 
     /// Whether it aborted because of another transaction, as far as the history tells.

@@ -100,18 +100,20 @@ impl<R: BufRead> Reader<R> {
             let op = operation(field, &mut self.names);
             ops.push(op.map_err(|problem| self.wrong(format!("operation {}: {problem}", number + 1)))?);
         }
-        Ok(Transaction {
+        let transaction = Transaction {
             line: self.line,
             client: line.client.into(),
             status: line.status.into(),
             start_ts: line.start_ts,
             read_ts: line.read_ts,
+            tentative: line.tentative,
             commit_ts: line.commit_ts,
             begin_ns: line.begin_ns,
             end_ns: line.end_ns,
             reason: line.reason,
             ops,
-        })
+        };
+        Ok(transaction.without_what_does_not_count())
     }
 
     /// The next line that is not empty, without its end; false at the end of the file.

@@ -91,6 +91,8 @@ pub(super) struct TransactionLine<'a> {
     pub(super) status: StatusField,
     pub(super) start_ts: u64,
     pub(super) read_ts: u64,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) tentative: bool,
     // Must be there, even if it is null: a writer that forgets it would have its commits checked as unknown ones.
     #[serde(deserialize_with = "Option::deserialize")]
     pub(super) commit_ts: Option<u64>,

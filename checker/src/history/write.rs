@@ -55,6 +55,7 @@ pub fn encode_transaction(transaction: &Transaction) -> Result<Vec<u8>> {
         status: transaction.status.into(),
         start_ts: transaction.start_ts,
         read_ts: transaction.read_ts,
+        tentative: transaction.tentative,
         commit_ts: transaction.commit_ts,
         begin_ns: transaction.begin_ns,
         end_ns: transaction.end_ns,

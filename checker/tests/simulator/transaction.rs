@@ -194,6 +194,7 @@ impl Tx<'_> {
             status,
             start_ts,
             read_ts,
+            tentative: false,
             commit_ts,
             begin_ns,
             end_ns,

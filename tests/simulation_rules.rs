@@ -9,7 +9,7 @@ mod simulation;
 use simulation::{Scenario, simulate};
 
 /// Each rule, and within how many seeds its absence must show.
-const RULES: [(&str, u64); 19] = [
+const RULES: [(&str, u64); 20] = [
     ("rule::lock_writes", 200),
     ("rule::check_writes", 50),
     ("rule::data_before_commit_ts", 200),
@@ -29,6 +29,7 @@ const RULES: [(&str, u64); 19] = [
     ("rule::bring_in_unless_overtaken", 100),
     ("rule::forget_the_unknown", 400),
     ("rule::see_members_ahead", 50),
+    ("rule::refuse_dependents", 200),
 ];
 
 #[test]

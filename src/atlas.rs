@@ -913,6 +913,10 @@ impl TransactionOps for LocalTransaction {
         self.transaction.read_ts()
     }
 
+    fn is_tentative(&self) -> bool {
+        self.transaction.seen().on_its_way.is_some()
+    }
+
     async fn get(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {
         self.transaction.get_many(table, cells).await
     }

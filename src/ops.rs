@@ -111,6 +111,11 @@ pub trait TransactionOps: Send + Sync {
     /// The snapshot it reads: commits below this.
     fn read_ts(&self) -> Timestamp;
 
+    /// Whether it sees commits that are still being written, as [`BeginOptions::lost_to`] asks for.
+    fn is_tentative(&self) -> bool {
+        false
+    }
+
     /// Values of cells, in the order given, own writes included.
     async fn get(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>>;
 

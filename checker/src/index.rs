@@ -208,8 +208,16 @@ impl<'h> Index<'h> {
         crate::text::cell(self.tables[*table].name, row, col)
     }
 
-    /// Calls back for every cell a transaction observed, in program order: also for those a scan found absent.
-    pub(crate) fn observe(&self, txn: TxnId, mut seen: impl FnMut(Seen<'h>)) {
+    /// Calls back for every cell a transaction observed, in program order: also for those a scan found absent. Not for those
+    /// of whom it is not known that what they read counts.
+    pub(crate) fn observe(&self, txn: TxnId, seen: impl FnMut(Seen<'h>)) {
+        if self.txn(txn).reads_count() {
+            self.observe_all(txn, seen);
+        }
+    }
+
+    /// As [`observe`](Self::observe), of one that has committed, as its client knows or as somebody saw.
+    pub(crate) fn observe_all(&self, txn: TxnId, mut seen: impl FnMut(Seen<'h>)) {
         let mut own: HashMap<CellId, Option<&'h str>> = HashMap::new();
         for (op, operation) in self.txn(txn).ops.iter().enumerate() {
             match operation {

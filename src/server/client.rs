@@ -435,6 +435,7 @@ impl Operations for RemoteAtlas {
         Ok(Box::new(RemoteTransaction {
             start_ts: wire::timestamp(begun.start_ts).map_err(Malformed::in_answer)?,
             read_ts: wire::timestamp(begun.read_ts).map_err(Malformed::in_answer)?,
+            tentative: begun.tentative,
             unsettled_writes: AtomicUsize::new(0),
             open: true,
             _kept_alive: keep_alive(self.clone(), begun.transaction_id.clone(), begun.lease_ms),
@@ -576,6 +577,7 @@ struct RemoteTransaction {
     id: Bytes,
     start_ts: Timestamp,
     read_ts: Timestamp,
+    tentative: bool,
     /// Writes that may have been applied in part, because they are on their way or their answers were lost. A
     /// transaction with any of them does not commit: it would write less than its owner believes.
     unsettled_writes: AtomicUsize,
@@ -608,6 +610,10 @@ impl TransactionOps for RemoteTransaction {
 
     fn read_ts(&self) -> Timestamp {
         self.read_ts
+    }
+
+    fn is_tentative(&self) -> bool {
+        self.tentative
     }
 
     async fn get(&self, table: &TableRef, cells: &[Cell]) -> Result<Vec<Option<Bytes>>> {

@@ -406,6 +406,7 @@ impl pb::transactions_server::Transactions for Api {
             transaction_id: transaction.id_bytes(),
             start_ts: transaction.start_ts.get(),
             read_ts: transaction.read_ts.get(),
+            tentative: transaction.tentative,
             lease_ms: wire::millis(self.transactions.lease()),
         })
     }

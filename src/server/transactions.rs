@@ -52,6 +52,7 @@ pub(super) struct OpenTransaction {
     pub(super) id: Uuid,
     pub(super) start_ts: Timestamp,
     pub(super) read_ts: Timestamp,
+    pub(super) tentative: bool,
     seen: Mutex<Instant>,
     /// Reads and writes share it; whoever ends the transaction takes it, and waits for them.
     inner: RwLock<Option<Box<dyn TransactionOps>>>,
@@ -133,6 +134,7 @@ impl Transactions {
             id: Uuid::new_v4(),
             start_ts: transaction.start_ts(),
             read_ts: transaction.read_ts(),
+            tentative: transaction.is_tentative(),
             seen: Mutex::new(Instant::now()),
             inner: RwLock::new(Some(transaction)),
             ending: AtomicBool::new(false),

@@ -77,9 +77,16 @@ impl Group {
         if !self.commits.iter().any(&which) {
             return Vec::new();
         }
-        let (taken, kept) = std::mem::take(&mut self.commits).into_iter().partition(which);
+        let (taken, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.commits).into_iter().partition(which);
         self.commits = kept;
+        self.size -= taken.iter().map(|accepted| accepted.member.payload.size()).sum::<usize>();
         taken
+    }
+
+    /// Puts one back that was taken out. Whoever does so sees to the order.
+    pub(super) fn put_back(&mut self, accepted: Accepted) {
+        self.size += accepted.member.payload.size();
+        self.commits.push(accepted);
     }
 
     /// Tells the memory of cells what the group has committed. Before the group is published: nobody has a snapshot above it yet

@@ -370,9 +370,11 @@ impl Transaction {
             self.inner.start_commit()?;
         let commit_ts = if buffer.is_empty() {
             drop(turn);
-            // First: it may take a while, and what is checked is to hold then.
-            let seen = Seen { start_ts: self.inner.start_ts, on_its_way };
-            self.inner.core.landed(&seen).await?;
+            if on_its_way.is_some() {
+                // First: it may take a while, and what is checked is to hold then.
+                let seen = Seen { start_ts: self.inner.start_ts, on_its_way };
+                self.inner.core.landed(&seen).await?;
+            }
             for condition in &conditions {
                 condition.check(self.inner.start_ts)?;
             }

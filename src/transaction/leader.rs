@@ -322,10 +322,7 @@ impl Leader {
         reach(CommitStep::RecheckReads, start_ts).await;
         self.reserved.remove(member.work_id);
         reach(CommitStep::CheckLocks, start_ts).await;
-        group.size += match &member.payload {
-            Payload::Batch { size, .. } => *size,
-            Payload::PutAhead { .. } => 0,
-        };
+        group.size += member.payload.size();
         group.commits.push(Accepted { member, commit_ts, reply });
     }
 
@@ -420,12 +417,13 @@ impl Leader {
             return;
         }
         let mut refused = Vec::new();
-        for accepted in std::mem::take(&mut group.commits) {
+        for accepted in group.take(|accepted| !accepted.member.locks.is_empty()) {
             match accepted.member.locks.iter().find_map(|locks| locks.check().err()) {
                 Some(error) => refused.push((accepted, Verdict::Failed(error))),
-                None => group.commits.push(accepted),
+                None => group.put_back(accepted),
             }
         }
+        group.commits.sort_by_key(|accepted| accepted.commit_ts);
         if !refused.is_empty() {
             self.take_out(refused, group, None, &mut Group::default());
         }
@@ -553,7 +551,7 @@ impl Leader {
         if let Some(batch) = batch {
             take_out_of_batch(refused.iter().map(|(accepted, _)| accepted.member.start_ts).collect(), batch);
         }
-        if let Some(on_their_way) = &self.on_their_way {
+        if let Some(on_their_way) = self.on_their_way.as_ref().filter(|_| !commits.is_empty()) {
             // Before anybody is told: what he does next must not be refused for it.
             on_their_way.lost(&commits);
             self.published.notify_waiters();

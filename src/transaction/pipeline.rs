@@ -90,6 +90,16 @@ pub(crate) enum Payload {
     },
 }
 
+impl Payload {
+    /// Bytes that it adds to the batch, about.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Payload::Batch { size, .. } => *size,
+            Payload::PutAhead { .. } => 0,
+        }
+    }
+}
+
 /// The leader's answer to a member.
 #[derive(Debug)]
 pub(crate) enum Verdict {

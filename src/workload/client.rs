@@ -93,7 +93,7 @@ impl Client {
             }
         };
         self.attempts += 1;
-        let (start_ts, read_ts) = (tx.start_ts().get(), tx.read_ts().get());
+        let (start_ts, read_ts, tentative) = (tx.start_ts().get(), tx.read_ts().get(), tx.is_tentative());
         let mut attempt = Attempt::new(&*tx, &self.tables, format!("c{}.{}", self.number, self.attempts));
         let done = job.attempt(&mut attempt).await;
         let ops = attempt.into_ops();
@@ -114,7 +114,6 @@ impl Client {
         };
         let line = 0;
         let client = ClientName::Number(self.number);
-        let tentative = lost_to.is_some();
         let noted = Transaction {
             line,
             client,

@@ -782,7 +782,14 @@ async fn unknown_for_long(lane: Lane, fault: Fault) {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // All have begun; now they queue up behind the group that is on its way.
+    // All have begun. What is put ahead must be there before they can queue up behind the group that is on its way.
+    let ahead = matches!(lane.pipeline_size_max, SizeLimit::Bytes(0));
+    for _ in 0..10_000 {
+        if !ahead || store.faulty.calls(Op::Put, &store.t) >= 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     store.a_while().await;
     gate.open();
     joined(first).await.expect("it was in the group before");

@@ -138,6 +138,10 @@ impl TransactionOps for LeavingTransaction {
         self.inner.start_ts()
     }
 
+    fn is_tentative(&self) -> bool {
+        self.inner.is_tentative()
+    }
+
     fn read_ts(&self) -> Timestamp {
         self.inner.read_ts()
     }

@@ -32,7 +32,7 @@ fn recorded(instructions_each: u64, times: u64) -> LibraryBenchmarkConfig {
     config
 }
 
-#[library_benchmark(config = recorded(1430, TIMES))]
+#[library_benchmark(config = recorded(1_760, TIMES))]
 #[bench::usual(Store::remembered())]
 fn begin_and_end(store: Store) -> Store {
     store.runtime.block_on(async {
@@ -43,13 +43,13 @@ fn begin_and_end(store: Store) -> Store {
     store
 }
 
-#[library_benchmark(config = recorded(4380, TIMES))]
+#[library_benchmark(config = recorded(4_370, TIMES))]
 #[bench::usual(Store::remembered())]
 fn read_from_memory(store: Store) -> Store {
     read(store)
 }
 
-#[library_benchmark(config = recorded(7930, TIMES))]
+#[library_benchmark(config = recorded(7_283, TIMES))]
 #[bench::usual(Store::forgetful())]
 fn read_from_store(store: Store) -> Store {
     read(store)
@@ -66,7 +66,7 @@ fn read(store: Store) -> Store {
 }
 
 // Two reads and two writes.
-#[library_benchmark(config = recorded(55_700, TIMES))]
+#[library_benchmark(config = recorded(49_740, TIMES))]
 #[bench::usual(Store::remembered())]
 fn transfer(store: Store) -> Store {
     store.runtime.block_on(async {
@@ -84,7 +84,7 @@ fn transfer(store: Store) -> Store {
 }
 
 // By the cell.
-#[library_benchmark(config = recorded(14_960, CELLS))]
+#[library_benchmark(config = recorded(13_000, CELLS))]
 #[bench::usual(Store::remembered())]
 fn load(store: Store) -> Store {
     store.runtime.block_on(async {
@@ -98,7 +98,7 @@ fn load(store: Store) -> Store {
 }
 
 // By the row.
-#[library_benchmark(config = recorded(843, CELLS))]
+#[library_benchmark(config = recorded(1_080, CELLS))]
 #[bench::usual(Store::remembered())]
 fn scan(store: Store) -> Store {
     store.runtime.block_on(async {
@@ -114,7 +114,7 @@ fn scan(store: Store) -> Store {
     store
 }
 
-#[library_benchmark(config = recorded(496, TIMES))]
+#[library_benchmark(config = recorded(500, TIMES))]
 #[bench::usual(Store::remembered())]
 fn timestamps(store: Store) -> Store {
     store.runtime.block_on(async {

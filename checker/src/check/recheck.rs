@@ -19,7 +19,7 @@ pub(super) fn check(timeline: &mut Timeline<'_, '_>, findings: &mut Findings) {
     for (txn, transaction) in index.history.transactions.iter().enumerate() {
         let Some(commit_ts) = timeline.commit_ts(txn).filter(|_| timeline.is_committed(txn)) else { continue };
         let mut readings = Vec::new();
-        index.observe(txn, |seen| {
+        index.observe_all(txn, |seen| {
             if seen.own.is_none() && index.table_of(seen.cell).serializable {
                 let by = Witness::Transaction(txn);
                 readings.push(Reading { by, cell: seen.cell, below: commit_ts, got: seen.got, seen: Some(seen) });

@@ -2,13 +2,24 @@
 //! reader's own. The final state is read like a snapshot above everything.
 
 use super::classify::{self, Reading};
+use crate::index::TxnId;
 use crate::report::Findings;
 use crate::timeline::{Timeline, Verdict, Witness};
 
 pub(super) fn check(timeline: &mut Timeline<'_, '_>, findings: &mut Findings) {
     let mut undecided = Vec::new();
-    transactions(timeline, findings, &mut undecided);
+    transactions(timeline, findings, &mut undecided, |timeline, txn| timeline.index.txn(txn).reads_count());
     final_state(timeline, findings, &mut undecided);
+    settle(timeline, findings, undecided);
+    // Tentative ones that were seen to have committed though their clients do not know it: what they read counts after all.
+    let mut undecided = Vec::new();
+    transactions(timeline, findings, &mut undecided, |timeline, txn| {
+        !timeline.index.txn(txn).reads_count() && timeline.is_committed(txn)
+    });
+    settle(timeline, findings, undecided);
+}
+
+fn settle<'h>(timeline: &mut Timeline<'_, 'h>, findings: &mut Findings, mut undecided: Vec<Reading<'h>>) {
     // What one read decides can decide another one. Each round decides a fate or is the last.
     loop {
         let decided = timeline.decided();
@@ -21,12 +32,20 @@ pub(super) fn check(timeline: &mut Timeline<'_, '_>, findings: &mut Findings) {
     }
 }
 
-fn transactions<'h>(timeline: &mut Timeline<'_, 'h>, findings: &mut Findings, undecided: &mut Vec<Reading<'h>>) {
+fn transactions<'h>(
+    timeline: &mut Timeline<'_, 'h>,
+    findings: &mut Findings,
+    undecided: &mut Vec<Reading<'h>>,
+    whose: impl Fn(&Timeline<'_, 'h>, TxnId) -> bool,
+) {
     let index = timeline.index;
     let mut reads = 0;
     for (txn, transaction) in index.history.transactions.iter().enumerate() {
+        if !whose(timeline, txn) {
+            continue;
+        }
         let by = Witness::Transaction(txn);
-        index.observe(txn, |seen| {
+        index.observe_all(txn, |seen| {
             reads += 1;
             let reading = Reading { by, cell: seen.cell, below: transaction.read_ts, got: seen.got, seen: Some(seen) };
             match seen.own {
@@ -36,7 +55,7 @@ fn transactions<'h>(timeline: &mut Timeline<'_, 'h>, findings: &mut Findings, un
             }
         });
     }
-    findings.stats().reads = reads;
+    findings.stats().reads += reads;
 }
 
 fn final_state<'h>(timeline: &mut Timeline<'_, 'h>, findings: &mut Findings, undecided: &mut Vec<Reading<'h>>) {

@@ -108,15 +108,7 @@ impl Transaction {
         self.ops.iter().any(|op| matches!(op, Op::Put { .. } | Op::Delete { .. }))
     }
 
-    /// Itself, without reads that count for nothing.
-    fn without_what_does_not_count(mut self) -> Self {
-        if !self.reads_count() {
-            self.ops.retain(|op| matches!(op, Op::Put { .. } | Op::Delete { .. }));
-        }
-        self
-    }
-
-    /// Whether what it read is promised to be right.
+    /// Whether what it read is promised to be right, as far as its client knows.
     pub fn reads_count(&self) -> bool {
         !self.tentative || self.status == Status::Committed
     }

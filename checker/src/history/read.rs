@@ -100,7 +100,7 @@ impl<R: BufRead> Reader<R> {
             let op = operation(field, &mut self.names);
             ops.push(op.map_err(|problem| self.wrong(format!("operation {}: {problem}", number + 1)))?);
         }
-        let transaction = Transaction {
+        Ok(Transaction {
             line: self.line,
             client: line.client.into(),
             status: line.status.into(),
@@ -112,8 +112,7 @@ impl<R: BufRead> Reader<R> {
             end_ns: line.end_ns,
             reason: line.reason,
             ops,
-        };
-        Ok(transaction.without_what_does_not_count())
+        })
     }
 
     /// The next line that is not empty, without its end; false at the end of the file.

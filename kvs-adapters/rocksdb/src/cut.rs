@@ -26,9 +26,11 @@ const PARTS_MAX: usize = 64;
 impl Db {
     /// The first rows of all parts but the first, when a table of versions is cut into at most so many parts.
     pub(crate) fn cut_rows(&self, table: &TableRef, parts: usize) -> Result<Vec<Bytes>> {
-        let catalog = self.tables.read();
+        // Given back at once: who changes tables would wait for all that is read here, and everybody else for him.
+        let catalog = self.tables.read_recursive();
         let family = self.family(&catalog, table, TableKind::Versioned)?;
         let name = family_name(table, catalog.get(table)?.family);
+        drop(catalog);
         let files = self.rocks.live_files().map_err(|error| read_failed(table, error))?;
         let mut ends: BTreeSet<Vec<u8>> = files
             .into_iter()

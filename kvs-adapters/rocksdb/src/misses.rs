@@ -37,7 +37,7 @@ impl Misses {
 
     /// So many cells were read past the memory, which took so long.
     pub(crate) fn took(&self, cells: usize, time: Duration) {
-        let each = nanos(time.min(COUNTED_MAX)) / (cells as u64).max(1);
+        let each = (nanos(time) / (cells as u64).max(1)).min(nanos(COUNTED_MAX));
         let mean = self.mean.load(Ordering::Relaxed);
         // Rounded up on the way up, so that it gets there.
         let moved = if each > mean { mean + (each - mean).div_ceil(SHARE) } else { mean - (mean - each) / SHARE };
@@ -100,5 +100,9 @@ mod tests {
             misses.took(10, Duration::from_micros(100));
         }
         assert!(misses.are_short(5));
+        for _ in 0..100 {
+            misses.took(200, Duration::from_secs(1));
+        }
+        assert!(!misses.are_short(1), "5 ms each");
     }
 }

@@ -350,14 +350,12 @@ where
     if questions.is_empty() {
         return Ok(Vec::new());
     }
-    let mut answers = if questions.len() <= MEMORY_READS_MAX {
-        read(&db, table, questions, Tier::Memory)?
-    } else {
-        Answers::all_missed(questions.len())
-    };
+    let asks_memory = questions.len() <= MEMORY_READS_MAX;
+    let mut answers =
+        if asks_memory { read(&db, table, questions, Tier::Memory)? } else { Answers::all_missed(questions.len()) };
     if !answers.missed.is_empty() {
         let open: Vec<Q> = answers.missed.iter().map(|&index| questions[index].clone()).collect();
-        let late = read_past_memory(db, table, open, read).await?;
+        let late = read_past_memory(db, table, open, read, asks_memory).await?;
         debug_assert!(late.missed.is_empty(), "the disk answers everything");
         for (index, answer) in answers.missed.into_iter().zip(late.found) {
             answers.found[index] = answer;
@@ -372,6 +370,7 @@ async fn read_past_memory<Q, T>(
     table: &TableRef,
     questions: Vec<Q>,
     read: CellReader<Q, T>,
+    asked_memory: bool,
 ) -> Result<Answers<T>>
 where
     Q: Send + 'static,
@@ -383,7 +382,10 @@ where
     let work = move || {
         let begun = std::time::Instant::now();
         let answers = read(&db, &table, &questions, Tier::Disk)?;
-        db.misses.took(questions.len(), begun.elapsed());
+        // What memory might have answered says nothing about files.
+        if asked_memory {
+            db.misses.took(questions.len(), begun.elapsed());
+        }
         Ok(answers)
     };
     if here { work() } else { read_blocking(work).await }

@@ -156,9 +156,11 @@ pub struct BeginOptions {
     pub at: Option<Timestamp>,
     /// Abort the transaction when it is older than this; `None`: the configured limit.
     pub timeout: Option<Duration>,
-    /// The commit that an earlier attempt of the same work lost to ([`Error::Conflict`], [`Error::ReadConflict`]): this one would
-    /// like to see it, and may see all that is being written. If that is not durable yet, what is read counts only once [`commit`](TransactionOps::commit) has succeeded, which waits for it
-    /// or fails. A wish: where it can't be granted, the snapshot is what is durable. Not for transactions of the past.
+    /// The commit that an earlier attempt of the same work lost to ([`Error::Conflict`](crate::Error::Conflict),
+    /// [`Error::ReadConflict`](crate::Error::ReadConflict)): this one would like to see it, and may see all that is being
+    /// written. If that is not durable yet, what is read counts only once [`commit`](TransactionOps::commit) has
+    /// succeeded, which waits for it or fails. A wish: where it can't be granted, the snapshot is what is durable. Not for
+    /// transactions of the past.
     pub lost_to: Option<Timestamp>,
 }
 

@@ -274,7 +274,7 @@ impl Leader {
     }
 
     /// Decides whether a member may commit, and numbers it. Steps 3, 6, 7 and 9.
-    async fn admit(&mut self, member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
+    async fn admit(&mut self, mut member: Box<Member>, reply: oneshot::Sender<Verdict>, group: &mut Group) {
         if group.rolls_back(member.start_ts) && Rule::RefuseRolledBack.is_kept() {
             let _ = reply.send(Verdict::HasEntry);
             return;
@@ -311,7 +311,6 @@ impl Leader {
         if Rule::SeeMembersAhead.is_kept() {
             self.window.insert(commit_ts, &member.keys);
         }
-        let mut member = member;
         if let Some(on_their_way) = &self.on_their_way {
             // Whoever is next sees it from now on. Where he does not, it is his turn when this one was answered.
             let may_be_seen = on_their_way.admit(commit_ts, &member);
@@ -522,8 +521,7 @@ impl Leader {
     }
 
     /// Tells the members of a group that nothing of it was applied.
-    fn refuse(&mut self, group: Group, error: &KvsError, gathering: &mut Group) {
-        let mut group = group;
+    fn refuse(&mut self, mut group: Group, error: &KvsError, gathering: &mut Group) {
         let refused = group.take(|_| true).into_iter().map(|accepted| (accepted, Verdict::Failed(not_applied(error))));
         self.take_out(refused.collect(), &mut Group::default(), None, gathering);
         refuse_all(group, || not_applied(error));
@@ -533,12 +531,11 @@ impl Leader {
     /// batch, if there is one already, and in the one that gathers behind it.
     fn take_out(
         &mut self,
-        refused: Vec<(Accepted, Verdict)>,
+        mut refused: Vec<(Accepted, Verdict)>,
         group: &mut Group,
         batch: Option<&mut AtomicBatch>,
         gathering: &mut Group,
     ) {
-        let mut refused = refused;
         if !refused.is_empty() && self.on_their_way.is_some() && Rule::RefuseDependents.is_kept() {
             let dependents = [group.take(Accepted::depends), gathering.take(Accepted::depends)].into_iter().flatten();
             refused.extend(dependents.map(|accepted| (accepted, Verdict::DependencyLost)));

@@ -10,6 +10,10 @@
 //!   loser ──────────── turn ──────────────────── commit is seen ─> try
 //! ```
 //!
+//! Where groups of commits go one after the other, a commit that was admitted is seen at once, and the turn ends when the attempt is
+//! admitted ([`super::dependency`]): the next loser builds on it. Elsewhere it is seen when it is durable, and the turn lasts
+//! until the attempt was answered.
+//!
 //! Nobody waits for a turn for long, and nobody holds one while it waits for another. A turn promises nothing: what
 //! decides is the conflict check.
 

@@ -71,6 +71,7 @@ pub(crate) async fn a_loser_sees_what_is_on_its_way_and_commits_behind_it(lane: 
     // Behind the second, which is admitted then.
     let third = store.begin_after(lost_to(committing(rival)).await).await;
     assert_eq!(everything(&third, &store.t).await, ["a/v=own", "x/v=2", "z/v=old"]);
+    assert_eq!(get(&third, &store.t, "x").await.as_deref(), Some("2"), "the last of those that wrote it");
     third.delete(&store.t, cell("x")).await.expect("it is open");
     put(&third, &store.t, "z", "3").await;
     let third = committing(third);

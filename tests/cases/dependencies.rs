@@ -39,6 +39,32 @@ impl Fixture {
         (first, lost_to(committing(rival)).await)
     }
 
+    /// What a writer of "x" lost to that was admitted after `earlier`, as soon as there is something: which of two tasks
+    /// that commit comes first is chance. Another "x" must be on its way already.
+    async fn lost_behind(&self, earlier: Timestamp) -> Timestamp {
+        self.rival_lost_behind(&self.t, &["x"], earlier).await
+    }
+
+    /// As [`lost_behind`](Self::lost_behind), of a writer of these rows, who loses to the first of them that is on its
+    /// way. One must be, or he is admitted himself.
+    async fn rival_lost_behind(&self, table: &TableRef, rows: &[&str], earlier: Timestamp) -> Timestamp {
+        let admitted = async {
+            loop {
+                let rival = self.begin().await;
+                for row in rows {
+                    put(&rival, table, row, "rival").await;
+                }
+                let lost = lost_to(committing(rival)).await;
+                if lost > earlier {
+                    break lost;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let admitted = tokio::time::timeout(Duration::from_secs(10), admitted).await;
+        admitted.unwrap_or_else(|_| panic!("nothing was admitted after {earlier}"))
+    }
+
     async fn begin_after(&self, lost_to: Timestamp) -> Transaction {
         let options = BeginOptions { lost_to: Some(lost_to), ..BeginOptions::default() };
         self.atlas.transactions().begin(options).await.expect("a transaction begins")
@@ -66,15 +92,15 @@ pub(crate) async fn a_loser_sees_what_is_on_its_way_and_commits_behind_it(lane: 
     put(&second, &store.t, "a", "own").await;
     assert_eq!(everything(&second, &store.t).await, ["a/v=own", "x/v=1", "z/v=old"]);
     put(&second, &store.t, "x", "2").await;
-    let rival = store.writer("x", "rival").await;
     let second = committing(second);
-    // Behind the second, which is admitted then.
-    let third = store.begin_after(lost_to(committing(rival)).await).await;
+    let second_at = store.lost_behind(lost).await;
+    let third = store.begin_after(second_at).await;
     assert_eq!(everything(&third, &store.t).await, ["a/v=own", "x/v=2", "z/v=old"]);
     assert_eq!(get(&third, &store.t, "x").await.as_deref(), Some("2"), "the last of those that wrote it");
     third.delete(&store.t, cell("x")).await.expect("it is open");
     put(&third, &store.t, "z", "3").await;
     let third = committing(third);
+    store.lost_behind(second_at).await;
     store.a_while().await;
     assert!(!first.is_finished() && !second.is_finished() && !third.is_finished(), "nothing of it is durable");
     assert_eq!(store.read("x").await.as_deref(), Some("old"), "whoever has lost nothing sees what is durable");
@@ -96,7 +122,7 @@ pub(crate) async fn a_loser_conflicts_with_what_it_has_not_seen(lane: Lane) {
     put(&second, &store.t, "x", "2").await;
     put(&third, &store.t, "x", "3").await;
     let second = committing(second);
-    store.a_while().await;
+    store.lost_behind(lost).await;
     assert!(lost_to(committing(third)).await > lost, "it lost to the second");
     gate.open();
     joined(first).await.expect("it commits");
@@ -158,23 +184,21 @@ pub(crate) async fn a_lost_member_takes_along_who_has_read_of_it(lane: Lane) {
         store.write("x", "old").await;
         let gone = table(&store.atlas, "gone", ConflictHandler::RetryOnWriteWriteCell).await;
         let gate = store.hold_group();
-        let rival = store.writer("x", "rival").await;
-        let in_front = in_one_group.then(|| store.writer("in front", "1"));
-        let mut in_front = match in_front {
-            Some(writer) => Some(committing(writer.await)),
-            None => None,
-        };
-        if in_front.is_some() {
+        // Always on its way is the one in front, if there is one, and else the writer.
+        let rows = ["x", "zz"];
+        let (mut in_front, mut in_front_at) = (None, Timestamp::FIRST);
+        if in_one_group {
+            in_front = Some(committing(store.writer("zz", "1").await));
             gate.arrived().await;
+            in_front_at = store.rival_lost_behind(&store.t, &rows, in_front_at).await;
         }
         let writer = store.writer("x", "1").await;
         put(&writer, &gone, "y", "1").await;
         let writer = committing(writer);
-        if in_front.is_none() {
+        if !in_one_group {
             gate.arrived().await;
         }
-        store.a_while().await;
-        let reader = store.begin_after(lost_to(committing(rival)).await).await;
+        let reader = store.begin_after(store.rival_lost_behind(&store.t, &rows, in_front_at).await).await;
         let seen = get(&reader, &store.t, "x").await.expect("it is there");
         assert_eq!(seen, "1");
         put(&reader, &store.t, "copy", &seen).await;
@@ -329,7 +353,8 @@ pub(crate) async fn serializable_reads_of_what_is_on_its_way_are_checked(lane: L
     put(&reads, &store.t, "copy", "1").await;
     put(&writes, &checked, "bb", "2").await;
     let writes = committing(writes);
-    store.a_while().await;
+    // Behind it: else nobody has written into what is read.
+    store.rival_lost_behind(&checked, &["bb", "c"], lost).await;
     let reads = committing(reads);
     store.a_while().await;
     gate.open();
@@ -352,9 +377,7 @@ pub(crate) async fn locks_that_are_lost_before_the_group_leaves_count(lane: Lane
     locked.require_locks(Arc::new(held)).expect("it is open");
     put(&locked, &store.t, "x", "2").await;
     let locked = committing(locked);
-    store.a_while().await;
-    let rival = store.writer("x", "rival").await;
-    let behind = store.begin_after(lost_to(committing(rival)).await).await;
+    let behind = store.begin_after(store.lost_behind(lost).await).await;
     assert_eq!(get(&behind, &store.t, "x").await.as_deref(), Some("2"));
     put(&behind, &store.t, "copy", "2").await;
     let behind = committing(behind);

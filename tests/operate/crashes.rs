@@ -158,10 +158,7 @@ fn unswept_stage() -> Stage {
     stage
 }
 
-fn serve_and_sweep(stage: &Stage, environment: &[(&str, &str)]) -> Server {
-    let mut command = stage.command("--set sweep.interval=100ms serve");
-    Server::start(command.envs(environment.iter().copied()))
-}
+const SERVE_AND_SWEEP: &str = "--set sweep.interval=100ms serve";
 
 fn assert_swept(stage: &Stage, times: usize, step: &str) {
     assert_eq!(stored(stage, "t"), Stored { cells: 12, versions: 12, sentinels: 12 }, "{step}");
@@ -196,13 +193,14 @@ fn a_server_killed_at_any_step_of_a_sweep_leaves_it_to_the_next() {
         // Over the end of a partition of the queue, and far enough for the floor of `_transactions` to be raised.
         let now: u64 = stage.atlas("timestamp fetch").ok().parse().unwrap();
         stage.atlas(&format!("timestamp fast-forward --timestamp {}", now + 70_000)).ok();
-        let server = serve_and_sweep(&stage, &kill_at(step.fail_point()));
-        server.was_killed();
+        // Perhaps before it says that it is ready.
+        let point = step.fail_point();
+        Ran::new(point, output(stage.command(SERVE_AND_SWEEP).envs(kill_at(point)))).was_killed();
         assert_eq!(stage.atlas("kv get t row011 c").ok(), "3", "{step:?}");
-        let server = serve_and_sweep(&stage, &[]);
+        let server = Server::start(&mut stage.command(SERVE_AND_SWEEP));
         until("the next one has done it", || stored(&stage, "t").versions == 12);
         server.stop();
-        assert_swept(&stage, 3, step.fail_point());
+        assert_swept(&stage, 3, point);
     }
 }
 
@@ -308,7 +306,7 @@ fn sum(scanned: &str) -> u64 {
 
 #[test]
 fn a_backup_under_load_restores_the_state_at_its_timestamp() {
-    let stage = Stage::new();
+    let stage = unswept_stage();
     make_load_accounts(&stage);
     let server = stage.serve();
     let load = Load::start(&stage, 4, 0);

@@ -55,12 +55,14 @@ impl Scene {
             }
             _ => String::new(),
         };
+        // Nothing is swept by itself: the past is read here as it was, and nobody has pinned it.
         self.stage.write(
             name,
             &format!(
-                "atlasdb:\n  namespace: {NAMESPACE}\n  leader: {{lease: 1s}}\n  backup: {{lockLease: 1s}}\n  server: \
-                 {{http: off, grpc: \"127.0.0.1:0\"}}\n  keyValueService:\n    type: postgres\n    host: {}\n    port: \
-                 {port}\n    user: {}\n    database: {database}\n    poolSize: 6\n{password}",
+                "atlasdb:\n  namespace: {NAMESPACE}\n  leader: {{lease: 1s}}\n  backup: {{lockLease: 1s}}\n  sweep: \
+                 {{interval: 1h}}\n  server: {{http: off, grpc: \"127.0.0.1:0\"}}\n  keyValueService:\n    type: \
+                 postgres\n    host: {}\n    port: {port}\n    user: {}\n    database: {database}\n    poolSize: \
+                 6\n{password}",
                 settings.host, settings.user,
             ),
         );

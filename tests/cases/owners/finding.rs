@@ -1,7 +1,8 @@
 //! Commands find the owner of a store through the store, and nobody is let in beside him.
 
+use crate::common::StoreKind;
 use crate::scene::Scene;
-use crate::stage::Running;
+use crate::stage::{Ran, Running, until};
 use crate::{LANE, LEASE};
 use atlas::Atlas;
 use atlas::config::LeaderConfig;
@@ -28,9 +29,11 @@ async fn commands_are_answered_by_the_owner_and_leave_nothing_behind() {
     let lease = atlas::config::duration_text::parse(LEASE).unwrap().as_millis();
     assert!(plain.contains(&format!("\nlease\t{lease} ms, renewed ")), "{plain}");
     let doctor = scene.atlas("doctor").ok();
-    for check in ["ok\tdatabase\t", "ok\tlease\t", "ok\taddress\tcommands on "] {
+    for check in ["ok\tdatabase\t", "ok\taddress\tcommands on "] {
         assert!(doctor.contains(check), "{check}: {doctor}");
     }
+    // One renewal may be late, which is a warning then.
+    until("the lease is renewed in time", || scene.atlas("doctor --check lease").ok().starts_with("ok\tlease\t"));
     assert!(scene.records().await.iter().all(|(row, _)| row != "challenge"), "a challenge was left");
     server.stop();
     assert_eq!(scene.atlas("kv get t r c").ok(), "w", "without an owner, a command opens the store itself");
@@ -81,10 +84,20 @@ fn an_owner_that_answers_nobody_is_named() {
 #[test]
 fn short_commands_wait_for_each_other() {
     let scene = Scene::with_table();
-    let commands: Vec<Running> = (0..4)
-        .map(|row| Running::start("kv put", &mut scene.stage.command(&format!("kv put t row{row} c 1"))))
-        .collect();
-    commands.into_iter().for_each(|command| drop(command.end().ok()));
+    let lines: Vec<String> = (0..4).map(|row| format!("kv put t row{row} c 1")).collect();
+    let commands: Vec<Running> =
+        lines.iter().map(|line| Running::start(line, &mut scene.stage.command(line))).collect();
+    // All of them first: who comes again finds nobody in his way.
+    let ends: Vec<Ran> = commands.into_iter().map(Running::end).collect();
+    for (ran, line) in ends.into_iter().zip(&lines) {
+        // They take turns, and on a busy cluster not everybody's comes within the time that a command waits.
+        if ran.code == Some(9) && LANE.store == StoreKind::Cassandra {
+            ran.says("the store is in use by `atlas kv put`");
+            scene.atlas(line).ok();
+        } else {
+            ran.ok();
+        }
+    }
     assert_eq!(scene.atlas("kv scan t").ok().lines().count(), 5);
 }
 

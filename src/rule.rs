@@ -115,6 +115,10 @@ pub(crate) enum Rule {
     DecideBeforeSweep,
     /// Sweep keeps the queue entry of a writer whose commit is too young.
     KeepYoungEntries,
+    /// Transactions of one batch share the queue entry of the one that commits last.
+    ShareTheLastEntry,
+    /// Sweep below what was restored keeps the queue entries of writers that the restore has undone.
+    KeepSharesOfTheUndone,
     /// Nobody commits below the floor of `_transactions`.
     RefuseBelowFloor,
     /// The leader admits nobody whose entry says, or is about to say, *rolled back*.
@@ -187,6 +191,8 @@ impl Rule {
             Rule::CheckSwept => "rule::check_swept",
             Rule::DecideBeforeSweep => "rule::decide_before_sweep",
             Rule::KeepYoungEntries => "rule::keep_young_entries",
+            Rule::ShareTheLastEntry => "rule::share_the_last_entry",
+            Rule::KeepSharesOfTheUndone => "rule::keep_shares_of_the_undone",
             Rule::RefuseBelowFloor => "rule::refuse_below_floor",
             Rule::RefuseRolledBack => "rule::refuse_rolled_back",
             Rule::KeepWhileCommitting => "rule::keep_while_committing",

@@ -17,7 +17,7 @@ use common::faulty::{Fault, Faulty, Op};
 use common::*;
 use futures::TryStreamExt;
 use futures::future::{BoxFuture, FutureExt};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use sweep::Swept;
 use tokio::sync::Semaphore;
@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 type Story = fn() -> BoxFuture<'static, Result<(), String>>;
 
 /// Each rule, and a story that ends well if it is kept.
-const RULES: [(&str, Story); 16] = [
+const RULES: [(&str, Story); 18] = [
     ("rule::sweep_below_readers", || an_open_reader_reads_on().boxed()),
     ("rule::sentinels_first", || who_comes_too_late_is_told(SweepStrategy::Conservative).boxed()),
     ("rule::sentinel_before_delete", || a_lost_deletion_is_behind_a_sentinel().boxed()),
@@ -34,6 +34,8 @@ const RULES: [(&str, Story); 16] = [
     ("rule::check_swept", || who_comes_too_late_is_told(SweepStrategy::Thorough).boxed()),
     ("rule::decide_before_sweep", || who_died_is_decided().boxed()),
     ("rule::keep_young_entries", || a_young_commit_is_come_back_to().boxed()),
+    ("rule::share_the_last_entry", || who_shares_an_entry_is_come_back_to().boxed()),
+    ("rule::keep_shares_of_the_undone", || who_shares_the_entry_of_one_who_is_undone_is_come_back_to().boxed()),
     ("rule::refuse_below_floor", || nobody_commits_below_the_floor().boxed()),
     ("rule::refuse_rolled_back", || who_was_rolled_back_does_not_commit().boxed()),
     // Between steps 9 and 10.
@@ -141,6 +143,86 @@ async fn a_young_commit_is_come_back_to() -> Result<(), String> {
     drop(reader);
     swept.sweep().await;
     expect(swept.counts(&table).await, (2, 1))
+}
+
+/// Two transactions of one group write over "a", and then over "b". Answers a number drawn before the first commit, and one drawn
+/// between the two.
+async fn two_of_a_group(atlas: &atlas::Atlas, table: &TableRef) -> Result<[Timestamp; 2], String> {
+    write(atlas, table, &[("a", "old"), ("b", "old")]).await;
+    let [first, second] = [atlas.begin().await, atlas.begin().await].map(|tx| tx.expect("it begins"));
+    put(&first, table, "a", "new").await;
+    put(&second, table, "b", "new").await;
+    let (first_ts, second_ts) = (first.start_ts(), second.start_ts());
+    let (gate, drawn) = (Gate::new(), Arc::new(Mutex::new(Vec::new())));
+    let (stands, numbers, oracle) = (gate.clone(), drawn.clone(), atlas.transactions().oracle().clone());
+    watch_steps(Arc::new(move |step, of| {
+        let (stands, numbers, oracle) = (stands.clone(), numbers.clone(), oracle.clone());
+        let admitted = step == CommitStep::CheckWriteConflicts && [first_ts, second_ts].contains(&of);
+        let draw = async move {
+            let number = oracle.fresh().await.expect("a number");
+            numbers.lock().expect("nobody panics with it").push(number);
+            if of == first_ts {
+                stands.stand().await;
+            }
+        };
+        admitted.then(|| draw.boxed())
+    }));
+    let first = tokio::spawn(async move { first.commit().await });
+    let arrived = tokio::time::timeout(Duration::from_secs(5), gate.arrived()).await;
+    let mut second = async move { second.commit().await }.boxed();
+    // One look is enough for it to stand in the queue, behind the first.
+    let ends_at_once = (&mut second).now_or_never().is_some();
+    gate.open();
+    let committed = (first.await.expect("it does not panic"), second.await);
+    watch_steps(Arc::new(|_, _| None));
+    arrived.expect("it comes to the step");
+    assert!(!ends_at_once, "the leader stands");
+    committed.0.and(committed.1).map_err(|error| error.to_string())?;
+    let drawn = drawn.lock().expect("nobody panics with it").clone();
+    drawn.try_into().map_err(|drawn| format!("each is admitted once: {drawn:?}"))
+}
+
+async fn counts(atlas: &atlas::Atlas, table: &TableRef) -> (u64, u64) {
+    let stats = atlas.describe_table(table, true).await.expect("it can be counted");
+    let sentinels = stats.sentinels.expect("they were counted");
+    (stats.versions - sentinels, sentinels)
+}
+
+/// A round while a reader of the past holds sweep back, and one after.
+async fn sweep_behind_a_reader(atlas: &atlas::Atlas, at: Timestamp) {
+    let reader = BeginOptions { at: Some(at), ..BeginOptions::default() };
+    let reader = atlas.transactions().begin(reader).await.expect("it begins");
+    atlas.sweeper().round().await.expect("a round of sweep");
+    drop(reader);
+    atlas.sweeper().round().await.expect("a round of sweep");
+}
+
+/// A reader of the past keeps what the later of two in a batch hides, and not what the earlier one does.
+async fn who_shares_an_entry_is_come_back_to() -> Result<(), String> {
+    let swept = Swept::open(MEMORY_PIPELINE).await;
+    let table = swept.table("t", SweepStrategy::Conservative).await;
+    let [_, between] = two_of_a_group(&swept.atlas, &table).await?;
+    sweep_behind_a_reader(&swept.atlas, between).await;
+    expect(swept.counts(&table).await, (2, 2))
+}
+
+/// As if a backup had been restored whose timestamp lies between two commits of a batch: the entry of both is that of the one who
+/// is undone.
+async fn who_shares_the_entry_of_one_who_is_undone_is_come_back_to() -> Result<(), String> {
+    let place = Place::new(StoreKind::Memory);
+    let kvs: Arc<dyn atlas::kvs_api::KeyValueService> = place.open().await;
+    let config = sweep::by_hand(&place, MEMORY_PIPELINE);
+    let atlas = atlas::Atlas::with_store(config.clone(), kvs.clone()).await.expect("it opens");
+    let t = table(&atlas, "t", Default::default()).await;
+    let [before, between] = two_of_a_group(&atlas, &t).await?;
+    let until = atlas.fresh_timestamp().await.expect("a number is issued");
+    atlas.transactions().close().await.expect("it closes");
+    let windows = CleanedWindows { windows: vec![CleanedWindow { from: between, until: Some(until) }] };
+    CleanedWindows::in_store(kvs.clone()).replace(None, Some(&windows)).await.expect("it can be written");
+    let atlas = atlas::Atlas::with_store(config, kvs.clone()).await.expect("it opens");
+    sweep_behind_a_reader(&atlas, before).await;
+    // What the first has written over is gone, and what the second has written.
+    expect(counts(&atlas, &t).await, (2, 1))
 }
 
 /// As if the floor had been raised above a transaction that is still to commit.

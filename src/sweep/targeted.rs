@@ -149,9 +149,14 @@ impl Shared {
         let mut writers: Vec<Timestamp> = batch.entries.iter().map(|entry| entry.writer).collect();
         writers.dedup();
         let fates = self.manager.core().decide_ended(&writers).await?;
-        let is_young = |entry: &Entry| {
-            matches!(fates.get(&entry.writer), Some(Fate::Committed(at)) if *at >= sweep_ts)
-                && Rule::KeepYoungEntries.is_kept()
+        // A restore may have undone a writer, and not those who committed before and share its entry. All of them lie below
+        // where the restore begins.
+        let within_a_restore =
+            self.manager.core().entries.windows().windows.iter().any(|undone| undone.from > sweep_ts);
+        let is_young = |entry: &Entry| match fates.get(&entry.writer) {
+            Some(Fate::Committed(at)) => *at >= sweep_ts && Rule::KeepYoungEntries.is_kept(),
+            Some(Fate::RolledBack) => within_a_restore && Rule::KeepSharesOfTheUndone.is_kept(),
+            _ => false,
         };
         let old = batch.entries.iter().position(is_young).unwrap_or(batch.entries.len());
         let mut tables: BTreeMap<String, Vec<Cell>> = BTreeMap::new();

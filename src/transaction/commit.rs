@@ -114,7 +114,7 @@ impl CommitJob {
             checked_from = self.check_against_store(pipeline, &keys, checked_from).await?;
             let payload = Payload::Batch {
                 data: Unstamped::of(&self.buffer),
-                queue: sweep_queue::entries(self.transaction.start_ts, &self.buffer),
+                queue: sweep_queue::chunks(&self.buffer),
                 size: self.buffer.size(),
             };
             match self.enter(pipeline, keys.clone(), payload, checked_from).await {
@@ -252,7 +252,7 @@ impl CommitJob {
         };
         let (start_ts, read_ts) = (transaction.start_ts, transaction.read_ts);
         Entered::Done(match pipeline.commit(member, || self.keep_registered()).await {
-            Verdict::Committed(commit_ts) => Ok(commit_ts),
+            Verdict::Committed { commit_ts, .. } => Ok(commit_ts),
             Verdict::Conflict { table, cell, committed_at } => {
                 Err(Error::Conflict { table, cell, committed_at, read_ts })
             }

@@ -4,7 +4,7 @@ use super::cell_cache::CellCache;
 use super::entry::{Entry, transactions_table};
 use super::pipeline::{Member, Payload, Verdict};
 use super::step::{CommitStep, reach};
-use super::sweep_queue::sweep_queue_table;
+use super::sweep_queue::{self, sweep_queue_table};
 use crate::{Error, Result};
 use atlas_kvs::{AtomicBatch, BatchOp, Cell, KvsError, TableRef, Timestamp};
 use std::collections::BTreeSet;
@@ -13,6 +13,9 @@ use tokio::sync::oneshot;
 
 /// How many transactions share a batch at most.
 pub(super) const GROUP_MAX: usize = 4096;
+/// How many requests are taken into a group at a time where writing it waits for no disk and no network: there is little to share
+/// then, and while the leader takes whoever comes there is soon nobody left who would do anything beside it.
+pub(super) const GROUP_MAX_AT_ONCE: usize = 16;
 
 /// A member that is part of the batch.
 pub(super) struct Accepted {
@@ -110,14 +113,10 @@ pub(super) fn entry_op(start_ts: Timestamp, entry: Entry) -> BatchOp {
 /// Takes the data out of the members and puts it into a batch, commit timestamps filled in.
 pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
     let mut ops = Vec::with_capacity(ops_of(group));
-    let queue_table = sweep_queue_table();
     for accepted in &mut group.commits {
         let (start_ts, commit_ts) = (accepted.member.start_ts, accepted.commit_ts);
-        if let Payload::Batch { data, queue, .. } = &mut accepted.member.payload {
+        if let Payload::Batch { data, .. } = &mut accepted.member.payload {
             reach(CommitStep::EnqueueForSweep, start_ts).await;
-            for (cell, value) in queue.drain(..) {
-                ops.push(BatchOp::Put { table: queue_table.clone(), cell, ts: start_ts, value });
-            }
             reach(CommitStep::PutData, start_ts).await;
             ops.extend(data.stamp(start_ts, commit_ts));
         }
@@ -131,10 +130,22 @@ pub(super) async fn build_batch(group: &mut Group) -> AtomicBatch {
             Payload::PutAhead { .. } => entry_op(start_ts, Entry::Committed(commit_ts)),
         });
     }
+    ops.extend(sweep_ops(group));
     for (start_ts, _) in &group.roll_backs {
         ops.push(entry_op(*start_ts, Entry::RolledBack));
     }
     AtomicBatch::new(ops)
+}
+
+/// What the members leave for sweep. Nothing of who put ahead, which includes his sweep entries.
+fn sweep_ops(group: &Group) -> impl Iterator<Item = BatchOp> {
+    let members = group.commits.iter().filter_map(|accepted| match &accepted.member.payload {
+        Payload::Batch { queue, .. } => Some((accepted.member.start_ts, &queue[..])),
+        Payload::PutAhead { .. } => None,
+    });
+    let table = sweep_queue_table();
+    let entries = sweep_queue::merged(members).into_iter();
+    entries.map(move |(ts, cell, value)| BatchOp::Put { table: table.clone(), cell, ts, value })
 }
 
 /// How many writes the batch of a group has.
@@ -146,8 +157,11 @@ fn ops_of(group: &Group) -> usize {
     group.commits.iter().map(of_member).sum::<usize>() + group.roll_backs.len()
 }
 
-/// The members whose data in a batch are of this table, by their start timestamps.
+/// The members whose data in a batch are of this table, by their start timestamps. The sweep queue is nobody's: entries are shared.
 pub(super) fn writers_of(table: &TableRef, batch: &AtomicBatch) -> BTreeSet<Timestamp> {
+    if *table == sweep_queue_table() {
+        return BTreeSet::new();
+    }
     let written = batch.ops.iter().filter_map(|op| match op {
         BatchOp::Put { table: written, ts, .. } if written == table => Some(*ts),
         _ => None,
@@ -155,13 +169,17 @@ pub(super) fn writers_of(table: &TableRef, batch: &AtomicBatch) -> BTreeSet<Time
     written.collect()
 }
 
-/// Takes out of a batch what these have put into it.
-pub(super) fn take_out_of_batch(writers: BTreeSet<Timestamp>, batch: &mut AtomicBatch) {
+/// Takes out of a batch what these have put into it, who are no members of the group any more.
+pub(super) fn take_out_of_batch(writers: BTreeSet<Timestamp>, group: &Group, batch: &mut AtomicBatch) {
     let entries: BTreeSet<Cell> = writers.iter().map(|start_ts| Entry::cell(*start_ts)).collect();
-    Arc::make_mut(&mut batch.ops).retain(|op| match op {
-        BatchOp::Put { ts, .. } => !writers.contains(ts),
+    let queue = sweep_queue_table();
+    let ops = Arc::make_mut(&mut batch.ops);
+    ops.retain(|op| match op {
+        BatchOp::Put { table, ts, .. } => *table != queue && !writers.contains(ts),
         BatchOp::Set { cell, .. } | BatchOp::Remove { cell, .. } => !entries.contains(cell),
     });
+    // Anew: the entry of one who is gone may have held the cells of others.
+    ops.extend(sweep_ops(group));
 }
 
 pub(super) fn not_applied(error: &KvsError) -> Error {

@@ -25,7 +25,7 @@ use super::core::SchemaCache;
 use super::dependency::OnTheirWay;
 use super::entry::Fate;
 use super::flights::{Event, Flight, Flights, Written, next_event};
-use super::group::{Accepted, GROUP_MAX, Group, build_batch, not_applied, refuse_all, take_out_of_batch, writers_of};
+use super::group::{Accepted, Group, build_batch, not_applied, refuse_all, take_out_of_batch, writers_of};
 use super::pipeline::{Member, Payload, Request, Verdict};
 use super::reservations::{Loser, Reservations};
 use super::settle_group::{REOPEN_PAUSE, SETTLE_WITHIN, Waiting, tell_unknown};
@@ -61,6 +61,8 @@ pub(super) struct Leader {
     pub(super) cells: Option<Arc<CellCache>>,
     pub(super) durability: Durability,
     pub(super) group_size_max: usize,
+    /// How many requests are taken into a group at a time.
+    pub(super) taken_max: usize,
     /// How many groups may be on their way at the same time.
     pub(super) flights_max: usize,
     /// What later attempts may see of members that were admitted, where groups go one after the other.
@@ -239,7 +241,7 @@ impl Leader {
         let mut next = first;
         let mut taken = 0;
         loop {
-            let may_take = flights.held.is_none() && taken < GROUP_MAX && !group.is_full(self.group_size_max);
+            let may_take = flights.held.is_none() && taken < self.taken_max && !group.is_full(self.group_size_max);
             let Some(request) = next.take().or_else(|| may_take.then(|| queue.try_recv().ok()).flatten()) else {
                 break;
             };
@@ -546,7 +548,7 @@ impl Leader {
             self.window.not_applied(*commit_ts);
         }
         if let Some(batch) = batch {
-            take_out_of_batch(refused.iter().map(|(accepted, _)| accepted.member.start_ts).collect(), batch);
+            take_out_of_batch(refused.iter().map(|(accepted, _)| accepted.member.start_ts).collect(), group, batch);
         }
         if let Some(on_their_way) = self.on_their_way.as_ref().filter(|_| !commits.is_empty()) {
             // Before anybody is told: what he does next must not be refused for it.
@@ -661,7 +663,10 @@ impl Leader {
             reach(CommitStep::Published, first).await;
         }
         for accepted in group.commits {
-            let _ = accepted.reply.send(Verdict::Committed(accepted.commit_ts));
+            let Accepted { mut member, commit_ts, reply } = accepted;
+            // Not when the answer is taken up: others wait for it.
+            drop(member.turn.take());
+            let _ = reply.send(Verdict::Committed { commit_ts, _member: Some(member) });
         }
         for (start_ts, reply) in group.roll_backs {
             self.rolled_back.insert(start_ts);

@@ -18,10 +18,12 @@ use super::cell_cache::CellCache;
 use super::claim::Claim;
 use super::core::SchemaCache;
 use super::dependency::{Dependency, OnTheirWay};
+use super::group::{GROUP_MAX, GROUP_MAX_AT_ONCE};
 use super::leader::Leader;
 use super::leader_thread;
 use super::reads::Reads;
 use super::reservations::{Loser, Reservations};
+use super::sweep_queue::Chunk;
 use super::table::TransactionTable;
 use super::tracker::{Registration, SnapshotTracker};
 use super::unstamped::Unstamped;
@@ -30,7 +32,6 @@ use crate::lock::HeldLocks;
 use crate::timestamp::TimestampOracle;
 use crate::{Error, Result};
 use atlas_kvs::{Cell, Durability, KeyValueService, TableRef, Timestamp};
-use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,8 +79,8 @@ pub(crate) enum Payload {
     Batch {
         /// Versions without their commit timestamp.
         data: Unstamped,
-        /// Sweep entries.
-        queue: Vec<(Cell, Bytes)>,
+        /// What goes into sweep entries.
+        queue: Vec<Chunk>,
         /// Bytes of both, about.
         size: usize,
     },
@@ -103,8 +104,9 @@ impl Payload {
 /// The leader's answer to a member.
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    /// Committed at this timestamp, durable and visible.
-    Committed(Timestamp),
+    /// Committed, durable and visible. The member comes back to be dropped where it was made: memory that another thread
+    /// gives back is dear.
+    Committed { commit_ts: Timestamp, _member: Option<Box<Member>> },
     /// Somebody else committed this cell first.
     Conflict { table: TableRef, cell: Cell, committed_at: Option<Timestamp> },
     /// Somebody committed first what the member has read.
@@ -179,6 +181,7 @@ impl Pipeline {
         let published = Arc::new(Notify::new());
         // What a crash may take back it takes together with everything behind it: two connections promise no such order.
         let flights_max = if durability == Durability::Relaxed { 1 } else { kvs.batches_at_once().max(1) };
+        let at_once = durability == Durability::Relaxed && kvs.writes_keep_waiting();
         let in_order = flights_max == 1;
         let on_their_way = in_order.then(Arc::<OnTheirWay>::default);
         let leader = Leader {
@@ -192,6 +195,7 @@ impl Pipeline {
             cells,
             durability,
             group_size_max: size_max,
+            taken_max: if at_once { GROUP_MAX_AT_ONCE } else { GROUP_MAX },
             flights_max,
             on_their_way: on_their_way.clone(),
             is_contended: false,

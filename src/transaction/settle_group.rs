@@ -140,7 +140,7 @@ impl Leader {
         for (member, fate) in waiting.into_iter().zip(settled.fates) {
             let Some(reply) = member.reply else { continue };
             let _ = reply.send(match fate {
-                Fate::Committed(commit_ts) => Verdict::Committed(commit_ts),
+                Fate::Committed(commit_ts) => Verdict::Committed { commit_ts, _member: None },
                 Fate::RolledBack | Fate::Undecided if settled.taken_over => Verdict::Failed(self.replaced()),
                 Fate::RolledBack | Fate::Undecided => Verdict::Failed(Error::Unavailable {
                     what: "the store".to_owned(),

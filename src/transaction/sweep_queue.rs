@@ -13,11 +13,13 @@
 //! entry in `_transactions` or lies below the mark of `predecessors`: where commits go step by step, the queue is how a
 //! later owner finds those that may still commit.
 //!
-//! The writes of one transaction share a shard: one small transaction costs one entry. Deleting below a committed
-//! version is right whatever other entries of the same cell say, so no order between shards is needed. A chunk holds
-//! at most [`CHUNK_CELLS`] cells, which bounds the memory that sweep needs for the entry of a huge transaction.
+//! The writes of one transaction share a shard. Small transactions that commit in one batch share an entry, which is that of
+//! the one that commits last ([`merged`]). Deleting below a committed version is right whatever other entries of the same cell
+//! say, so no order between shards is needed. A chunk holds at most [`CHUNK_CELLS`] cells, which bounds the memory that sweep
+//! needs for the entry of a huge transaction.
 
 use super::buffer::LocalWriteBuffer;
+use crate::rule::Rule;
 use crate::schema::{SWEEP_QUEUE_TABLE, internal};
 use crate::{Error, Result};
 use atlas_kvs::{Cell, RowRange, TableRef, Timestamp};
@@ -32,6 +34,8 @@ pub const SHARDS: u16 = 8;
 pub const CHUNK_CELLS: usize = 1000;
 /// How many bytes of names an entry holds at most, one cell excepted.
 const CHUNK_BYTES: usize = 64 << 10;
+/// A transaction of at most so many cells shares an entry with others; the names of larger ones are not copied once more.
+const SHARED_CELLS: usize = 64;
 const VERSION: u8 = 1;
 
 /// One written cell, as sweep needs it.
@@ -112,30 +116,123 @@ fn cell(start_ts: Timestamp, chunk: u32) -> Cell {
     Cell { row: row(shard_of(start_ts), start_ts.get() / PARTITION), column: column.freeze() }
 }
 
-/// The entries of a transaction.
-pub(crate) fn entries(start_ts: Timestamp, buffer: &LocalWriteBuffer) -> Vec<(Cell, Bytes)> {
-    let mut entries = Vec::new();
+/// Cells that one transaction wrote, as many as go into an entry.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    cells: usize,
+    /// An entry with nothing else in it.
+    entry: Bytes,
+    /// Where the first cell begins in it.
+    body: usize,
+}
+
+impl Chunk {
+    fn of(cells: &[Written<'_>], bytes_of_names: usize) -> Chunk {
+        let (entry, body) = encode(cells, bytes_of_names);
+        Chunk { cells: cells.len(), entry, body }
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.entry[self.body..]
+    }
+}
+
+/// What a transaction wrote.
+pub(crate) fn chunks(buffer: &LocalWriteBuffer) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
     let mut chunk: Vec<Written<'_>> = Vec::new();
     let mut bytes = 0;
-    let mut flush = |chunk: &mut Vec<Written<'_>>, bytes| {
-        if !chunk.is_empty() {
-            entries.push((cell(start_ts, entries.len() as u32), encode(chunk, bytes)));
-            chunk.clear();
-        }
-    };
     for (table, writes) in buffer.tables() {
         for (cell, value) in writes.iter() {
             let len = cell.row.len() + cell.column.len() + table.name().len();
-            if chunk.len() == CHUNK_CELLS || bytes + len > CHUNK_BYTES {
-                flush(&mut chunk, bytes);
+            if chunk.len() == CHUNK_CELLS || bytes + len > CHUNK_BYTES && !chunk.is_empty() {
+                chunks.push(Chunk::of(&chunk, bytes));
+                chunk.clear();
                 bytes = 0;
             }
             bytes += len;
             chunk.push(Written { table: table.name(), cell, tombstone: value.is_none() });
         }
     }
-    flush(&mut chunk, bytes);
+    if !chunk.is_empty() {
+        chunks.push(Chunk::of(&chunk, bytes));
+    }
+    chunks
+}
+
+/// The entries of a transaction that shares none.
+pub(crate) fn entries(start_ts: Timestamp, buffer: &LocalWriteBuffer) -> Vec<(Cell, Bytes)> {
+    let chunks = chunks(buffer).into_iter().zip(0..);
+    chunks.map(|(chunk, number)| (cell(start_ts, number), chunk.entry)).collect()
+}
+
+/// The entries of transactions that commit in one batch, in the order of their commits: of each its start timestamp and what it
+/// wrote. Answers at which timestamp each entry is to be put.
+///
+/// Small ones share the entry of the last of them. Sweep passes an entry when its writer committed below the sweep timestamp, or
+/// when a restore that lies below it has undone the writer, and then all who share the entry have committed below: the entry
+/// of an earlier one would be passed while what a later one hides may still be read, and nobody would come for that again. That the entry lies at the start timestamp of one and not of the others is of no
+/// concern: below the sweep timestamp nobody is still running, so when it reaches one of them all of the batch are there.
+pub(crate) fn merged<'a>(members: impl IntoIterator<Item = (Timestamp, &'a [Chunk])>) -> Vec<(Timestamp, Cell, Bytes)> {
+    let mut entries = Vec::new();
+    let mut shared = SharedEntry::default();
+    for (start_ts, chunks) in members {
+        match chunks {
+            [chunk] if chunk.cells <= SHARED_CELLS => {
+                if !shared.has_room_for(chunk) {
+                    entries.extend(std::mem::take(&mut shared).finish());
+                }
+                shared.add(start_ts, chunk);
+            }
+            chunks => {
+                let own = chunks.iter().zip(0..);
+                entries.extend(own.map(|(chunk, number)| (start_ts, cell(start_ts, number), chunk.entry.clone())));
+            }
+        }
+    }
+    entries.extend(shared.finish());
     entries
+}
+
+/// An entry that is being put together.
+#[derive(Default)]
+struct SharedEntry<'a> {
+    chunks: Vec<&'a Chunk>,
+    last: Option<Timestamp>,
+    cells: usize,
+    bytes: usize,
+}
+
+impl<'a> SharedEntry<'a> {
+    fn has_room_for(&self, chunk: &Chunk) -> bool {
+        self.cells + chunk.cells <= CHUNK_CELLS && self.bytes + chunk.entry.len() <= CHUNK_BYTES
+    }
+
+    fn add(&mut self, start_ts: Timestamp, chunk: &'a Chunk) {
+        self.cells += chunk.cells;
+        self.bytes += chunk.entry.len();
+        self.chunks.push(chunk);
+        if self.last.is_none() || Rule::ShareTheLastEntry.is_kept() {
+            self.last = Some(start_ts);
+        }
+    }
+
+    fn finish(self) -> Option<(Timestamp, Cell, Bytes)> {
+        let last = self.last?;
+        let entry = match &self.chunks[..] {
+            [alone] => alone.entry.clone(),
+            chunks => {
+                let mut entry = Vec::with_capacity(8 + self.bytes);
+                entry.push(VERSION);
+                push_len(&mut entry, self.cells);
+                for chunk in chunks {
+                    entry.extend_from_slice(chunk.body());
+                }
+                entry.into()
+            }
+        };
+        Some((last, cell(last, 0), entry))
+    }
 }
 
 /// As [`SweepWrite`], borrowed.
@@ -146,12 +243,13 @@ struct Written<'a> {
 }
 
 /// The entry of these writes, whose names have so many bytes together. What postcard makes of a list of [`SweepWrite`],
-/// without its way through a serializer: every written cell comes by here.
-fn encode(chunk: &[Written<'_>], bytes_of_names: usize) -> Bytes {
+/// without its way through a serializer: every written cell comes by here. Answers also where the first cell begins.
+fn encode(chunk: &[Written<'_>], bytes_of_names: usize) -> (Bytes, usize) {
     // Lengths are seldom above a byte.
     let mut entry = Vec::with_capacity(8 + bytes_of_names + chunk.len() * 4);
     entry.push(VERSION);
     push_len(&mut entry, chunk.len());
+    let body = entry.len();
     for Written { table, cell, tombstone } in chunk {
         for name in [table.as_bytes(), &cell.row, &cell.column] {
             push_len(&mut entry, name.len());
@@ -159,7 +257,7 @@ fn encode(chunk: &[Written<'_>], bytes_of_names: usize) -> Bytes {
         }
         entry.push(u8::from(*tombstone));
     }
-    entry.into()
+    (entry.into(), body)
 }
 
 /// Seven bits in a byte, the lowest first; all bytes but the last have the highest bit set.
@@ -231,6 +329,69 @@ mod tests {
         assert!(seen.iter().enumerate().all(|(number, write)| write.tombstone == (number % 2 == 1)));
     }
 
+    /// What a transaction that started at `start_ts` wrote: so many cells, named after it.
+    fn written(start_ts: u64, cells: u32) -> (Timestamp, Vec<Chunk>) {
+        let table = TableRef::new("t").expect("a name");
+        let mut buffer = LocalWriteBuffer::default();
+        for number in 0..cells {
+            buffer.put(&table, Cell::copy_from(format!("{start_ts}"), number.to_be_bytes()), None);
+        }
+        (Timestamp::saturating(start_ts), chunks(&buffer))
+    }
+
+    /// Who has an entry, and how many cells of whom are in it.
+    fn shares(members: &[(Timestamp, Vec<Chunk>)]) -> Vec<(u64, Vec<(String, usize)>)> {
+        let entries = merged(members.iter().map(|(start_ts, chunks)| (*start_ts, &chunks[..])));
+        let of_entry = |(ts, place, value): (Timestamp, Cell, Bytes)| {
+            let (writer, writes) = decode(&place, &value).expect("it was written");
+            assert_eq!(writer, ts, "put at the timestamp of its writer");
+            let mut shares: Vec<(String, usize)> = Vec::new();
+            for write in writes {
+                let name = String::from_utf8(write.cell.row.to_vec()).expect("a number");
+                match shares.last_mut().filter(|(of, _)| *of == name) {
+                    Some((_, count)) => *count += 1,
+                    None => shares.push((name, 1)),
+                }
+            }
+            (ts.get(), shares)
+        };
+        entries.into_iter().map(of_entry).collect()
+    }
+
+    fn share(of: u64, cells: usize) -> (String, usize) {
+        (of.to_string(), cells)
+    }
+
+    #[test]
+    fn small_transactions_share_the_entry_of_the_last_to_commit() {
+        let members = [written(20, 2), written(9, 1), written(15, 3)];
+        assert_eq!(shares(&members), [(15, vec![share(20, 2), share(9, 1), share(15, 3)])]);
+        assert_eq!(shares(&members[..1]), [(20, vec![share(20, 2)])]);
+        assert_eq!(shares(&[]), []);
+        assert_eq!(shares(&[(Timestamp::saturating(7), Vec::new())]), [], "it wrote nothing");
+    }
+
+    #[test]
+    fn large_transactions_keep_entries_of_their_own() {
+        let members = [written(20, 2), written(9, 2500), written(15, 65), written(16, 64)];
+        let expected = [
+            (9, vec![share(9, 1000)]),
+            (9, vec![share(9, 1000)]),
+            (9, vec![share(9, 500)]),
+            (15, vec![share(15, 65)]),
+            (16, vec![share(20, 2), share(16, 64)]),
+        ];
+        assert_eq!(shares(&members), expected);
+    }
+
+    #[test]
+    fn a_shared_entry_is_full_some_time() {
+        let members: Vec<_> = (1..=40).map(|start_ts| written(start_ts, 60)).collect();
+        let shares = shares(&members);
+        assert_eq!(shares.iter().map(|(last, _)| *last).collect::<Vec<_>>(), [16, 32, 40]);
+        assert_eq!(shares.iter().flat_map(|(_, shares)| shares).count(), 40);
+    }
+
     proptest! {
         #[test]
         fn an_entry_is_what_postcard_makes_of_it(
@@ -249,7 +410,7 @@ mod tests {
                 .map(|SweepWrite { table, cell, tombstone }| Written { table, cell, tombstone: *tombstone })
                 .collect();
             let expected = postcard::to_extend(&writes, vec![VERSION]).expect("plain data");
-            prop_assert_eq!(&encode(&chunk, 0)[..], &expected[..]);
+            prop_assert_eq!(&encode(&chunk, 0).0[..], &expected[..]);
         }
 
         #[test]

@@ -7,14 +7,15 @@
 
 use crate::common::faulty::{Fault, Faulty, Gate, Op, PATIENCE, When};
 use crate::common::*;
-use atlas::kvs_api::{Durability, KeyValueService, Ownership, TableKind};
+use atlas::kvs_api::{Durability, KeyValueService, Ownership, RowRange, Scan, TableKind};
 use atlas::lock::{LockDescriptor, LockRequest};
 use atlas::ops::{BeginOptions, Operations};
 use atlas::schema::{ConflictHandler, meta_table};
 use atlas::transaction::entry::{Entry, transactions_table};
-use atlas::transaction::sweep_queue::sweep_queue_table;
+use atlas::transaction::sweep_queue::{self, sweep_queue_table};
 use atlas::transaction::{RunOptions, Transaction};
 use atlas::{Atlas, Cell, Error, Result, TableRef, Timestamp};
+use futures::TryStreamExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -557,8 +558,11 @@ pub(crate) async fn a_table_dropped_during_a_commit_fails_its_own_writers_only(l
     put(&both, &gone, "both", "1").await;
     let only_gone = store.begin().await;
     put(&only_gone, &gone, "only", "1").await;
-    let tasks = [committing(both), committing(only_gone)];
+    let (both_ts, kept_ts) = (both.start_ts(), kept.start_ts());
     let kept = committing(kept);
+    store.a_while().await;
+    // Behind it: what they leave for sweep together is the last one's.
+    let tasks = [committing(both), committing(only_gone)];
     store.a_while().await;
     store.atlas.drop_table(&gone).await.expect("the table can be dropped");
     gate.open();
@@ -569,6 +573,13 @@ pub(crate) async fn a_table_dropped_during_a_commit_fails_its_own_writers_only(l
     }
     joined(kept).await.expect("the dropped table is none of its business");
     assert_eq!(everything(&store.begin().await, &store.t).await, ["a/v=1", "kept/v=1"]);
+    let scan = Scan::new(RowRange::all(), Timestamp::MAX);
+    let entries: Vec<_> = store.faulty.scan(&sweep_queue_table(), scan).try_collect().await.expect("it can be read");
+    let entries =
+        entries.into_iter().map(|(place, value)| sweep_queue::decode(&place, &value.bytes).expect("it was written"));
+    let entries: Vec<_> = entries.filter(|(writer, _)| *writer >= both_ts).collect();
+    let [(writer, writes)] = &entries[..] else { panic!("one is left: {entries:?}") };
+    assert_eq!((*writer, writes.len(), &writes[0].cell), (kept_ts, 1, &cell("kept")));
 }
 
 // ---- the pipeline: groups that overlap

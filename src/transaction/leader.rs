@@ -21,6 +21,7 @@
 
 use super::cell_cache::CellCache;
 use super::claim::Claim;
+use super::company::Company;
 use super::core::SchemaCache;
 use super::dependency::OnTheirWay;
 use super::entry::Fate;
@@ -67,6 +68,10 @@ pub(super) struct Leader {
     pub(super) flights_max: usize,
     /// What later attempts may see of members that were admitted, where groups go one after the other.
     pub(super) on_their_way: Option<Arc<OnTheirWay>>,
+    /// Who is waited for before a group takes off.
+    pub(super) company: Company,
+    /// When the last group took off.
+    pub(super) took_off: Instant,
     /// Somebody has lost to a commit that is on its way, since the last group took off.
     pub(super) is_contended: bool,
     /// A thread that writes while the leader goes on, once there was need of one.
@@ -240,9 +245,15 @@ impl Leader {
         let mut group = flights.take_gathering();
         let mut next = first;
         let mut taken = 0;
+        let mut wait = self.company.wait(flights.is_empty() && self.durability == Durability::Synced);
         loop {
             let may_take = flights.held.is_none() && taken < self.taken_max && !group.is_full(self.group_size_max);
             let Some(request) = next.take().or_else(|| may_take.then(|| queue.try_recv().ok()).flatten()) else {
+                if may_take && !queue.is_closed() && wait.goes_on(group.commits.len()) {
+                    // No timer is so fine, and whoever is waited for may need the processor.
+                    std::thread::yield_now();
+                    continue;
+                }
                 break;
             };
             match request {
@@ -272,6 +283,7 @@ impl Leader {
             // Also those who are refused: those on their way must be looked after.
             taken += 1;
         }
+        self.company.waited(wait, group.commits.len());
         group
     }
 
@@ -407,6 +419,7 @@ impl Leader {
         let fence = self.fence.as_ref().filter(|_| Rule::GuardBatches.is_kept());
         let batch = build_batch(&mut group).await.guarded(fence.map(|fence| fence.guard()));
         self.reach_the_record(&group).await;
+        self.took_off = Instant::now();
         // Those who have lost come again soon, and need the leader while this group is written.
         let write = if std::mem::take(&mut self.is_contended) { self.write_beside(&batch) } else { self.write(&batch) };
         (Box::new(Flight { group, batch }), write)
@@ -593,6 +606,7 @@ impl Leader {
 
     /// A group is in the store.
     async fn applied(&mut self, group: Group, batch: &AtomicBatch) {
+        self.company.landed(group.commits.len(), self.took_off.elapsed());
         let last = group.last_commit();
         let cells = self.cells.clone();
         if Rule::NoteBeforePublish.is_kept() {

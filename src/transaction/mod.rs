@@ -16,6 +16,7 @@ mod buffer;
 mod cell_cache;
 mod claim;
 mod commit;
+mod company;
 mod constraint;
 mod core;
 mod dependency;

@@ -16,6 +16,7 @@
 use super::buffer::LocalWriteBuffer;
 use super::cell_cache::CellCache;
 use super::claim::Claim;
+use super::company::Company;
 use super::core::SchemaCache;
 use super::dependency::{Dependency, OnTheirWay};
 use super::group::{GROUP_MAX, GROUP_MAX_AT_ONCE};
@@ -198,6 +199,8 @@ impl Pipeline {
             taken_max: if at_once { GROUP_MAX_AT_ONCE } else { GROUP_MAX },
             flights_max,
             on_their_way: on_their_way.clone(),
+            company: Company::default(),
+            took_off: Instant::now(),
             is_contended: false,
             writer: None,
             first_ts,

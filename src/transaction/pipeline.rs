@@ -1,7 +1,8 @@
 //! Mode B: commits of all waiting transactions share one atomic batch and one sync.
 //!
 //! This is the way in. One [leader](super::leader) decides; while one group is synced the next one gathers; there is no
-//! timer. Nothing in the leader waits for user code, and nothing but the batch waits for the store.
+//! timer, and only where syncs are slow a short wait for [company](super::company). Nothing in the leader waits for user code, and
+//! nothing but the batch waits for the store.
 //!
 //! **When the store does not answer** for a group, every member is *unknown*: the batch may be in the log. The leader
 //! takes no more work until it has closed and opened the store, which turns the log into the truth, and has settled

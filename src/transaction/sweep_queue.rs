@@ -14,7 +14,7 @@
 //! later owner finds those that may still commit.
 //!
 //! The writes of one transaction share a shard. Small transactions that commit in one batch share an entry, which is that of
-//! the one that commits last ([`merged`]). Deleting below a committed version is right whatever other entries of the same cell
+//! the one that commits last (`merged`). Deleting below a committed version is right whatever other entries of the same cell
 //! say, so no order between shards is needed. A chunk holds at most [`CHUNK_CELLS`] cells, which bounds the memory that sweep
 //! needs for the entry of a huge transaction.
 

@@ -182,12 +182,6 @@ async fn two_of_a_group(atlas: &atlas::Atlas, table: &TableRef) -> Result<[Times
     drawn.try_into().map_err(|drawn| format!("each is admitted once: {drawn:?}"))
 }
 
-async fn counts(atlas: &atlas::Atlas, table: &TableRef) -> (u64, u64) {
-    let stats = atlas.describe_table(table, true).await.expect("it can be counted");
-    let sentinels = stats.sentinels.expect("they were counted");
-    (stats.versions - sentinels, sentinels)
-}
-
 /// A round while a reader of the past holds sweep back, and one after.
 async fn sweep_behind_a_reader(atlas: &atlas::Atlas, at: Timestamp) {
     let reader = BeginOptions { at: Some(at), ..BeginOptions::default() };
@@ -206,6 +200,20 @@ async fn who_shares_an_entry_is_come_back_to() -> Result<(), String> {
     expect(swept.counts(&table).await, (2, 2))
 }
 
+/// Closes the store and opens it anew, as if what committed from `from` to `until` had been undone by a restore.
+async fn restored(
+    atlas: atlas::Atlas,
+    config: atlas::config::AtlasConfig,
+    kvs: &Arc<dyn atlas::kvs_api::KeyValueService>,
+    from: Timestamp,
+    until: Timestamp,
+) -> atlas::Atlas {
+    atlas.transactions().close().await.expect("it closes");
+    let windows = CleanedWindows { windows: vec![CleanedWindow { from, until: Some(until) }] };
+    CleanedWindows::in_store(kvs.clone()).replace(None, Some(&windows)).await.expect("it can be written");
+    atlas::Atlas::with_store(config, kvs.clone()).await.expect("it opens")
+}
+
 /// As if a backup had been restored whose timestamp lies between two commits of a batch: the entry of both is that of the one who
 /// is undone.
 async fn who_shares_the_entry_of_one_who_is_undone_is_come_back_to() -> Result<(), String> {
@@ -216,13 +224,10 @@ async fn who_shares_the_entry_of_one_who_is_undone_is_come_back_to() -> Result<(
     let t = table(&atlas, "t", Default::default()).await;
     let [before, between] = two_of_a_group(&atlas, &t).await?;
     let until = atlas.fresh_timestamp().await.expect("a number is issued");
-    atlas.transactions().close().await.expect("it closes");
-    let windows = CleanedWindows { windows: vec![CleanedWindow { from: between, until: Some(until) }] };
-    CleanedWindows::in_store(kvs.clone()).replace(None, Some(&windows)).await.expect("it can be written");
-    let atlas = atlas::Atlas::with_store(config, kvs.clone()).await.expect("it opens");
+    let atlas = restored(atlas, config, &kvs, between, until).await;
     sweep_behind_a_reader(&atlas, before).await;
     // What the first has written over is gone, and what the second has written.
-    expect(counts(&atlas, &t).await, (2, 1))
+    expect(sweep::counts(&atlas, &t).await, (2, 1))
 }
 
 /// As if the floor had been raised above a transaction that is still to commit.
@@ -391,10 +396,7 @@ async fn the_floor_waits_for_a_walk_after_a_restore() -> Result<(), String> {
     let from = atlas.fresh_timestamp().await.expect("a number is issued");
     write(&atlas, &t, &[("a", "undone")]).await;
     let until = atlas.fresh_timestamp().await.expect("a number is issued");
-    atlas.transactions().close().await.expect("it closes");
-    let windows = CleanedWindows { windows: vec![CleanedWindow { from, until: Some(until) }] };
-    CleanedWindows::in_store(kvs.clone()).replace(None, Some(&windows)).await.expect("it can be written");
-    let atlas = atlas::Atlas::with_store(config, kvs.clone()).await.expect("it opens");
+    let atlas = restored(atlas, config, &kvs, from, until).await;
     let u = table(&atlas, "u", Default::default()).await;
     let floor_after_a_round = async || {
         atlas.fresh_timestamps(4_000).await.expect("numbers are issued");

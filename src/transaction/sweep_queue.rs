@@ -171,8 +171,10 @@ pub(crate) fn entries(start_ts: Timestamp, buffer: &LocalWriteBuffer) -> Vec<(Ce
 ///
 /// Small ones share the entry of the last of them. Sweep passes an entry when its writer committed below the sweep timestamp, or
 /// when a restore that lies below it has undone the writer, and then all who share the entry have committed below: the entry
-/// of an earlier one would be passed while what a later one hides may still be read, and nobody would come for that again. That the entry lies at the start timestamp of one and not of the others is of no
-/// concern: below the sweep timestamp nobody is still running, so when it reaches one of them all of the batch are there.
+/// of an earlier one would be passed while what a later one hides may still be read, and nobody would come for that again.
+///
+/// That the entry lies at the start timestamp of one and not of the others is of no concern: below the sweep timestamp nobody
+/// is still running, so when sweep reaches the entry all of the batch is there.
 pub(crate) fn merged<'a>(members: impl IntoIterator<Item = (Timestamp, &'a [Chunk])>) -> Vec<(Timestamp, Cell, Bytes)> {
     let mut entries = Vec::new();
     let mut shared = SharedEntry::default();

@@ -77,6 +77,13 @@ pub(crate) fn by_hand(place: &Place, lane: Lane) -> AtlasConfig {
     config
 }
 
+/// Versions and sentinels of a table.
+pub(crate) async fn counts(atlas: &Atlas, table: &TableRef) -> (u64, u64) {
+    let stats = atlas.describe_table(table, true).await.expect("it can be counted");
+    let sentinels = stats.sentinels.expect("they were counted");
+    (stats.versions - sentinels, sentinels)
+}
+
 impl Swept {
     pub(crate) async fn open(lane: Lane) -> Swept {
         let place = Place::new(lane.store);
@@ -109,9 +116,7 @@ impl Swept {
 
     /// Versions and sentinels of a table.
     pub(crate) async fn counts(&self, table: &TableRef) -> (u64, u64) {
-        let stats = self.stats(table).await;
-        let sentinels = stats.sentinels.expect("they were counted");
-        (stats.versions - sentinels, sentinels)
+        counts(&self.atlas, table).await
     }
 
     pub(crate) fn kvs(&self) -> &std::sync::Arc<dyn KeyValueService> {

@@ -214,7 +214,9 @@ impl Cluster {
         // Where the keyspace was there already, the driver has waited for nothing.
         let agreed = self.session()?.await_schema_agreement().await;
         agreed.map_err(|error| {
-            Failure::of(error.into(), Stakes::Read).explain("waiting until the nodes agree on the schema").into_error()
+            let what = "waiting until the nodes agree on the schema; `nodetool describecluster` shows which one is behind, and \
+                        one that stays behind catches up when it is started again";
+            Failure::of(error.into(), Stakes::Read).explain(what).into_error()
         })?;
         // Somebody else may have made it. What does not fit gets no table of ours.
         self.check_replication().await?;
@@ -544,7 +546,7 @@ impl Cluster {
             let mut change = Plain::new(sql);
             change.set_consistency(Consistency::One);
             change.set_request_timeout(Some(self.config.request_timeout.saturating_mul(4)));
-            let limit = self.config.request_timeout.saturating_mul(8);
+            let limit = self.config.request_timeout.saturating_mul(4).saturating_add(self.config.schema_agreement());
             let failure = match timeout(limit, session.query_unpaged(change, ())).await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => Failure::of(error, Stakes::Write),

@@ -106,6 +106,11 @@ impl CassandraConfig {
         self.request_timeout.saturating_mul(2)
     }
 
+    /// How long nodes may take to agree on the schema. A node that has missed a change asks the others for it after a minute.
+    pub(crate) fn schema_agreement(&self) -> Duration {
+        Duration::from_secs(90).max(self.request_timeout.saturating_mul(3))
+    }
+
     /// How long connecting may take: every contact point may be one that does not answer, and one is asked for the
     /// cluster's tables.
     pub(crate) fn connect_patience(&self) -> Duration {

@@ -105,7 +105,7 @@ impl Cluster {
             .pool_size(PoolSize::PerHost(NonZeroUsize::MIN))
             .keyspaces_to_fetch([keyspace.clone()])
             .schema_agreement_interval(Duration::from_millis(20))
-            .schema_agreement_timeout(config.request_timeout.saturating_mul(3));
+            .schema_agreement_timeout(config.schema_agreement());
         if let (Some(user), Some(password)) = (&config.user, &config.password) {
             builder = builder.user(user, password.expose());
         }

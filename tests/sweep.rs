@@ -10,6 +10,7 @@ use atlas::ops::{Operations, SweepRequest, no_progress};
 use atlas::schema::Replaced;
 use atlas::timestamp::read_stored;
 use atlas::transaction::entry::{Entry, TransactionsFloor, transactions_table};
+use atlas::transaction::sweep_queue::sweep_queue_table;
 use common::faulty::{Fault, Faulty, Gate, Op};
 use common::{MEMORY_PIPELINE, MEMORY_PIPELINE_0, Place, StoreKind, cell, put, read, table, write};
 use std::sync::Arc;
@@ -20,6 +21,51 @@ sweep_lane!(memory_pipeline, MEMORY_PIPELINE);
 sweep_lane!(rocksdb_step_by_step, ROCKSDB_STEPS);
 sweep_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE);
 sweep_lane!(rocksdb_pipeline_0, ROCKSDB_PIPELINE_0);
+
+/// What was worked off before it is not looked at again, and what was is removed once.
+#[tokio::test]
+async fn a_stretch_of_the_queue_that_fails_in_the_middle_is_worked_off_by_the_next_round() {
+    let place = Place::new(StoreKind::Memory);
+    let faulty = Faulty::new(place.open().await);
+    let mut config = sweep::by_hand(&place, MEMORY_PIPELINE);
+    config.sweep.batch_cells = 1;
+    let atlas = atlas::Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("it opens");
+    let table = table(&atlas, "t", Default::default()).await;
+    let rows: Vec<String> = (0..60).map(|row| format!("{row:02}")).collect();
+    for value in ["old", "new"] {
+        write(&atlas, &table, &rows.iter().map(|row| (row.as_str(), value)).collect::<Vec<_>>()).await;
+    }
+    // A batch a cell: 60 of the one transaction, and 20 of the other.
+    faulty.on(Op::Versions).on_table(&table).after(80).then(Fault::Refuse);
+    atlas.sweeper().round().await.expect_err("a batch was refused");
+    let looked_at = faulty.calls(Op::Versions, &table);
+    assert_eq!(looked_at, 81, "the other shards are empty");
+    let (versions, _) = sweep::counts(&atlas, &table).await;
+    assert!((60..120).contains(&versions), "{versions} versions are left");
+    atlas.sweeper().round().await.expect("a round of sweep");
+    assert_eq!(faulty.calls(Op::Versions, &table) - looked_at, 60, "those of the stretch that failed");
+    assert_eq!(sweep::counts(&atlas, &table).await.0, 60);
+    atlas.sweeper().round().await.expect("a round of sweep");
+    assert_eq!(faulty.calls(Op::Versions, &table) - looked_at, 60, "nothing is left to do");
+}
+
+#[tokio::test]
+async fn a_long_queue_is_read_in_ever_longer_stretches() {
+    let place = Place::new(StoreKind::Memory);
+    let faulty = Faulty::new(place.open().await);
+    let mut config = sweep::by_hand(&place, MEMORY_PIPELINE);
+    config.sweep.batch_cells = 1;
+    let atlas = atlas::Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("it opens");
+    let table = table(&atlas, "t", Default::default()).await;
+    sweep::overwrite(&atlas, &table, "hot", 800).await;
+    let queue = sweep_queue_table();
+    let read_before = faulty.calls(Op::Scan, &queue);
+    atlas.sweeper().round().await.expect("a round of sweep");
+    assert_eq!(sweep::counts(&atlas, &table).await.0, 1);
+    // About a hundred entries in each of eight shards: 1, 2, 4 … 64 of them at a time.
+    let read = faulty.calls(Op::Scan, &queue) - read_before;
+    assert!((8..=8 * 9).contains(&read), "the queue was read {read} times");
+}
 
 /// A put whose answer was lost arrives when its writer was rolled back long ago, and the entry that said so is gone.
 #[tokio::test]

@@ -188,7 +188,7 @@ pub struct SweepConfig {
     pub batch_cells: u32,
     /// Most versions removed in a second; 0 for any number.
     pub deletes_per_second: u32,
-    /// How long to wait at most before a batch that failed is tried again; waits grow up to it.
+    /// How long to wait at most before a round that failed is tried again; waits grow up to it.
     #[serde(with = "duration_text")]
     pub back_off_max: Duration,
 }

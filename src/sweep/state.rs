@@ -3,7 +3,7 @@
 use super::batch::Tally;
 use super::holds::SweepPins;
 use super::step::{SweepStep, reach};
-use super::targeted::Known;
+use super::targeted::Shard;
 use crate::backup::PhysicalDeletionGate;
 use crate::config::SweepConfig;
 use crate::ops::{HardDeleted, ProgressSink, SweepReport, SweepRequest, SweepTotals};
@@ -40,7 +40,7 @@ pub(super) struct Shared {
     pub(super) manager: TransactionManager,
     pub(super) gate: PhysicalDeletionGate,
     pub(super) config: SweepConfig,
-    pub(super) shards: Vec<tokio::sync::Mutex<Option<Known>>>,
+    pub(super) shards: Vec<tokio::sync::Mutex<Shard>>,
     pub(super) totals: Totals,
     /// The greatest deletion floor that is known to stand in the store.
     pub(super) deletion_floor: AtomicU64,
@@ -211,7 +211,8 @@ impl Shared {
         Ok(granted)
     }
 
-    /// Whether a round has to end here. Looked at before every batch: a round over a long queue takes hours.
+    /// Whether a round has to end here. Looked at before every batch, and between the look-ups of many writers: a round over a
+    /// long queue takes hours.
     pub(super) async fn has_to_end(&self, pausing: Pausing) -> Result<bool> {
         Ok(self.manager.is_closed() || (pausing == Pausing::Heeded && self.paused().await?.is_some()))
     }

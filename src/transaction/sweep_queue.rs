@@ -16,7 +16,7 @@
 //! The writes of one transaction share a shard. Small transactions that commit in one batch share an entry, which is that of
 //! the one that commits last (`merged`). Deleting below a committed version is right whatever other entries of the same cell
 //! say, so no order between shards is needed. A chunk holds at most [`CHUNK_CELLS`] cells, which bounds the memory that sweep
-//! needs for the entry of a huge transaction.
+//! needs for the entry of a huge transaction; how many entries it reads at a time it bounds itself.
 
 use super::buffer::LocalWriteBuffer;
 use crate::rule::Rule;

@@ -18,8 +18,11 @@ use crate::keys;
 use crate::read::{Tier, in_key_order, point_options, versions_here};
 use atlas_kvs::{Cell, CellBound, Result, TableKind, TableRef, Timestamp, Version};
 
-/// How many steps a walk takes at most to the next cell: versions too young to be asked for may lie before it.
-const STEPS_MAX: usize = 4;
+/// How many steps a walk takes at most to the next cell: cells that are not asked for may lie before it, and versions too young
+/// to be. A look costs about as much as so many.
+const STEPS_MAX: usize = 32;
+/// And past how many bytes: what lies on the way is read, and a look would pass over it.
+const BYTES_MAX: usize = 16 << 10;
 /// For fewer cells than this no walk is tried.
 const CELLS_MIN: usize = 16;
 
@@ -88,14 +91,18 @@ impl<'a> Walk<'a> {
             self.iterator.seek(key);
             return Ok(Some(&mut self.iterator));
         }
+        let mut passed = 0;
         for _ in 0..STEPS_MAX {
-            match self.iterator.key() {
-                Some(at) if at >= key => {
+            match self.iterator.item() {
+                Some((at, _)) if at >= key => {
                     self.next_rest = 1;
                     return Ok(Some(&mut self.iterator));
                 }
-                Some(_) => self.iterator.next(),
-                None => break,
+                Some((at, value)) if passed < BYTES_MAX => {
+                    passed += at.len() + value.len();
+                    self.iterator.next();
+                }
+                _ => break,
             }
         }
         self.iterator.status()?;

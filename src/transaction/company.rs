@@ -8,14 +8,19 @@
 //!   64 ── sync ──┤ wait ── 64 ── sync ──┤ wait ── 64 ── sync ──┤     one
 //! ```
 //!
-//! So the leader waits for as many as it has just answered, for a part of what the sync took. Who does not come again is not
-//! waited for again and again: after a wait in vain so many groups take off at once, and twice as many after the next.
+//! So the leader waits for as many as it has just answered, for a part of what it took the group to land. Who does not come again
+//! is not waited for again and again: after a wait in vain a group takes off at once, and twice as many after the next.
+//!
+//! What a group took is measured from its take-off to its landing. Of a small one that is the disk; one that is large says nothing
+//! of it, and nobody is waited for after it.
 
 use std::time::{Duration, Instant};
 
 /// Where a group lands sooner than this, whoever is on his way comes while the next one flies.
 const SLOW: Duration = Duration::from_millis(1);
-/// The longest wait.
+/// A group of more bytes than this may take long without the disk being slow.
+const SMALL: usize = 64 << 10;
+/// The longest wait, but for what the system makes of giving way.
 const PATIENCE_MAX: Duration = Duration::from_millis(1);
 /// How many groups take off at once after a wait in vain, at most.
 const REST_MAX: u32 = 1024;
@@ -47,10 +52,11 @@ pub(super) struct Wait {
 }
 
 impl Company {
-    /// A group of so many commits has landed, so long after it took off.
-    pub(super) fn landed(&mut self, commits: usize, took: Duration) {
+    /// A group of so many commits and bytes has landed, so long after it took off.
+    pub(super) fn landed(&mut self, commits: usize, size: usize, took: Duration) {
         self.answered = commits;
-        self.patience = if took < SLOW { Duration::ZERO } else { (took / 2).min(PATIENCE_MAX) };
+        let is_slow = took >= SLOW && size <= SMALL;
+        self.patience = if is_slow { (took / 2).min(PATIENCE_MAX) } else { Duration::ZERO };
     }
 
     /// Whom the next group waits for; nobody unless it may.
@@ -69,7 +75,8 @@ impl Company {
         if wait.until.is_none() {
             return;
         }
-        if came * 2 < wait.wanted {
+        // Who takes off has come anyway.
+        if came * 2 <= wait.wanted {
             self.rest = self.next_rest;
             self.next_rest = (self.next_rest * 2).min(REST_MAX);
         } else {
@@ -109,15 +116,17 @@ mod tests {
     fn as_many_as_were_answered_are_waited_for_where_a_sync_takes_long() {
         let mut company = Company::default();
         assert!(!waits(&mut company, 1), "nobody was answered");
-        company.landed(10, SLOW - Duration::from_nanos(1));
+        company.landed(10, SMALL, SLOW - Duration::from_nanos(1));
         assert!(!waits(&mut company, 1), "whoever is on his way comes meanwhile");
-        company.landed(10, LONG);
+        company.landed(10, SMALL, LONG);
         let mut wait = company.wait(true);
         assert_eq!(wait.patience, PATIENCE_MAX);
         assert!(wait.goes_on(9) && !wait.goes_on(10));
         assert!(!company.wait(false).goes_on(0), "nothing is synced, or something is on its way");
-        company.landed(10, SLOW);
+        company.landed(10, 0, SLOW);
         assert_eq!(company.wait(true).patience, SLOW / 2);
+        company.landed(10, SMALL + 1, LONG);
+        assert!(!waits(&mut company, 1), "it was long because it was large");
     }
 
     #[test]
@@ -129,10 +138,13 @@ mod tests {
     #[test]
     fn who_does_not_come_again_is_waited_for_less_and_less() {
         let mut company = Company::default();
-        company.landed(10, LONG);
+        company.landed(10, 0, LONG);
         let groups: String = (0..20).map(|_| if waits(&mut company, 4) { 'w' } else { '.' }).collect();
         assert_eq!(groups, "w.w..w....w........w");
-        while !waits(&mut company, 5) {}
-        assert!(waits(&mut company, 5), "half of them have come");
+        while !waits(&mut company, 6) {}
+        assert!(waits(&mut company, 6), "more than half of them have come");
+        company.landed(2, 0, LONG);
+        let groups: String = (0..6).map(|_| if waits(&mut company, 1) { 'w' } else { '.' }).collect();
+        assert_eq!(groups, "w.w..w", "nobody but the one who takes off");
     }
 }

@@ -245,11 +245,14 @@ impl Leader {
         let mut group = flights.take_gathering();
         let mut next = first;
         let mut taken = 0;
-        let mut wait = self.company.wait(flights.is_empty() && self.durability == Durability::Synced);
+        let may_wait = flights.is_empty() && self.durability == Durability::Synced;
+        let mut wait = None;
         loop {
             let may_take = flights.held.is_none() && taken < self.taken_max && !group.is_full(self.group_size_max);
             let Some(request) = next.take().or_else(|| may_take.then(|| queue.try_recv().ok()).flatten()) else {
-                if may_take && !queue.is_closed() && wait.goes_on(group.commits.len()) {
+                // Who asks for something else is kept waiting by nobody, and waits for nobody.
+                let commits = may_take && !queue.is_closed() && !group.commits.is_empty() && !group.goes_alone();
+                if commits && wait.get_or_insert_with(|| self.company.wait(may_wait)).goes_on(group.commits.len()) {
                     // No timer is so fine, and whoever is waited for may need the processor.
                     std::thread::yield_now();
                     continue;
@@ -283,7 +286,9 @@ impl Leader {
             // Also those who are refused: those on their way must be looked after.
             taken += 1;
         }
-        self.company.waited(wait, group.commits.len());
+        if let Some(wait) = wait {
+            self.company.waited(wait, group.commits.len());
+        }
         group
     }
 
@@ -606,7 +611,7 @@ impl Leader {
 
     /// A group is in the store.
     async fn applied(&mut self, group: Group, batch: &AtomicBatch) {
-        self.company.landed(group.commits.len(), self.took_off.elapsed());
+        self.company.landed(group.commits.len(), group.size, self.took_off.elapsed());
         let last = group.last_commit();
         let cells = self.cells.clone();
         if Rule::NoteBeforePublish.is_kept() {

@@ -2,7 +2,8 @@
 
 use crate::keys;
 use rocksdb::{
-    BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options, SliceTransform, WriteBufferManager,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Options, SliceTransform,
+    WriteBufferManager,
 };
 use std::path::PathBuf;
 use std::time::Duration;
@@ -105,6 +106,12 @@ fn table_options(cache: &Cache) -> Options {
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_bloom_filter(10.0, false);
+    // In pieces, of which a read needs one each: of a file of 64 MiB the whole filter and index are most of a MiB, which is more
+    // than a part of a small cache holds, and each read of a large store would bring them in anew.
+    blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    blocks.set_partition_filters(true);
+    blocks.set_metadata_block_size(4 * 1024);
+    blocks.set_pin_top_level_index_and_filter(true);
     // The prefix is the whole cell: whole keys in the filter would be a second entry for each version that no read
     // asks for. Atomic keys are their own prefix.
     blocks.set_whole_key_filtering(false);

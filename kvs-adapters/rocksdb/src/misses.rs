@@ -3,8 +3,11 @@
 //! What is not in RocksDB's caches the system often has in its own, and then the read is over sooner than another thread has
 //! begun with it. Whether it has can't be asked, but it is much as it was for the reads before. So all of them are timed: while
 //! they are short they are made where they are asked for, and else where nobody is held up.
+//!
+//! Where memory hardly ever has the answer, asking it first is most of the work of a short read. Then it is asked now and then
+//! only, to see whether that has changed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// A thread of the runtime is held up no longer than this, as far as can be foreseen.
@@ -15,17 +18,24 @@ const UNKNOWN: Duration = Duration::from_millis(1);
 const COUNTED_MAX: Duration = Duration::from_millis(2);
 /// One read moves the mean by so much of its distance.
 const SHARE: u64 = 8;
+/// Where more of a thousand reads than this are not answered by memory, it is asked by one in so many.
+const MOSTLY: u64 = 750;
+const ASKED: u32 = 8;
 
 /// How long reads have taken lately that went past RocksDB's memory.
 #[derive(Debug)]
 pub(crate) struct Misses {
     /// Of a cell, in nanoseconds. Two at the same time may count as one.
     mean: AtomicU64,
+    /// Of a thousand reads that ask memory, how many it does not answer.
+    missed: AtomicU64,
+    /// Reads since memory was asked last.
+    unasked: AtomicU32,
 }
 
 impl Default for Misses {
     fn default() -> Misses {
-        Misses { mean: AtomicU64::new(nanos(UNKNOWN)) }
+        Misses { mean: AtomicU64::new(nanos(UNKNOWN)), missed: AtomicU64::new(0), unasked: AtomicU32::new(0) }
     }
 }
 
@@ -35,14 +45,37 @@ impl Misses {
         self.mean.load(Ordering::Relaxed).saturating_mul(cells as u64) <= nanos(HERE_MAX)
     }
 
+    /// Whether memory need not be asked for so many cells: it would not answer, and the read is short.
+    pub(crate) fn are_usual(&self, cells: usize) -> bool {
+        self.missed.load(Ordering::Relaxed) > MOSTLY
+            && self.are_short(cells)
+            && self.unasked.fetch_add(1, Ordering::Relaxed) % ASKED != 0
+    }
+
+    /// Memory was asked, and has answered all or not.
+    pub(crate) fn asked(&self, missed: bool) {
+        moved(&self.missed, if missed { 1000 } else { 0 });
+    }
+
     /// So many cells were read past the memory, which took so long.
     pub(crate) fn took(&self, cells: usize, time: Duration) {
-        let each = (nanos(time) / (cells as u64).max(1)).min(nanos(COUNTED_MAX));
-        let mean = self.mean.load(Ordering::Relaxed);
-        // Rounded up on the way up, so that it gets there.
-        let moved = if each > mean { mean + (each - mean).div_ceil(SHARE) } else { mean - (mean - each) / SHARE };
-        self.mean.store(moved, Ordering::Relaxed);
+        moved(&self.mean, (nanos(time) / (cells as u64).max(1)).min(nanos(COUNTED_MAX)));
     }
+
+    /// As [`took`](Self::took), of cells that memory was not asked for. What it would have answered says nothing of files, and
+    /// takes no such time.
+    pub(crate) fn took_unasked(&self, cells: usize, time: Duration) {
+        if nanos(time) > nanos(HERE_MAX).saturating_mul(cells as u64) {
+            self.took(cells, time);
+        }
+    }
+}
+
+fn moved(mean: &AtomicU64, to: u64) {
+    let at = mean.load(Ordering::Relaxed);
+    // Rounded up on the way up, so that it gets there.
+    let moved = if to > at { at + (to - at).div_ceil(SHARE) } else { at - (at - to) / SHARE };
+    mean.store(moved, Ordering::Relaxed);
 }
 
 fn nanos(time: Duration) -> u64 {
@@ -91,6 +124,24 @@ mod tests {
             misses.took(1, Duration::from_micros(10));
         }
         assert!(misses.are_short(1));
+    }
+
+    #[test]
+    fn memory_that_hardly_ever_answers_is_asked_now_and_then() {
+        let misses = after(&[(10, 100)]);
+        assert!((0..20).all(|_| !misses.are_usual(1)), "it was never asked");
+        (0..50).for_each(|_| misses.asked(true));
+        let unasked = (0..80).filter(|_| misses.are_usual(1)).count();
+        assert_eq!(unasked, 70);
+        assert!((0..20).all(|_| !misses.are_usual(1000)), "that many are not short");
+        misses.took_unasked(1, Duration::from_micros(90));
+        assert!((1..8).any(|_| misses.are_usual(1)), "perhaps memory had it");
+        (0..30).for_each(|_| misses.took_unasked(1, Duration::from_millis(1)));
+        assert!((0..20).all(|_| !misses.are_usual(1)), "the disk is slow");
+        let misses = after(&[(10, 100)]);
+        (0..50).for_each(|_| misses.asked(true));
+        (0..5).for_each(|_| misses.asked(false));
+        assert!((0..20).all(|_| !misses.are_usual(1)), "memory has them by now");
     }
 
     #[test]

@@ -350,9 +350,14 @@ where
     if questions.is_empty() {
         return Ok(Vec::new());
     }
-    let asks_memory = questions.len() <= MEMORY_READS_MAX;
-    let mut answers =
-        if asks_memory { read(&db, table, questions, Tier::Memory)? } else { Answers::all_missed(questions.len()) };
+    let asks_memory = questions.len() <= MEMORY_READS_MAX && !db.misses.are_usual(questions.len());
+    let mut answers = if asks_memory {
+        let answers = read(&db, table, questions, Tier::Memory)?;
+        db.misses.asked(!answers.missed.is_empty());
+        answers
+    } else {
+        Answers::all_missed(questions.len())
+    };
     if !answers.missed.is_empty() {
         let open: Vec<Q> = answers.missed.iter().map(|&index| questions[index].clone()).collect();
         let late = read_past_memory(db, table, open, read, asks_memory).await?;
@@ -382,9 +387,9 @@ where
     let work = move || {
         let begun = std::time::Instant::now();
         let answers = read(&db, &table, &questions, Tier::Disk)?;
-        // What memory might have answered says nothing about files.
-        if asked_memory {
-            db.misses.took(questions.len(), begun.elapsed());
+        match asked_memory {
+            true => db.misses.took(questions.len(), begun.elapsed()),
+            false => db.misses.took_unasked(questions.len(), begun.elapsed()),
         }
         Ok(answers)
     };

@@ -236,13 +236,18 @@ pub(crate) fn print_growth(growth: &Growth) {
         "p99 µs",
         "p50s / base",
         "bar",
+        "RocksDB: p50s, µs",
+        "/ base",
         "scan s",
         "peak MiB",
         "of scan",
     ];
     let mut table = new_table(&head);
     for case in &growth.cases {
-        let growth = case.growth.map(|[transfer, read]| format!("{transfer:.2} {read:.2}"));
+        let times = |growth: Option<[f64; 2]>| {
+            growth.map_or(String::new(), |[transfer, read]| format!("{transfer:.2} {read:.2}"))
+        };
+        let alone = case.rocksdb.map(|alone| format!("{:.1} {:.1}", alone.transfer.p50_us, alone.read.p50_us));
         let [peak, of_scan] = case.peak_memory_bytes.map(|bytes| (bytes >> 20).to_string());
         table.add_row([
             case.cells.to_string(),
@@ -255,8 +260,10 @@ pub(crate) fn print_growth(growth: &Growth) {
             format!("{:.0}", case.read.per_second),
             format!("{:.1}", case.read.p50_us),
             format!("{:.1}", case.read.p99_us),
-            growth.unwrap_or_default(),
+            times(case.growth),
             case.is_met().map_or(String::new(), |is_met| format!("{} {}", crate::bars::GROWTH, verdict(is_met))),
+            alone.unwrap_or_default(),
+            times(case.rocksdb.and_then(|alone| alone.growth)),
             format!("{:.2}", case.scan_seconds),
             peak,
             of_scan,

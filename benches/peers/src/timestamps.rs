@@ -1,4 +1,7 @@
 //! Fresh timestamps: how many there are in a second, and how long one takes.
+//!
+//! Beside them is a bare echo: eight bytes there and back over a socket of the same kind, with nothing in between. With a
+//! connection for each client and a request for each timestamp no protocol does better.
 
 use crate::bars;
 use crate::contenders::CACHE_BYTES;
@@ -12,6 +15,8 @@ use atlas::server::RemoteAtlas;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 
 const CLIENTS: [usize; 3] = [1, 16, 64];
@@ -27,6 +32,8 @@ pub(crate) enum Way {
     Connections,
     /// Over the socket, all clients by one connection.
     OneConnection,
+    /// Eight bytes there and back, each client by a connection of its own.
+    Echo,
 }
 
 impl Way {
@@ -35,6 +42,7 @@ impl Way {
             Way::InProcess => "in the process",
             Way::Connections => "over the socket, a connection each",
             Way::OneConnection => "over the socket, one connection",
+            Way::Echo => "a bare echo over a socket, a connection each",
         }
     }
 }
@@ -62,8 +70,11 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Timestamps>> {
     // The server has threads of its own, as in a process of its own. They share the processor all the same.
     let (server, clients) = (runtime()?, runtime()?);
     let atlas = server.block_on(Atlas::open(on_rocksdb(&directory, CACHE_BYTES, true)))?;
+    let echo = directory.join("echo");
+    let listener = server.block_on(async { UnixListener::bind(&echo) })?;
+    drop(server.spawn(answer_all(listener)));
     let mut measured = Vec::new();
-    for (way, number) in [Way::InProcess, Way::Connections, Way::OneConnection]
+    for (way, number) in [Way::InProcess, Way::Connections, Way::OneConnection, Way::Echo]
         .into_iter()
         .flat_map(|way| CLIENTS.map(|number| (way, number)))
     {
@@ -76,6 +87,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Timestamps>> {
             let work = match way {
                 Way::InProcess => in_process(&clients, &atlas, number, until)?,
                 Way::Connections | Way::OneConnection => over_socket(&clients, remotes, until)?,
+                Way::Echo => echoes(&clients, &echo, number, until)?,
             };
             rounds.push((work.units as f64 / begun.elapsed().as_secs_f64(), work.micros_at(0.5), work.micros_at(0.99)));
         }
@@ -89,9 +101,10 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Timestamps>> {
             p99_us: of(|round| round.2),
             bar_per_second: match way {
                 Way::InProcess => Some(bars::TIMESTAMPS_IN_PROCESS),
-                _ => is_most.then_some(bars::TIMESTAMPS_OVER_SOCKET),
+                Way::Connections | Way::OneConnection => is_most.then_some(bars::TIMESTAMPS_OVER_SOCKET),
+                Way::Echo => None,
             },
-            bar_p99_us: (is_most && way != Way::InProcess).then_some(bars::TIMESTAMP_P99_US),
+            bar_p99_us: (is_most && !matches!(way, Way::InProcess | Way::Echo)).then_some(bars::TIMESTAMP_P99_US),
         };
         eprintln!("  {}, {number} clients: {:.0}/s", way.title(), row.per_second);
         measured.push(row);
@@ -139,11 +152,41 @@ fn over_socket(runtime: &Runtime, remotes: Vec<RemoteAtlas>, until: Instant) -> 
     )
 }
 
+fn echoes(runtime: &Runtime, socket: &Path, clients: usize, until: Instant) -> Result<Work> {
+    gather(
+        runtime,
+        (0..clients).map(|_| {
+            let socket = socket.to_owned();
+            async move {
+                let mut stream = UnixStream::connect(socket).await?;
+                let (mut work, mut number) = (Work::none(), [0; 8]);
+                while Instant::now() < until {
+                    let begun = Instant::now();
+                    stream.write_all(&number).await?;
+                    stream.read_exact(&mut number).await?;
+                    work.count(begun, 1, 0, 0);
+                }
+                anyhow::Ok(work)
+            }
+        }),
+    )
+}
+
+async fn answer_all(listener: UnixListener) -> std::io::Result<()> {
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        drop(tokio::spawn(async move {
+            let mut number = [0; 8];
+            while stream.read_exact(&mut number).await.is_ok() && stream.write_all(&number).await.is_ok() {}
+        }));
+    }
+}
+
 /// What each client asks; nothing in the process.
 async fn connect(directory: &Path, way: Way, clients: usize) -> Result<Vec<RemoteAtlas>> {
     let connect = async || atlas::server::connect(directory).await?.context("nobody answers at the socket");
     match way {
-        Way::InProcess => Ok(Vec::new()),
+        Way::InProcess | Way::Echo => Ok(Vec::new()),
         Way::OneConnection => Ok(vec![connect().await?; clients]),
         Way::Connections => {
             let mut remotes = Vec::new();

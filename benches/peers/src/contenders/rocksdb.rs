@@ -28,7 +28,11 @@ enum Engine {
 
 impl Store {
     pub(crate) fn open(name: Name, directory: &Path, sync: bool) -> Result<Store> {
-        let options = rocks::options(CACHE_BYTES);
+        Store::with_cache(name, directory, sync, CACHE_BYTES)
+    }
+
+    pub(crate) fn with_cache(name: Name, directory: &Path, sync: bool, cache_bytes: usize) -> Result<Store> {
+        let options = rocks::options(cache_bytes);
         let engine = match name {
             Name::RocksdbOptimistic => Engine::Optimistic(OptimisticTransactionDB::open(&options, directory)?),
             Name::RocksdbPessimistic => {

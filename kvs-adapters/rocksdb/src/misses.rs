@@ -49,7 +49,7 @@ impl Misses {
     pub(crate) fn are_usual(&self, cells: usize) -> bool {
         self.missed.load(Ordering::Relaxed) > MOSTLY
             && self.are_short(cells)
-            && self.unasked.fetch_add(1, Ordering::Relaxed) % ASKED != 0
+            && !self.unasked.fetch_add(1, Ordering::Relaxed).is_multiple_of(ASKED)
     }
 
     /// Memory was asked, and has answered all or not.

@@ -35,8 +35,11 @@ const LOOK_BACK: u64 = 64;
 /// The queue is read for so many batches of cells at a time, at most. What is sorted together lies close together, where some
 /// stores walk instead of looking for each cell, and a cell that was written often is looked at once.
 ///
-/// It begins with one, and twice as many follow what was worked off to its end: of what is interrupted all is looked at once more.
+/// It begins with one, and twice as many follow what was soon worked off to its end: of what is interrupted all is looked at once
+/// more.
 const BATCHES_AT_ONCE: usize = 64;
+/// What takes longer is followed by half as many: where sweep is told to be slow, what is written down of it must not be old.
+const SOON: Duration = Duration::from_secs(10);
 /// And for about so many bytes of entries, which limits what is held where names are long.
 const BYTES_AT_ONCE: usize = 16 << 20;
 
@@ -112,6 +115,7 @@ impl Shared {
         while progress.below < sweep_ts && !self.has_to_end(pausing).await? {
             // Until it is worked off: an error, or whoever does not wait for the end, leaves it so.
             let batches = std::mem::replace(&mut this.batches, 1);
+            let began = Instant::now();
             let stretch = self.next_stretch(shard, progress, sweep_ts, batches).await?;
             let has_worked = !stretch.entries.is_empty();
             any |= has_worked;
@@ -123,7 +127,11 @@ impl Shared {
                 stored_at = Some(Instant::now());
                 reach(SweepStep::ProgressMoved);
             }
-            this.batches = (batches * 2).min(BATCHES_AT_ONCE);
+            this.batches = match began.elapsed() < SOON {
+                true if has_worked => (batches * 2).min(BATCHES_AT_ONCE),
+                true => batches,
+                false => (batches / 2).max(1),
+            };
             // Before partitions are dropped, too: what keeps them from being dropped must not make the next round begin here
             // again.
             this.known = stored_at.map(|stored_at| Known { progress, stored_at, looked_back });
@@ -238,8 +246,11 @@ impl Shared {
         let mut old = 0;
         for some in entries.chunks(self.config.batch_cells as usize) {
             // Each may take as long as a batch of cells: writers that are undecided are rolled back one by one.
-            if old > 0 && self.has_to_end(pausing).await? {
-                return Ok(None);
+            if old > 0 {
+                tokio::time::sleep(self.config.pause).await;
+                if self.has_to_end(pausing).await? {
+                    return Ok(None);
+                }
             }
             let mut writers: Vec<Timestamp> = some.iter().map(|entry| entry.writer).collect();
             writers.dedup();

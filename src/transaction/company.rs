@@ -11,15 +11,15 @@
 //! So the leader waits for as many as it has just answered, for a part of what it took the group to land. Who does not come again
 //! is not waited for again and again: after a wait in vain a group takes off at once, and twice as many after the next.
 //!
-//! What a group took is measured from its take-off to its landing. Of a small one that is the disk; one that is large says nothing
-//! of it, and nobody is waited for after it.
+//! What a group took is measured from its take-off to its landing. Of one with few rows that is the disk; one with many says
+//! nothing of it, and nobody is waited for after it.
 
 use std::time::{Duration, Instant};
 
 /// Where a group lands sooner than this, whoever is on his way comes while the next one flies.
 const SLOW: Duration = Duration::from_millis(1);
-/// A group of more bytes than this may take long without the disk being slow.
-const SMALL: usize = 64 << 10;
+/// To write more rows than this takes about as long as a slow disk does.
+const ROWS_MAX: usize = 1_000;
 /// The longest wait, but for what the system makes of giving way.
 const PATIENCE_MAX: Duration = Duration::from_millis(1);
 /// How many groups take off at once after a wait in vain, at most.
@@ -52,10 +52,10 @@ pub(super) struct Wait {
 }
 
 impl Company {
-    /// A group of so many commits and bytes has landed, so long after it took off.
-    pub(super) fn landed(&mut self, commits: usize, size: usize, took: Duration) {
+    /// A group of so many commits, of which so many rows were written, has landed, so long after it took off.
+    pub(super) fn landed(&mut self, commits: usize, rows: usize, took: Duration) {
         self.answered = commits;
-        let is_slow = took >= SLOW && size <= SMALL;
+        let is_slow = took >= SLOW && rows <= ROWS_MAX;
         self.patience = if is_slow { (took / 2).min(PATIENCE_MAX) } else { Duration::ZERO };
     }
 
@@ -116,16 +116,16 @@ mod tests {
     fn as_many_as_were_answered_are_waited_for_where_a_sync_takes_long() {
         let mut company = Company::default();
         assert!(!waits(&mut company, 1), "nobody was answered");
-        company.landed(10, SMALL, SLOW - Duration::from_nanos(1));
+        company.landed(10, ROWS_MAX, SLOW - Duration::from_nanos(1));
         assert!(!waits(&mut company, 1), "whoever is on his way comes meanwhile");
-        company.landed(10, SMALL, LONG);
+        company.landed(10, ROWS_MAX, LONG);
         let mut wait = company.wait(true);
         assert_eq!(wait.patience, PATIENCE_MAX);
         assert!(wait.goes_on(9) && !wait.goes_on(10));
         assert!(!company.wait(false).goes_on(0), "nothing is synced, or something is on its way");
         company.landed(10, 0, SLOW);
         assert_eq!(company.wait(true).patience, SLOW / 2);
-        company.landed(10, SMALL + 1, LONG);
+        company.landed(10, ROWS_MAX + 1, LONG);
         assert!(!waits(&mut company, 1), "it was long because it was large");
     }
 

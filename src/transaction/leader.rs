@@ -286,7 +286,8 @@ impl Leader {
             // Also those who are refused: those on their way must be looked after.
             taken += 1;
         }
-        if let Some(wait) = wait {
+        // One that was cut short says nothing.
+        if let Some(wait) = wait.filter(|_| !group.goes_alone()) {
             self.company.waited(wait, group.commits.len());
         }
         group
@@ -611,7 +612,9 @@ impl Leader {
 
     /// A group is in the store.
     async fn applied(&mut self, group: Group, batch: &AtomicBatch) {
-        self.company.landed(group.commits.len(), group.size, self.took_off.elapsed());
+        if !group.commits.is_empty() {
+            self.company.landed(group.commits.len(), batch.ops.len(), self.took_off.elapsed());
+        }
         let last = group.last_commit();
         let cells = self.cells.clone();
         if Rule::NoteBeforePublish.is_kept() {

@@ -4,8 +4,8 @@
 //! Commits do not wait for the disk here: what is looked for would drown in it. Versions stay because nothing sweeps
 //! them in these cases; elsewhere sweep runs as it comes.
 //!
-//! Where nothing but the number of cells grows, RocksDB by itself does the same right after, with the same cache and a
-//! thread for each client: what it can't keep flat nobody above it can.
+//! Where nothing but the number of cells grows, RocksDB by itself does the same right after, with a cache for blocks of the same
+//! size, indexes and filters outside of it, and a thread for each client.
 
 use crate::bars;
 use crate::contenders::atlas::{Handle, on_rocksdb, runtime};
@@ -52,7 +52,7 @@ pub(crate) struct Case {
     pub(crate) scan_seconds: f64,
     /// Of filling, transfers and reads; of the scan of everything.
     pub(crate) peak_memory_bytes: [u64; 2],
-    /// Medians of latencies as a multiple of those of the base; nothing for the base and what is smaller.
+    /// Medians of latencies as a multiple of those of the case it is compared with, if it is with any.
     pub(crate) growth: Option<[f64; 2]>,
     /// RocksDB by itself.
     pub(crate) rocksdb: Option<Alone>,

@@ -70,7 +70,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Timestamps>> {
     // The server has threads of its own, as in a process of its own. They share the processor all the same.
     let (server, clients) = (runtime()?, runtime()?);
     let atlas = server.block_on(Atlas::open(on_rocksdb(&directory, CACHE_BYTES, true)))?;
-    let echo = directory.join("echo");
+    // Where its path is short enough for a socket.
+    let echo = std::env::temp_dir().join(format!("atlas-echo-{}", std::process::id()));
     let listener = server.block_on(async { UnixListener::bind(&echo) })?;
     drop(server.spawn(answer_all(listener)));
     let mut measured = Vec::new();
@@ -110,6 +111,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Vec<Timestamps>> {
         measured.push(row);
     }
     server.block_on(atlas.close())?;
+    std::fs::remove_file(&echo)?;
     std::fs::remove_dir_all(&directory)?;
     Ok(measured)
 }

@@ -21,6 +21,7 @@ use crate::statement::{Statement, Use};
 use crate::table::Table;
 use atlas_kvs::{KvsError, Result, TableDescription, TableKind, TableRef, TableSize};
 use bytes::Bytes;
+use scylla::errors::{ExecutionError, SchemaAgreementError};
 use scylla::response::query_result::QueryRowsResult;
 use scylla::statement::{Consistency, Statement as Plain};
 use scylla::value::{CqlValue, Row};
@@ -211,13 +212,6 @@ impl Cluster {
         if !self.is_scylla()? || self.change_schema(&without_tablets).await.is_err() {
             self.change_schema(&create).await?;
         }
-        // Where the keyspace was there already, the driver has waited for nothing.
-        let agreed = self.session()?.await_schema_agreement().await;
-        agreed.map_err(|error| {
-            let what = "waiting until the nodes agree on the schema; `nodetool describecluster` shows which one is behind, and \
-                        one that stays behind catches up when it is started again";
-            Failure::of(error.into(), Stakes::Read).explain(what).into_error()
-        })?;
         // Somebody else may have made it. What does not fit gets no table of ours.
         self.check_replication().await?;
         // All live nodes agree by now, so nobody can create the keyspace a second time, and everybody who is here sees
@@ -548,7 +542,11 @@ impl Cluster {
             change.set_request_timeout(Some(self.config.request_timeout.saturating_mul(4)));
             let limit = self.config.request_timeout.saturating_mul(4).saturating_add(self.config.schema_agreement());
             let failure = match timeout(limit, session.query_unpaged(change, ())).await {
-                Ok(Ok(_)) => return Ok(()),
+                // Where there was nothing to change, the driver has waited for nothing: somebody else may have made the change a
+                // moment ago.
+                Ok(Ok(_)) => return self.agree_on_schema().await,
+                // Made, and not everywhere. Sent again it would be answered at once, as if it were.
+                Ok(Err(ExecutionError::SchemaAgreementError(error))) => return Err(disagreement(error)),
                 Ok(Err(error)) => Failure::of(error, Stakes::Write),
                 Err(_) => Failure::Silence(limit),
             };
@@ -564,6 +562,17 @@ impl Cluster {
             }
         }
     }
+
+    /// Waits until all nodes that answer have the same schema.
+    async fn agree_on_schema(&self) -> Result<()> {
+        self.session()?.await_schema_agreement().await.map(drop).map_err(disagreement)
+    }
+}
+
+fn disagreement(error: SchemaAgreementError) -> KvsError {
+    let what = "waiting until the nodes agree on the schema; `nodetool describecluster` shows which one is behind, and one that \
+                stays behind catches up when it is started again";
+    Failure::of(error.into(), Stakes::Read).explain(what).into_error()
 }
 
 /// What is wrong with a server of this version, if anything.

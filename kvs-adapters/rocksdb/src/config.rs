@@ -107,7 +107,8 @@ fn table_options(cache: &Cache) -> Options {
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks.set_bloom_filter(10.0, false);
     // In pieces, of which a read needs one each: of a file of 64 MiB the whole filter and index are most of a MiB, which is more
-    // than a part of a small cache holds, and each read of a large store would bring them in anew.
+    // than a part of a small cache holds, and each read of a large store would bring them in anew. Files of earlier versions have
+    // them as a whole until they are compacted.
     blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
     blocks.set_partition_filters(true);
     blocks.set_metadata_block_size(4 * 1024);

@@ -48,7 +48,8 @@
 //! # Threads
 //!
 //! RocksDB blocks. Point reads and first pages of scans are tried on the thread that asks, restricted to what is in
-//! memory; what is not, and every write, goes to a blocking thread. RocksDB merges the syncs of concurrent writers.
+//! memory; what is not goes to a blocking thread, unless such reads have been short, and so does every write. RocksDB merges
+//! the syncs of concurrent writers.
 
 #[cfg(not(unix))]
 compile_error!("the directory modes and the lock of this store are those of Unix");

@@ -27,15 +27,15 @@ const ASKED: u32 = 8;
 pub(crate) struct Misses {
     /// Of a cell, in nanoseconds. Two at the same time may count as one.
     mean: AtomicU64,
-    /// Of a thousand reads that ask memory, how many it does not answer.
+    /// Of a thousand reads that ask memory, how many it does not answer wholly.
     missed: AtomicU64,
-    /// Reads since memory was asked last.
-    unasked: AtomicU32,
+    /// Counts reads, so that one in so many asks.
+    turn: AtomicU32,
 }
 
 impl Default for Misses {
     fn default() -> Misses {
-        Misses { mean: AtomicU64::new(nanos(UNKNOWN)), missed: AtomicU64::new(0), unasked: AtomicU32::new(0) }
+        Misses { mean: AtomicU64::new(nanos(UNKNOWN)), missed: AtomicU64::new(0), turn: AtomicU32::new(0) }
     }
 }
 
@@ -49,7 +49,7 @@ impl Misses {
     pub(crate) fn are_usual(&self, cells: usize) -> bool {
         self.missed.load(Ordering::Relaxed) > MOSTLY
             && self.are_short(cells)
-            && !self.unasked.fetch_add(1, Ordering::Relaxed).is_multiple_of(ASKED)
+            && !self.turn.fetch_add(1, Ordering::Relaxed).is_multiple_of(ASKED)
     }
 
     /// Memory was asked, and has answered all or not.
@@ -62,10 +62,10 @@ impl Misses {
         moved(&self.mean, (nanos(time) / (cells as u64).max(1)).min(nanos(COUNTED_MAX)));
     }
 
-    /// As [`took`](Self::took), of cells that memory was not asked for. What it would have answered says nothing of files, and
-    /// takes no such time.
+    /// As [`took`](Self::took), of a few cells that memory was not asked for. What it would have answered says nothing of files,
+    /// and takes no such time.
     pub(crate) fn took_unasked(&self, cells: usize, time: Duration) {
-        if nanos(time) > nanos(HERE_MAX).saturating_mul(cells as u64) {
+        if time > HERE_MAX {
             self.took(cells, time);
         }
     }

@@ -53,8 +53,8 @@ pub struct RocksStore {
 pub struct ReadStatistics {
     /// Answered from memory, on the thread that asked.
     pub without_io: u64,
-    /// Read past the memory, because a file had to be read or because there were many: on a blocking thread, unless such
-    /// reads have been short.
+    /// Read past the memory, because a file had to be read, because there were many, or because memory hardly ever answers: on
+    /// a blocking thread, unless such reads have been short.
     pub with_io: u64,
 }
 
@@ -336,7 +336,7 @@ fn joined<T>(
 
 type CellReader<Q, T> = fn(&Db, &TableRef, &[Q], Tier) -> Result<Answers<T>>;
 
-/// Point reads: what memory answers is answered at once, the rest on a blocking thread.
+/// Point reads: what memory answers is answered at once, the rest where [`read_past_memory`] says.
 async fn read_cells<Q, T>(
     db: Arc<Db>,
     table: &TableRef,
@@ -389,7 +389,9 @@ where
         let answers = read(&db, &table, &questions, Tier::Disk)?;
         match asked_memory {
             true => db.misses.took(questions.len(), begun.elapsed()),
-            false => db.misses.took_unasked(questions.len(), begun.elapsed()),
+            false if questions.len() <= MEMORY_READS_MAX => db.misses.took_unasked(questions.len(), begun.elapsed()),
+            // Memory has answered some of so many.
+            false => (),
         }
         Ok(answers)
     };

@@ -6,7 +6,7 @@ use atlas_kvs::{
     AtomicScan, Cell, CellBound, CellTimestamps, ColumnSelection, FlatPage, KeyValueService, KvsError, RowRange, Scan,
     TableKind, Timestamp, Value, VersionScan,
 };
-use atlas_kvs_rocksdb::RocksStore;
+use atlas_kvs_rocksdb::{RocksConfig, RocksStore};
 use bytes::Bytes;
 use common::{family_of, open, raw, table, ts, value, versioned};
 use futures::{StreamExt, TryStreamExt};
@@ -63,6 +63,50 @@ async fn what_is_not_in_memory_is_read_from_disk() {
     let reverse = Scan { page_size: 7, ..Scan::new(RowRange::all(), Timestamp::MAX).reversed() };
     store.reopen().await.expect("the store reopens");
     assert_eq!(store.scan(&data, reverse).count().await, 1000);
+}
+
+/// Filters and indexes of many pieces, under a cache that holds a few of them: memory hardly ever answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_much_larger_than_its_cache_is_read_by_pieces() {
+    const CELLS: u32 = 30_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let config =
+        RocksConfig { block_cache_bytes: 256 << 10, write_buffer_bytes: 2 << 20, ..common::config(dir.path()) };
+    let store = RocksStore::open(config.clone()).await.expect("the store opens");
+    let data = versioned(&store, "data").await;
+    // Every second number: the others are looked for in vain.
+    let cell = |number: u32| Cell::copy_from((number * 2).to_be_bytes(), "c");
+    let content = |number: u32, ts: u64| Bytes::from(format!("{number}@{ts} {}", "x".repeat(90)));
+    for version in [5, 9] {
+        // Scattered, so that files overlap.
+        let puts =
+            (0..CELLS).map(|place| (place * 7_919) % CELLS).map(|number| (cell(number), content(number, version)));
+        for puts in puts.collect::<Vec<_>>().chunks(1_000) {
+            store.put(vec![(data.clone(), puts.to_vec())], ts(version)).await.expect("a put");
+        }
+    }
+    store.close().await.expect("the store closes");
+
+    let store = RocksStore::open(config).await.expect("the store opens");
+    for number in (0..CELLS).map(|place| (place * 104_729) % CELLS).take(3_000) {
+        let absent = Cell::copy_from((number * 2 + 1).to_be_bytes(), "c");
+        let bounds = [
+            CellBound::new(cell(number), Timestamp::MAX),
+            CellBound::new(cell(number), ts(9)),
+            CellBound::new(cell(number), ts(5)),
+            CellBound::new(absent, Timestamp::MAX),
+        ];
+        let expected = [Some(value(9, content(number, 9))), Some(value(5, content(number, 5))), None, None];
+        assert_eq!(store.get(&data, &bounds).await.expect("a read"), expected, "cell {number}");
+    }
+    let reads = store.read_statistics();
+    assert!(reads.with_io > reads.without_io, "{reads:?}");
+    let scanned = common::scan(&store, &data).await;
+    assert_eq!(scanned.len(), CELLS as usize);
+    assert!(scanned.iter().zip(0..).all(|((found, newest), number)| *found == cell(number) && newest.ts == ts(9)));
+    let bounds: Vec<_> = (0..CELLS).step_by(11).map(|number| CellBound::new(cell(number), Timestamp::MAX)).collect();
+    let versions = store.versions(&data, &bounds).await.expect("versions can be read");
+    assert!(versions.iter().all(|versions| versions.iter().map(|version| version.ts.get()).eq([5, 9])));
 }
 
 fn family_of_open(store: &RocksStore, name: &str) -> String {

@@ -70,6 +70,12 @@ const CLEANING_ATTEMPTS: u32 = 20;
 impl Drop for Namespace {
     fn drop(&mut self) {
         let config = self.config.clone();
+        // Nodes that tests break are thrown away with what is on them: one that was started a moment ago, and is still sent what
+        // it has missed, may fail to drop a keyspace in the middle (Cassandra 5.0: `Unknown CF` in its migration stage), and does
+        // not agree with the others on any schema until it is started again.
+        if config.contact_points.len() > 1 {
+            return;
+        }
         // A runtime of its own: the test's may be the one that drops this.
         let cleaned = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -22,22 +22,28 @@ sweep_lane!(rocksdb_step_by_step, ROCKSDB_STEPS);
 sweep_lane!(rocksdb_pipeline, ROCKSDB_PIPELINE);
 sweep_lane!(rocksdb_pipeline_0, ROCKSDB_PIPELINE_0);
 
-/// What was worked off before it is not looked at again, and of a stretch that was not all is.
-#[tokio::test]
-async fn a_stretch_of_the_queue_that_fails_in_the_middle_is_worked_off_by_the_next_round() {
-    const ROWS: usize = 240;
+/// A store with a table, of which sweep takes a cell at a time.
+async fn swept_by_the_cell() -> (Faulty, atlas::Atlas, atlas::TableRef) {
     let place = Place::new(StoreKind::Memory);
     let faulty = Faulty::new(place.open().await);
     let mut config = sweep::by_hand(&place, MEMORY_PIPELINE);
     config.sweep.batch_cells = 1;
     let atlas = atlas::Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("it opens");
     let table = table(&atlas, "t", Default::default()).await;
+    (faulty, atlas, table)
+}
+
+/// What was worked off before it is not looked at again, and of a stretch that was not all is.
+#[tokio::test]
+async fn a_stretch_of_the_queue_that_fails_in_the_middle_is_worked_off_by_the_next_round() {
+    const ROWS: usize = 240;
+    let (faulty, atlas, table) = swept_by_the_cell().await;
     for row in 0..ROWS {
         sweep::overwrite(&atlas, &table, &format!("{row:03}"), 2).await;
     }
     let looks = || faulty.calls(Op::Versions, &table);
     let mut looked_at = Vec::new();
-    // In every shard once, wherever it is: each look is at a batch of one cell.
+    // Every round fails at another place.
     for after in [20, 45, 45, 45, 45, 45] {
         faulty.on(Op::Versions).on_table(&table).after(after).then(Fault::Refuse);
         let before = looks();
@@ -54,7 +60,7 @@ async fn a_stretch_of_the_queue_that_fails_in_the_middle_is_worked_off_by_the_ne
     looked_at.push(looks() - before);
     assert_eq!(sweep::counts(&atlas, &table).await.0, ROWS as u64, "{left} before, {looked_at:?} looks");
     let again = looked_at.iter().sum::<usize>();
-    // Each entry names a cell of its own version, and each cell is looked at by the entry of either.
+    // Twice each, for the entries of its two writers, and once more what was in a stretch that failed.
     assert!(looked_at.len() > 2 && looked_at[0] > 20, "nothing failed: {looked_at:?}");
     assert!((ROWS + 1..=3 * ROWS).contains(&again), "{looked_at:?} looks at {ROWS} cells");
     let before = looks();
@@ -64,12 +70,7 @@ async fn a_stretch_of_the_queue_that_fails_in_the_middle_is_worked_off_by_the_ne
 
 #[tokio::test]
 async fn a_long_queue_is_read_in_ever_longer_stretches() {
-    let place = Place::new(StoreKind::Memory);
-    let faulty = Faulty::new(place.open().await);
-    let mut config = sweep::by_hand(&place, MEMORY_PIPELINE);
-    config.sweep.batch_cells = 1;
-    let atlas = atlas::Atlas::with_store(config, Arc::new(faulty.clone())).await.expect("it opens");
-    let table = table(&atlas, "t", Default::default()).await;
+    let (faulty, atlas, table) = swept_by_the_cell().await;
     sweep::overwrite(&atlas, &table, "hot", 800).await;
     let queue = sweep_queue_table();
     let read_before = faulty.calls(Op::Scan, &queue);

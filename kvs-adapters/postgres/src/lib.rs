@@ -46,6 +46,7 @@
 //! Poolers that lend a server connection for one transaction only: settings and prepared statements belong to a
 //! connection.
 
+mod at_once;
 mod atomic;
 mod catalog;
 mod config;

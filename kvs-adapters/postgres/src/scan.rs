@@ -10,10 +10,12 @@
 //!   found     what they hold             a/x@7 b/x@3             newest below the bound, one walk each
 //! ```
 //!
-//! There are three ways to look, all along the primary key:
+//! There are four ways to look, all along the primary key:
 //!
-//! * **entries**: row after row. The next page begins behind the last cell, not behind its last version, so one cell
-//!   with a million versions costs one page and no more.
+//! * **at once** ([`crate::at_once`]): row after row with what it holds, and which version of a cell counts is decided here.
+//!   For stretches where most cells have one version.
+//! * **entries**: row after row, and then each cell. The next page begins behind the last cell, not behind its last
+//!   version, so one cell with a million versions costs one page and no more.
 //! * **steps**: from a cell to the next one in one walk, over all versions and unwanted columns between them. For
 //!   stretches where entries gave few cells, and for ranges of columns of many rows.
 //! * **rows**: from a row to the next one, looking up the wanted columns by name in each.
@@ -23,8 +25,8 @@ use crate::errors::Attempt;
 use crate::read::{VERSION_COLUMNS, bytes, number, stored_timestamp};
 use crate::session::{Param, Server};
 use atlas_kvs::{
-    AtomicScan, Cell, CellVersions, ColumnSelection, KvsError, Result, ResultStream, RowRange, Scan, TableKind,
-    TableRef, Timestamp, Value, Version, VersionScan,
+    AtomicScan, Cell, CellVersions, ColumnSelection, FlatPage, KvsError, Result, ResultStream, RowRange, Scan,
+    TableKind, TableRef, Timestamp, Value, Version, VersionScan,
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -37,16 +39,18 @@ use tokio_postgres::types::ToSql;
 /// What a page looks at, whatever the hint says.
 const PAGE_MAX: usize = 2_048;
 /// Values of a page; the last one may exceed it.
-const BYTES_MAX: i64 = 4 << 20;
+pub(crate) const BYTES_MAX: i64 = 4 << 20;
 /// Below one cell in this many entries it is cheaper to step from cell to cell.
 const ENTRIES_PER_CELL_MAX: i64 = 8;
+/// Below one cell in this many entries most of what would be read at once is of no use.
+pub(crate) const ENTRIES_AT_ONCE_MAX: i64 = 2;
 
 /// Where a scan has still to look, between two places in the order of cells.
 #[derive(Clone)]
-struct Span {
+pub(crate) struct Span {
     start: Bound<Cell>,
     end: Bound<Cell>,
-    reverse: bool,
+    pub(crate) reverse: bool,
 }
 
 impl Span {
@@ -64,7 +68,7 @@ impl Span {
     /// Leaves out everything up to this cell, in the direction of the scan.
     fn go_behind(&mut self, cell: Cell) {
         if self.reverse {
-            if place(&self.end).is_none_or(|end| cell < *end) {
+            if place(&self.end).is_none_or(|end| cell <= *end) {
                 self.end = Bound::Excluded(cell);
             }
         } else if place(&self.start).is_none_or(|start| cell >= *start) {
@@ -72,7 +76,13 @@ impl Span {
         }
     }
 
-    /// The same for a whole row.
+    /// Leaves out everything before this cell, which lies in the span.
+    pub(crate) fn go_to(&mut self, cell: Cell) {
+        let bound = if self.reverse { &mut self.end } else { &mut self.start };
+        *bound = Bound::Included(cell);
+    }
+
+    /// Leaves out everything up to the end of this row.
     fn go_behind_row(&mut self, row: Bytes) {
         if self.reverse {
             self.end = Bound::Excluded(Cell { row, column: Bytes::new() });
@@ -110,12 +120,12 @@ fn place(bound: &Bound<Cell>) -> Option<&Cell> {
 }
 
 /// A statement while it is written: text that refers to arguments, and the arguments.
-struct Args {
+pub(crate) struct Args {
     params: Vec<Box<dyn ToSql + Send + Sync>>,
 }
 
 impl Args {
-    fn add(&mut self, value: impl ToSql + Send + Sync + 'static, kind: &str) -> String {
+    pub(crate) fn add(&mut self, value: impl ToSql + Send + Sync + 'static, kind: &str) -> String {
         self.params.push(Box::new(value));
         format!("${}::{kind}", self.params.len())
     }
@@ -136,27 +146,28 @@ impl Args {
 /// How a page looks for cells.
 #[derive(Clone)]
 enum Look {
+    AtOnce,
     Entries,
     Steps { columns: Option<(Bytes, Option<Bytes>)> },
     Rows { columns: Arc<BTreeSet<Bytes>> },
 }
 
 /// The text of one page, made for one span.
-struct Page {
-    args: Args,
+pub(crate) struct Page {
+    pub(crate) args: Args,
     /// In the direction of the scan, and against it.
-    order: (&'static str, &'static str),
-    name: String,
+    pub(crate) order: (&'static str, &'static str),
+    pub(crate) name: String,
     /// `t` lies in the span; and: not behind its far end.
-    inside: String,
+    pub(crate) inside: String,
     not_behind: String,
     /// How to name the place of `t` in the span, for other names of its columns.
     bounds: Vec<(&'static str, String)>,
-    limit: String,
+    pub(crate) limit: String,
 }
 
 impl Page {
-    fn new(name: String, span: &Span, limit: i64) -> Page {
+    pub(crate) fn new(name: String, span: &Span, limit: i64) -> Page {
         let mut args = Args { params: Vec::new() };
         let start = match &span.start {
             Bound::Included(cell) => Some((">=", args.place(cell))),
@@ -184,7 +195,7 @@ impl Page {
         let first = format!("SELECT t.\"row\" AS r, t.col AS c FROM {name} t WHERE {inside} ORDER BY {sorted}");
         let onward = if *order == "ASC" { ">" } else { "<" };
         match look {
-            Look::Entries => format!(
+            Look::AtOnce | Look::Entries => format!(
                 "WITH seen AS MATERIALIZED ({first}, t.ts {order} LIMIT {limit}), \
                  picked AS MATERIALIZED (SELECT DISTINCT r, c FROM seen)"
             ),
@@ -243,22 +254,28 @@ fn conditions<'a>(place: &str, bounds: impl Iterator<Item = &'a (&'static str, S
 }
 
 impl Server {
-    async fn page_rows(&self, table: &TableRef, kind: TableKind, sql: &str, args: &Args) -> Attempt<Vec<Row>> {
+    pub(crate) async fn page_rows(
+        &self,
+        table: &TableRef,
+        kind: TableKind,
+        sql: &str,
+        args: &Args,
+    ) -> Attempt<Vec<Row>> {
         let params: Vec<Param<'_>> = args.params.iter().map(|param| &**param as Param<'_>).collect();
         self.read_table(table, kind, sql, &params).await
     }
 
-    /// One page of a scan, and where to go on.
-    async fn scan_page(
+    /// One page of a scan, and how far it came.
+    async fn scan_page<P: Cells>(
         &self,
         table: &TableRef,
         span: &Span,
         look: &Look,
         request: &Scan,
-    ) -> Attempt<(Vec<(Cell, Value)>, Progress)> {
+    ) -> Attempt<(P, Progress)> {
         let limit = match look {
             Look::Rows { columns } => page_limit(request.page_size / columns.len().max(1)),
-            Look::Entries | Look::Steps { .. } => page_limit(request.page_size),
+            Look::AtOnce | Look::Entries | Look::Steps { .. } => page_limit(request.page_size),
         };
         let name = self.names.table(table, TableKind::Versioned);
         let mut page = Page::new(name.clone(), span, limit);
@@ -275,22 +292,18 @@ impl Server {
              UNION ALL \
              SELECT l.r, l.c, NULL, NULL, s.seen, (SELECT count(*) FROM picked), (SELECT count(*) FROM found) FROM {last}"
         );
-        let mut items = Vec::new();
+        let rows = self.page_rows(table, TableKind::Versioned, &sql, &page.args).await?;
+        let mut found = Vec::with_capacity(rows.len());
         let mut progress = Progress::new(limit);
-        for row in &self.page_rows(table, TableKind::Versioned, &sql, &page.args).await? {
+        for row in &rows {
             match column::<Option<i64>>(row, 2, table.name())? {
-                Some(ts) => {
-                    items.push((
-                        cell(table, row)?,
-                        Value { ts: stored_timestamp(table, ts)?, bytes: bytes(table, row, 3)? },
-                    ));
-                }
+                Some(ts) => found.push(Found::new(table, row, stored_timestamp(table, ts)?, 3)?),
                 None => progress.read(table, row, [4, 5, 6])?,
             }
         }
-        sort(&mut items, span.reverse, |item| &item.0);
-        progress.check(table, items.len(), items.last().map(|item| &item.0));
-        Ok((items, progress))
+        sort(&mut found, span.reverse, |found| (found.row, found.column));
+        progress.check(table, found.len(), found.last().map(Found::cell));
+        Ok((filled(&found), progress))
     }
 
     async fn version_page(
@@ -331,7 +344,7 @@ impl Server {
                 None => progress.read(table, row, [5, 5, 5])?,
             }
         }
-        sort(&mut items, false, |item| &item.cell);
+        sort(&mut items, false, |item| (&item.cell.row, &item.cell.column));
         Ok((items, progress))
     }
 
@@ -360,12 +373,74 @@ impl Server {
                 None => progress.read(table, row, [3, 3, 3])?,
             }
         }
-        sort(&mut items, span.reverse, |item| &item.0);
+        sort(&mut items, span.reverse, |item| (&item.0.row, &item.0.column));
         // What was seen is what was found, and the last of it is the place to go on from.
         progress.last = items.last().map(|item| item.0.clone());
-        progress.check(table, items.len(), items.last().map(|item| &item.0));
+        progress.check(table, items.len(), items.last().map(|item| item.0.clone()));
         Ok((items, progress))
     }
+}
+
+/// What a page gives of a cell, as it came from the server.
+pub(crate) struct Found<'a> {
+    row: &'a [u8],
+    column: &'a [u8],
+    ts: Timestamp,
+    value: &'a [u8],
+}
+
+impl<'a> Found<'a> {
+    /// Of a row that begins with that of the cell and its column.
+    pub(crate) fn new(table: &TableRef, row: &'a Row, ts: Timestamp, value: usize) -> Attempt<Found<'a>> {
+        let bytes = |number| column(row, number, table.name());
+        Ok(Found { row: bytes(0)?, column: bytes(1)?, ts, value: bytes(value)? })
+    }
+
+    fn cell(&self) -> Cell {
+        Cell::copy_from(self.row, self.column)
+    }
+}
+
+/// What holds the cells of a page.
+pub(crate) trait Cells: Default + Send + 'static {
+    fn reserve(&mut self, cells: usize, bytes: usize);
+    fn push(&mut self, found: &Found<'_>);
+    fn is_empty(&self) -> bool;
+}
+
+impl Cells for Vec<(Cell, Value)> {
+    fn reserve(&mut self, cells: usize, _: usize) {
+        self.reserve(cells);
+    }
+
+    fn push(&mut self, found: &Found<'_>) {
+        self.push((found.cell(), Value { ts: found.ts, bytes: Bytes::copy_from_slice(found.value) }));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl Cells for FlatPage {
+    fn reserve(&mut self, cells: usize, bytes: usize) {
+        self.reserve(cells, bytes);
+    }
+
+    fn push(&mut self, found: &Found<'_>) {
+        self.push(found.row, found.column, found.ts, found.value);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+pub(crate) fn filled<P: Cells>(found: &[Found<'_>]) -> P {
+    let mut cells = P::default();
+    cells.reserve(found.len(), found.iter().map(|of| of.row.len() + of.column.len() + of.value.len()).sum());
+    found.iter().for_each(|found| cells.push(found));
+    cells
 }
 
 /// How far a page came.
@@ -395,11 +470,16 @@ impl Progress {
         Ok(())
     }
 
-    fn check(&mut self, table: &TableRef, items: usize, last: Option<&Cell>) {
+    fn check(&mut self, table: &TableRef, items: usize, last: Option<Cell>) {
         if i64::try_from(items).is_ok_and(|items| items < self.found) {
             debug_assert!(last.is_some(), "a page of {table} has at least one of the values it found");
-            self.cut = last.cloned();
+            self.cut = last;
         }
+    }
+
+    /// Whether there are at most this many entries for each cell.
+    fn is_within(&self, entries_per_cell: i64) -> bool {
+        self.picked * entries_per_cell >= self.seen
     }
 
     /// What is left of a span behind the page.
@@ -415,7 +495,7 @@ impl Progress {
     }
 }
 
-fn page_limit(hint: usize) -> i64 {
+pub(crate) fn page_limit(hint: usize) -> i64 {
     i64::try_from(hint.clamp(1, PAGE_MAX)).unwrap_or(1)
 }
 
@@ -424,16 +504,16 @@ fn cell(table: &TableRef, row: &Row) -> Attempt<Cell> {
 }
 
 /// The statements give the order already, but SQL promises none for a union.
-fn sort<T>(items: &mut [T], reverse: bool, cell: impl Fn(&T) -> &Cell) {
-    items.sort_by(|a, b| if reverse { cell(b).cmp(cell(a)) } else { cell(a).cmp(cell(b)) });
+fn sort<T>(items: &mut [T], reverse: bool, place: impl Fn(&T) -> (&[u8], &[u8])) {
+    items.sort_by(|a, b| if reverse { place(b).cmp(&place(a)) } else { place(a).cmp(&place(b)) });
 }
 
-/// All items of all pages. `state` tells what the next page needs; none: there is no next page.
+/// All pages. `state` tells what the next page needs; none: there is no next page.
 fn pages<S, T, F>(state: Option<S>, page: impl Fn(S) -> F + Send + 'static) -> ResultStream<T>
 where
     S: Send + 'static,
     T: Send + 'static,
-    F: Future<Output = Result<(Vec<T>, Option<S>)>> + Send + 'static,
+    F: Future<Output = Result<(T, Option<S>)>> + Send + 'static,
 {
     let pages = stream::try_unfold(state, move |state| {
         let next = state.map(&page);
@@ -444,19 +524,29 @@ where
             }
         }
     });
+    pages.boxed()
+}
+
+/// All items of all pages.
+fn items<T: Send + 'static>(pages: ResultStream<Vec<T>>) -> ResultStream<T> {
     pages.map_ok(|items| stream::iter(items.into_iter().map(Ok::<T, KvsError>))).try_flatten().boxed()
 }
 
-pub(crate) fn scan(server: Arc<Server>, table: TableRef, mut request: Scan) -> ResultStream<(Cell, Value)> {
+pub(crate) fn scan(server: Arc<Server>, table: TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
+    items(scan_pages(server, table, request))
+}
+
+/// The pages of a scan, of which none is empty.
+pub(crate) fn scan_pages<P: Cells>(server: Arc<Server>, table: TableRef, mut request: Scan) -> ResultStream<P> {
     let mut span = Span::new(&request.rows, request.reverse, request.after.take());
     let single = request.rows.is_single();
     let look = match &request.columns {
-        ColumnSelection::All => Look::Entries,
+        ColumnSelection::All => Look::AtOnce,
         ColumnSelection::Exactly(columns) if columns.is_empty() => return nothing(&server),
         ColumnSelection::Exactly(columns) => Look::Rows { columns: Arc::new(columns.clone()) },
         ColumnSelection::Range { start, end } if single => {
             span.narrow(&request.rows.start, (start, end.as_ref()));
-            Look::Entries
+            Look::AtOnce
         }
         ColumnSelection::Range { start, end } => Look::Steps { columns: Some((start.clone(), end.clone())) },
     };
@@ -464,22 +554,45 @@ pub(crate) fn scan(server: Arc<Server>, table: TableRef, mut request: Scan) -> R
         return nothing(&server);
     }
     let request = Arc::new(request);
-    pages(Some((span, look)), move |(span, look)| {
+    let pages = pages(Some((span, look)), move |(span, look)| {
         let (server, table, request) = (Arc::clone(&server), table.clone(), Arc::clone(&request));
-        async move {
-            let (items, progress) = server.attempts(|| server.scan_page(&table, &span, &look, &request)).await?;
-            let sparse = progress.seen == progress.limit && progress.picked * ENTRIES_PER_CELL_MAX < progress.seen;
-            let by_row = matches!(look, Look::Rows { .. });
-            let next_look = match look {
-                Look::Entries if sparse => Look::Steps { columns: None },
-                // Back to the cheaper way: if it is still the wrong one, that is found out soon.
-                Look::Steps { columns: None } => Look::Entries,
-                look => look,
-            };
-            let rest = progress.rest(span, by_row);
-            Ok((items, rest.map(|span| (span, next_look))))
+        async move { server.next_page(&table, span, look, &request).await }
+    });
+    pages.try_filter(|page: &P| std::future::ready(!page.is_empty())).boxed()
+}
+
+impl Server {
+    /// One page of a scan; where to go on, and how.
+    async fn next_page<P: Cells>(
+        &self,
+        table: &TableRef,
+        span: Span,
+        look: Look,
+        request: &Scan,
+    ) -> Result<(P, Option<(Span, Look)>)> {
+        if matches!(look, Look::AtOnce) {
+            let page = self.attempts(|| self.page_at_once(table, &span, request)).await?;
+            let rest = page.open.map(|open| {
+                // Where not a single cell was whole, the same place is looked at in a way that always comes on.
+                let look = if page.is_stuck || !page.pays { Look::Entries } else { Look::AtOnce };
+                let mut span = span;
+                span.go_to(open);
+                (span, look)
+            });
+            return Ok((page.cells, rest));
         }
-    })
+        let (cells, progress) = self.attempts(|| self.scan_page(table, &span, &look, request)).await?;
+        let by_row = matches!(look, Look::Rows { .. });
+        let next_look = match look {
+            Look::Entries if !progress.is_within(ENTRIES_PER_CELL_MAX) => Look::Steps { columns: None },
+            Look::Entries if progress.is_within(ENTRIES_AT_ONCE_MAX) => Look::AtOnce,
+            // Back to a cheaper way: if it is still the wrong one, that is found out soon.
+            Look::Steps { columns: None } => Look::Entries,
+            look => look,
+        };
+        let rest = progress.rest(span, by_row);
+        Ok((cells, rest.map(|span| (span, next_look))))
+    }
 }
 
 pub(crate) fn scan_versions(
@@ -492,13 +605,14 @@ pub(crate) fn scan_versions(
         return nothing(&server);
     }
     let request = Arc::new(request);
-    pages(Some(span), move |span| {
+    let pages = pages(Some(span), move |span| {
         let (server, table, request) = (Arc::clone(&server), table.clone(), Arc::clone(&request));
         async move {
             let (items, progress) = server.attempts(|| server.version_page(&table, &span, &request)).await?;
             Ok((items, progress.rest(span, false)))
         }
-    })
+    });
+    items(pages)
 }
 
 pub(crate) fn scan_atomic(
@@ -510,13 +624,14 @@ pub(crate) fn scan_atomic(
     if span.is_empty() {
         return nothing(&server);
     }
-    pages(Some(span), move |span| {
+    let pages = pages(Some(span), move |span| {
         let (server, table) = (Arc::clone(&server), table.clone());
         async move {
             let (items, progress) = server.attempts(|| server.atomic_page(&table, &span, request.page_size)).await?;
             Ok((items, progress.rest(span, false)))
         }
-    })
+    });
+    items(pages)
 }
 
 /// The stream of a scan that selects nothing.

@@ -7,7 +7,7 @@ use crate::write::Writes;
 use async_trait::async_trait;
 use atlas_kvs::{
     AtomicBatch, AtomicScan, Availability, BatchOp, Capabilities, Cell, CellBound, CellTimestamps, CellVersionRange,
-    CellVersions, CheckAndSet, Durability, KeyValueService, KvsError, Limits, NativeSnapshot, Ownership,
+    CellVersions, CheckAndSet, Durability, FlatPage, KeyValueService, KvsError, Limits, NativeSnapshot, Ownership,
     PutUnlessExists, Result, ResultStream, RowRange, Scan, StreamSnapshot, TableDescription, TableKind, TableRef,
     TableSize, Timestamp, Value, Version, VersionScan,
 };
@@ -161,6 +161,14 @@ impl KeyValueService for PostgresStore {
 
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {
         scan::scan(Arc::clone(&self.server), table.clone(), request)
+    }
+
+    fn scan_pages(&self, table: &TableRef, request: Scan) -> ResultStream<Vec<(Cell, Value)>> {
+        scan::scan_pages(Arc::clone(&self.server), table.clone(), request)
+    }
+
+    fn scan_flat(&self, table: &TableRef, request: Scan) -> ResultStream<FlatPage> {
+        scan::scan_pages(Arc::clone(&self.server), table.clone(), request)
     }
 
     async fn versions(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Vec<Version>>> {

@@ -3,8 +3,8 @@
 mod common;
 
 use atlas_kvs::{
-    Cell, CellBound, ColumnSelection, KeyValueService, KvsError, RowRange, Scan, TableKind, TableRef, Timestamp, Value,
-    VersionScan,
+    Cell, CellBound, ColumnSelection, FlatCell, FlatPage, KeyValueService, KvsError, RowRange, Scan, TableKind,
+    TableRef, Timestamp, Value, VersionScan,
 };
 use atlas_kvs_postgres::PostgresStore;
 use bytes::Bytes;
@@ -21,7 +21,16 @@ async fn versioned(store: &PostgresStore, name: &str) -> TableRef {
 }
 
 async fn scan(store: &PostgresStore, table: &TableRef, request: Scan) -> Vec<(Cell, u64)> {
-    let items: Vec<(Cell, Value)> = store.scan(table, request).try_collect().await.expect("a table can be scanned");
+    let items: Vec<(Cell, Value)> =
+        store.scan(table, request.clone()).try_collect().await.expect("a table can be scanned");
+    let pages: Vec<FlatPage> = store.scan_flat(table, request).try_collect().await.expect("also by the page");
+    let flat = pages.iter().flat_map(|page| page.iter());
+    assert!(flat.eq(items.iter().map(|(cell, value)| FlatCell {
+        row: &cell.row,
+        column: &cell.column,
+        ts: value.ts,
+        value: &value.bytes
+    })));
     items.into_iter().map(|(cell, value)| (cell, value.ts.get())).collect()
 }
 
@@ -83,6 +92,36 @@ async fn pages_end_where_their_bytes_do() {
         let mut seen: Vec<_> = scan(&store, &t, all.clone().columns(columns).reversed()).await;
         seen.reverse();
         assert_eq!(seen.into_iter().map(|(cell, _)| cell).collect::<Vec<_>>(), cells);
+    }
+}
+
+/// Where the bytes of a page end between two versions of a cell, neither of the other's is shown in its place.
+#[tokio::test]
+async fn pages_end_between_versions_of_long_values() {
+    let namespace = Namespace::new();
+    let store = namespace.open().await;
+    let t = versioned(&store, "t").await;
+    let long = Bytes::from(vec![1; 3 << 19]);
+    // Of 1.5 MiB each: three times in a row, among cells of one short version, and of two versions of which one is short.
+    let versions_of = |row: u64| if row.is_multiple_of(3) { 3 } else { row % 3 };
+    for row in 0..20_u64 {
+        let versions = (1..=versions_of(row)).map(|ts| {
+            let bytes = if row % 3 == 0 || ts == 2 { long.clone() } else { Bytes::from_static(b"short") };
+            (Cell::copy_from(format!("{row:02}"), "c"), Value { ts: Timestamp::saturating(ts), bytes })
+        });
+        store.put_versions(&t, versions.collect()).await.expect("versions can be put");
+    }
+    for bound in [2, 3, 4, u64::MAX] {
+        let newest = |row: u64| versions_of(row).min(bound - 1);
+        let expected: Vec<_> =
+            (0..20_u64).map(|row| (Cell::copy_from(format!("{row:02}"), "c"), newest(row))).collect();
+        for page_size in [1, 2, 3, 5, 100] {
+            let request = Scan { page_size, ..Scan::new(RowRange::all(), Timestamp::saturating(bound)) };
+            assert_eq!(scan(&store, &t, request.clone()).await, expected, "pages of {page_size} below {bound}");
+            let mut seen = scan(&store, &t, request.reversed()).await;
+            seen.reverse();
+            assert_eq!(seen, expected, "backwards, pages of {page_size} below {bound}");
+        }
     }
 }
 

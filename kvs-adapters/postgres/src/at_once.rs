@@ -6,16 +6,19 @@
 //!   open                      b/x                          where the next page begins
 //! ```
 //!
-//! A cell is whole when another one follows it, or nothing does. Of a page whose values are long only the first have come;
-//! the cell of the first that has not is open.
+//! A cell is whole when another one follows it, or nothing does. Of a page whose values are long only the first have come,
+//! and behind them one entry without its timestamp: its cell is open.
 
 use crate::catalog::column;
 use crate::errors::Attempt;
-use crate::read::{number, timestamp};
-use crate::scan::{BYTES_MAX, Cells, ENTRIES_AT_ONCE_MAX, Found, Page, Span, filled, page_limit};
+use crate::read::{number, stored_timestamp};
+use crate::scan::{BYTES_MAX, Cells, Found, Page, Span, filled, page_limit};
 use crate::session::Server;
 use atlas_kvs::{Cell, Scan, TableKind, TableRef};
 use tokio_postgres::Row;
+
+/// Below one cell in this many entries most of what would be read at once is of no use.
+pub(crate) const ENTRIES_PER_CELL_MAX: i64 = 2;
 
 /// What a page that was read at once gives.
 pub(crate) struct AtOnce<P> {
@@ -24,12 +27,12 @@ pub(crate) struct AtOnce<P> {
     pub(crate) open: Option<Cell>,
     /// There was no whole cell.
     pub(crate) is_stuck: bool,
-    /// Most of what was read is of use.
+    /// There were few entries for each cell.
     pub(crate) pays: bool,
 }
 
 impl Server {
-    /// One page of a scan of all columns.
+    /// One page of a scan of whole rows, or of a stretch of one row.
     pub(crate) async fn page_at_once<P: Cells>(
         &self,
         table: &TableRef,
@@ -43,30 +46,26 @@ impl Server {
         let before = page.args.add(number(request.read_before), "int8");
         let Page { args, order: (order, _), name, inside, limit: limit_arg, .. } = page;
         let sql = format!(
-            "SELECT r, c, ts, CASE WHEN ts < {before} AND size - len < {BYTES_MAX} THEN val END FROM (\
-               SELECT r, c, ts, val, len, \
-                 sum(len) OVER (ORDER BY r {order}, c {order}, ts {order} ROWS UNBOUNDED PRECEDING) AS size FROM (\
-                   SELECT t.\"row\" AS r, t.col AS c, t.ts, t.val, \
-                     CASE WHEN t.ts < {before} THEN octet_length(t.val) ELSE 0 END AS len \
-                   FROM {name} t WHERE {inside} \
-                   ORDER BY t.\"row\" {order}, t.col {order}, t.ts {order} LIMIT {limit_arg}) seen) sized \
-             ORDER BY r {order}, c {order}, ts {order}"
+            "SELECT r, c, CASE WHEN size - len < {BYTES_MAX} THEN ts END, \
+               CASE WHEN size - len < {BYTES_MAX} AND ts < {before} THEN val END FROM (\
+               SELECT r, c, ts, val, len, sum(len) OVER w AS size, lag(len, 1, 0) OVER w AS len_before FROM (\
+                 SELECT t.\"row\" AS r, t.col AS c, t.ts, t.val, \
+                   CASE WHEN t.ts < {before} THEN octet_length(t.val) ELSE 0 END AS len \
+                 FROM {name} t WHERE {inside} \
+                 ORDER BY t.\"row\" {order}, t.col {order}, t.ts {order} LIMIT {limit_arg}) seen \
+               WINDOW w AS (ORDER BY r {order}, c {order}, ts {order} ROWS UNBOUNDED PRECEDING)) sized \
+             WHERE size - len - len_before < {BYTES_MAX} ORDER BY r {order}, c {order}, ts {order}"
         );
         let rows = self.page_rows(table, TableKind::Versioned, &sql, &args).await?;
         let is_full = i64::try_from(rows.len()).is_ok_and(|seen| seen > limit);
-        let mut entries = Entries::new(table, request);
-        for row in &rows {
-            entries.add(row)?;
-            if entries.is_cut {
-                break;
-            }
-        }
-        Ok(entries.end(is_full, rows.len()))
+        let mut walk = Walk::new(table, request);
+        rows.iter().try_for_each(|row| walk.add(row))?;
+        Ok(walk.end(is_full, rows.len()))
     }
 }
 
 /// The entries of a page, while they are looked at in their order.
-struct Entries<'a> {
+struct Walk<'a> {
     table: &'a TableRef,
     before: i64,
     reverse: bool,
@@ -75,14 +74,14 @@ struct Entries<'a> {
     /// The cell of the last entry; what it shows; and how many cells came before it.
     place: Option<(&'a [u8], &'a [u8])>,
     shown: Option<Found<'a>>,
-    passed: usize,
-    /// The value of the last entry was left out, because there were too many bytes before it.
+    passed: i64,
+    /// Of the last entry only its cell has come, because there were too many bytes before it.
     is_cut: bool,
 }
 
-impl<'a> Entries<'a> {
-    fn new(table: &'a TableRef, request: &Scan) -> Entries<'a> {
-        Entries {
+impl<'a> Walk<'a> {
+    fn new(table: &'a TableRef, request: &Scan) -> Walk<'a> {
+        Walk {
             table,
             before: number(request.read_before),
             reverse: request.reverse,
@@ -100,20 +99,21 @@ impl<'a> Entries<'a> {
             self.pass();
             self.place = Some(place);
         }
-        if column::<i64>(row, 2, self.table.name())? >= self.before {
+        let Some(ts) = column::<Option<i64>>(row, 2, self.table.name())? else {
+            self.is_cut = true;
             return Ok(());
-        }
-        self.is_cut = column::<Option<&[u8]>>(row, 3, self.table.name())?.is_none();
+        };
         // Forward the newest comes last, backward first.
-        if !self.is_cut && !(self.reverse && self.shown.is_some()) {
-            self.shown = Some(Found::new(self.table, row, timestamp(self.table, row, 2)?, 3)?);
+        let is_older = self.reverse && self.shown.is_some();
+        if ts < self.before && !is_older {
+            self.shown = Some(Found::new(self.table, row, stored_timestamp(self.table, ts)?, 3)?);
         }
         Ok(())
     }
 
     /// The cell of the last entry is whole.
     fn pass(&mut self) {
-        self.passed += usize::from(self.place.is_some());
+        self.passed += i64::from(self.place.is_some());
         self.whole.extend(self.shown.take());
     }
 
@@ -123,12 +123,10 @@ impl<'a> Entries<'a> {
             self.pass();
         }
         let open = self.place.filter(|_| is_open).map(|(row, column)| Cell::copy_from(row, column));
-        let per_cell = usize::try_from(ENTRIES_AT_ONCE_MAX).unwrap_or(usize::MAX);
         AtOnce {
             cells: filled(&self.whole),
             is_stuck: self.passed == 0,
-            // What lies behind a cut says nothing.
-            pays: self.is_cut || (self.passed + 1).saturating_mul(per_cell) >= seen,
+            pays: i64::try_from(seen).is_ok_and(|seen| (self.passed + 1) * ENTRIES_PER_CELL_MAX >= seen),
             open,
         }
     }

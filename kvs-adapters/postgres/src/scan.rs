@@ -20,6 +20,7 @@
 //!   stretches where entries gave few cells, and for ranges of columns of many rows.
 //! * **rows**: from a row to the next one, looking up the wanted columns by name in each.
 
+use crate::at_once;
 use crate::catalog::column;
 use crate::errors::Attempt;
 use crate::read::{VERSION_COLUMNS, bytes, number, stored_timestamp};
@@ -42,15 +43,15 @@ const PAGE_MAX: usize = 2_048;
 pub(crate) const BYTES_MAX: i64 = 4 << 20;
 /// Below one cell in this many entries it is cheaper to step from cell to cell.
 const ENTRIES_PER_CELL_MAX: i64 = 8;
-/// Below one cell in this many entries most of what would be read at once is of no use.
-pub(crate) const ENTRIES_AT_ONCE_MAX: i64 = 2;
+/// Pages of fewer cells are not read at once: often the last cell of a page is not whole, and is read again.
+const AT_ONCE_MIN: i64 = 8;
 
 /// Where a scan has still to look, between two places in the order of cells.
 #[derive(Clone)]
 pub(crate) struct Span {
     start: Bound<Cell>,
     end: Bound<Cell>,
-    pub(crate) reverse: bool,
+    reverse: bool,
 }
 
 impl Span {
@@ -77,7 +78,7 @@ impl Span {
     }
 
     /// Leaves out everything before this cell, which lies in the span.
-    pub(crate) fn go_to(&mut self, cell: Cell) {
+    fn go_to(&mut self, cell: Cell) {
         let bound = if self.reverse { &mut self.end } else { &mut self.start };
         *bound = Bound::Included(cell);
     }
@@ -108,7 +109,10 @@ impl Span {
     }
 
     fn is_empty(&self) -> bool {
-        place(&self.start).zip(place(&self.end)).is_some_and(|(start, end)| start >= end)
+        match (&self.start, &self.end) {
+            (Bound::Included(start), Bound::Included(end)) => start > end,
+            (start, end) => place(start).zip(place(end)).is_some_and(|(start, end)| start >= end),
+        }
     }
 }
 
@@ -143,10 +147,16 @@ impl Args {
     }
 }
 
-/// How a page looks for cells.
+/// How a page is made.
+#[derive(Clone)]
+enum Way {
+    AtOnce,
+    Cells(Look),
+}
+
+/// How a page looks for cells, each of which is then read.
 #[derive(Clone)]
 enum Look {
-    AtOnce,
     Entries,
     Steps { columns: Option<(Bytes, Option<Bytes>)> },
     Rows { columns: Arc<BTreeSet<Bytes>> },
@@ -195,7 +205,7 @@ impl Page {
         let first = format!("SELECT t.\"row\" AS r, t.col AS c FROM {name} t WHERE {inside} ORDER BY {sorted}");
         let onward = if *order == "ASC" { ">" } else { "<" };
         match look {
-            Look::AtOnce | Look::Entries => format!(
+            Look::Entries => format!(
                 "WITH seen AS MATERIALIZED ({first}, t.ts {order} LIMIT {limit}), \
                  picked AS MATERIALIZED (SELECT DISTINCT r, c FROM seen)"
             ),
@@ -265,7 +275,7 @@ impl Server {
         self.read_table(table, kind, sql, &params).await
     }
 
-    /// One page of a scan, and how far it came.
+    /// One page of a scan that looks for cells, and how far it came.
     async fn scan_page<P: Cells>(
         &self,
         table: &TableRef,
@@ -275,7 +285,7 @@ impl Server {
     ) -> Attempt<(P, Progress)> {
         let limit = match look {
             Look::Rows { columns } => page_limit(request.page_size / columns.len().max(1)),
-            Look::AtOnce | Look::Entries | Look::Steps { .. } => page_limit(request.page_size),
+            Look::Entries | Look::Steps { .. } => page_limit(request.page_size),
         };
         let name = self.names.table(table, TableKind::Versioned);
         let mut page = Page::new(name.clone(), span, limit);
@@ -390,7 +400,7 @@ pub(crate) struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// Of a row that begins with that of the cell and its column.
+    /// Of a row of a result whose first two columns are the cell.
     pub(crate) fn new(table: &TableRef, row: &'a Row, ts: Timestamp, value: usize) -> Attempt<Found<'a>> {
         let bytes = |number| column(row, number, table.name());
         Ok(Found { row: bytes(0)?, column: bytes(1)?, ts, value: bytes(value)? })
@@ -540,58 +550,61 @@ pub(crate) fn scan(server: Arc<Server>, table: TableRef, request: Scan) -> Resul
 pub(crate) fn scan_pages<P: Cells>(server: Arc<Server>, table: TableRef, mut request: Scan) -> ResultStream<P> {
     let mut span = Span::new(&request.rows, request.reverse, request.after.take());
     let single = request.rows.is_single();
-    let look = match &request.columns {
-        ColumnSelection::All => Look::AtOnce,
+    let at_once = page_limit(request.page_size) >= AT_ONCE_MIN;
+    let entries = if at_once { Way::AtOnce } else { Way::Cells(Look::Entries) };
+    let way = match &request.columns {
+        ColumnSelection::All => entries,
         ColumnSelection::Exactly(columns) if columns.is_empty() => return nothing(&server),
-        ColumnSelection::Exactly(columns) => Look::Rows { columns: Arc::new(columns.clone()) },
+        ColumnSelection::Exactly(columns) => Way::Cells(Look::Rows { columns: Arc::new(columns.clone()) }),
         ColumnSelection::Range { start, end } if single => {
             span.narrow(&request.rows.start, (start, end.as_ref()));
-            Look::AtOnce
+            entries
         }
-        ColumnSelection::Range { start, end } => Look::Steps { columns: Some((start.clone(), end.clone())) },
+        ColumnSelection::Range { start, end } => {
+            Way::Cells(Look::Steps { columns: Some((start.clone(), end.clone())) })
+        }
     };
     if span.is_empty() || request.read_before == Timestamp::SENTINEL {
         return nothing(&server);
     }
     let request = Arc::new(request);
-    let pages = pages(Some((span, look)), move |(span, look)| {
+    let pages = pages(Some((span, way)), move |(span, way)| {
         let (server, table, request) = (Arc::clone(&server), table.clone(), Arc::clone(&request));
-        async move { server.next_page(&table, span, look, &request).await }
+        async move {
+            match way {
+                Way::AtOnce => server.next_at_once(&table, span, &request).await,
+                Way::Cells(look) => server.next_page(&table, span, look, &request).await,
+            }
+        }
     });
     pages.try_filter(|page: &P| std::future::ready(!page.is_empty())).boxed()
 }
 
+/// A page, and where to go on, and how; nothing behind the last one.
+type Next<P> = (P, Option<(Span, Way)>);
+
 impl Server {
-    /// One page of a scan; where to go on, and how.
-    async fn next_page<P: Cells>(
-        &self,
-        table: &TableRef,
-        span: Span,
-        look: Look,
-        request: &Scan,
-    ) -> Result<(P, Option<(Span, Look)>)> {
-        if matches!(look, Look::AtOnce) {
-            let page = self.attempts(|| self.page_at_once(table, &span, request)).await?;
-            let rest = page.open.map(|open| {
-                // Where not a single cell was whole, the same place is looked at in a way that always comes on.
-                let look = if page.is_stuck || !page.pays { Look::Entries } else { Look::AtOnce };
-                let mut span = span;
-                span.go_to(open);
-                (span, look)
-            });
-            return Ok((page.cells, rest));
-        }
+    async fn next_at_once<P: Cells>(&self, table: &TableRef, mut span: Span, request: &Scan) -> Result<Next<P>> {
+        let page = self.attempts(|| self.page_at_once(table, &span, request)).await?;
+        let Some(open) = page.open else { return Ok((page.cells, None)) };
+        span.go_to(open);
+        // Where not a single cell was whole, the same place is looked at in a way that always comes on.
+        let way = if page.is_stuck || !page.pays { Way::Cells(Look::Entries) } else { Way::AtOnce };
+        Ok((page.cells, Some((span, way))))
+    }
+
+    async fn next_page<P: Cells>(&self, table: &TableRef, span: Span, look: Look, request: &Scan) -> Result<Next<P>> {
         let (cells, progress) = self.attempts(|| self.scan_page(table, &span, &look, request)).await?;
         let by_row = matches!(look, Look::Rows { .. });
-        let next_look = match look {
-            Look::Entries if !progress.is_within(ENTRIES_PER_CELL_MAX) => Look::Steps { columns: None },
-            Look::Entries if progress.is_within(ENTRIES_AT_ONCE_MAX) => Look::AtOnce,
+        let at_once_pays = progress.limit >= AT_ONCE_MIN && progress.is_within(at_once::ENTRIES_PER_CELL_MAX);
+        let next = match look {
+            Look::Entries if !progress.is_within(ENTRIES_PER_CELL_MAX) => Way::Cells(Look::Steps { columns: None }),
+            Look::Entries if at_once_pays => Way::AtOnce,
             // Back to a cheaper way: if it is still the wrong one, that is found out soon.
-            Look::Steps { columns: None } => Look::Entries,
-            look => look,
+            Look::Steps { columns: None } => Way::Cells(Look::Entries),
+            look => Way::Cells(look),
         };
-        let rest = progress.rest(span, by_row);
-        Ok((cells, rest.map(|span| (span, next_look))))
+        Ok((cells, progress.rest(span, by_row).map(|span| (span, next))))
     }
 }
 

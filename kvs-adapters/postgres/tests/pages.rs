@@ -3,8 +3,8 @@
 mod common;
 
 use atlas_kvs::{
-    Cell, CellBound, ColumnSelection, FlatCell, FlatPage, KeyValueService, KvsError, RowRange, Scan, TableKind,
-    TableRef, Timestamp, Value, VersionScan,
+    Cell, CellBound, CellTimestamps, ColumnSelection, FlatCell, FlatPage, KeyValueService, KvsError, RowRange, Scan,
+    TableKind, TableRef, Timestamp, Value, VersionScan,
 };
 use atlas_kvs_postgres::PostgresStore;
 use bytes::Bytes;
@@ -123,6 +123,67 @@ async fn pages_end_between_versions_of_long_values() {
             assert_eq!(seen, expected, "backwards, pages of {page_size} below {bound}");
         }
     }
+}
+
+/// What is shown is the version that counts, whatever is as long as a page, empty, or removed by sweep meanwhile.
+#[tokio::test]
+async fn versions_at_the_edge_of_a_page() {
+    let namespace = Namespace::new();
+    let store = namespace.open().await;
+    let t = versioned(&store, "t").await;
+    let page = |letter: u8| Bytes::from(vec![letter; 4 << 20]);
+    let cells = [Cell::copy_from("a", "c"), Cell::copy_from("a", "d"), Cell::copy_from("b", "c")];
+    let stored = [
+        (0, 1, page(b'1')),
+        (0, 2, Bytes::new()),
+        (1, 0, Bytes::new()),
+        (1, 5, page(b'2')),
+        (2, 1, Bytes::from_static(b"short")),
+    ];
+    let version = |ts: u64, bytes: &Bytes| Value { ts: Timestamp::saturating(ts), bytes: bytes.clone() };
+    let put = stored.iter().filter(|(_, ts, _)| *ts > 0);
+    let put = put.map(|(at, ts, bytes)| (cells[*at].clone(), version(*ts, bytes)));
+    store.put_versions(&t, put.collect()).await.expect("versions can be put");
+    store.add_sentinels(&t, &cells[1..2]).await.expect("a sentinel can be added");
+    let newest = |at: usize, before: u64| {
+        let below = stored.iter().filter(|(of, ts, _)| *of == at && *ts < before);
+        below.max_by_key(|(_, ts, _)| *ts).map(|(_, ts, bytes)| (cells[at].clone(), version(*ts, bytes)))
+    };
+    for before in [1, 2, 3, 6, u64::MAX] {
+        for page_size in [1, 8, 9, 100] {
+            let all = Scan { page_size, ..Scan::new(RowRange::all(), Timestamp::saturating(before)) };
+            let columns = ColumnSelection::Range { start: "c".into(), end: Some("e".into()) };
+            let row = Scan { rows: RowRange::single("a"), columns, ..all.clone() };
+            for (request, places) in
+                [(all.clone(), 0..3), (row, 0..2), (Scan { after: Some(cells[0].clone()), ..all.clone() }, 1..3)]
+            {
+                let mut expected: Vec<_> = places.filter_map(|at| newest(at, before)).collect();
+                let seen: Vec<_> = store.scan(&t, request.clone()).try_collect().await.expect("can be scanned");
+                assert!(seen == expected, "{request:?}: {:?}", names(&seen));
+                if request.after.is_none() {
+                    expected.reverse();
+                    let seen: Vec<_> = store.scan(&t, request.reversed()).try_collect().await.expect("can be scanned");
+                    assert!(seen == expected, "backwards below {before}: {:?}", names(&seen));
+                }
+            }
+        }
+    }
+    // Sweep leaves the newest of each, between two pages.
+    let request = Scan { page_size: 8, ..Scan::new(RowRange::all(), Timestamp::MAX) };
+    for request in [request.clone(), request.reversed()] {
+        let mut scan = store.scan(&t, request);
+        let mut seen = vec![scan.try_next().await.expect("can be scanned").expect("a cell")];
+        let old = CellTimestamps { cell: cells[0].clone(), timestamps: vec![Timestamp::FIRST] };
+        store.delete_versions(&t, &[old]).await.expect("can be deleted");
+        seen.extend(scan.try_collect::<Vec<_>>().await.expect("can be scanned"));
+        seen.sort_by(|a, b| a.0.cmp(&b.0));
+        assert!(seen.iter().cloned().eq((0..3).filter_map(|at| newest(at, u64::MAX))), "{:?}", names(&seen));
+        store.put_versions(&t, vec![(cells[0].clone(), version(1, &page(b'1')))]).await.expect("can be put");
+    }
+}
+
+fn names(cells: &[(Cell, Value)]) -> Vec<String> {
+    cells.iter().map(|(cell, value)| format!("{cell}@{} of {} bytes", value.ts, value.bytes.len())).collect()
 }
 
 /// A put that is sent in several waves is still one transaction.

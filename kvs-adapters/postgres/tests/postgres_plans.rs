@@ -64,7 +64,8 @@ fn operations(store: &PostgresStore) -> Vec<(&'static str, u64, Work<'_>)> {
     let name = Bytes::from_static(b"00015");
     let one = ColumnSelection::Range { start: name.clone(), end: Some("00016".into()) };
     let columns = [
-        // Entries, and the newest of each cell. The pages are small, so that it is not cheaper to read the table.
+        // Entries, and where most are old versions the newest of each cell. The pages are small, so that it is not cheaper
+        // to read the table.
         ("scan", THREE_ROWS, 3 * COLUMNS, ColumnSelection::All),
         // A row, the column in it, the next row.
         ("scan of exact columns", 4, 3, ColumnSelection::Exactly([name].into())),
@@ -144,16 +145,59 @@ fn entries(look: &str) -> f64 {
     given * number(actual, "loops=").unwrap_or(1.0)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn statements_walk_the_primary_key_and_look_at_nothing_else() {
-    let explain = [
+/// A server that tells how it runs each statement.
+fn explaining() -> OwnServer {
+    OwnServer::new(&[
         "session_preload_libraries = auto_explain",
         "auto_explain.log_min_duration = 0",
         "auto_explain.log_analyze = on",
         "auto_explain.log_timing = off",
         "auto_explain.log_level = log",
-    ];
-    let server = OwnServer::new(&explain);
+    ])
+}
+
+/// No sort, and of a large table no more than a page; where cells have many long versions, not all of them are sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_at_once_are_walks_that_end() {
+    let server = explaining();
+    let store = PostgresStore::connect(server.config("n")).await.expect("the server is there");
+    let many = table("many");
+    for table in [&many, &table("long")] {
+        store.create_table(table, TableKind::Versioned, Bytes::new()).await.expect("can be created");
+    }
+    let cells = (0..500).map(|row| (cell(row, 0), Value { ts: Timestamp::FIRST, bytes: value() }));
+    store.put_versions(&many, cells.collect()).await.expect("can be put");
+    let long = Bytes::from(vec![b'v'; 100 << 10]);
+    for row in 0..10 {
+        let of_one = |ts| (cell(row, 0), Value { ts: Timestamp::saturating(ts), bytes: long.clone() });
+        store.put_versions(&table("long"), (1..=30).map(of_one).collect()).await.expect("can be put");
+    }
+    let mut before = server.log().len();
+    let mut told = || {
+        let log = server.log().split_off(before);
+        before += log.len();
+        log
+    };
+    let request = Scan { page_size: 16, ..Scan::new(RowRange::all(), Timestamp::MAX) };
+    for request in [request.clone(), request.clone().reversed()] {
+        let mut pages = store.scan_pages(&many, request);
+        assert_eq!(pages.try_next().await.expect("a page").map(|page| page.len()), Some(16));
+        let log = told();
+        let looks = looks(&log, "v_many");
+        assert_eq!(looks.len(), 1, "one walk: {log}");
+        assert!(looks[0].contains("using kv_many") && entries(&looks[0]) <= 17.0, "no more than the page: {log}");
+        assert!(log.contains("WindowAgg") && !log.contains("Sort"), "in the order of the key: {log}");
+    }
+    let request = Scan::new(RowRange::all(), Timestamp::MAX);
+    let items: Vec<_> = store.scan(&table("long"), request).try_collect().await.expect("scan");
+    assert_eq!(items.len(), 10);
+    let at_once = told().matches("Query Text: SELECT r, c, CASE").count();
+    assert!(at_once <= 2, "{at_once} pages of versions of which hardly one is shown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_walk_the_primary_key_and_look_at_nothing_else() {
+    let server = explaining();
     let store = PostgresStore::connect(server.config("n")).await.expect("the server is there");
     fill(&store).await;
     let mut before = server.log().len();

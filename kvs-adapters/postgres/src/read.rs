@@ -5,6 +5,7 @@ use crate::errors::{Attempt, Stakes};
 use crate::session::{Param, Server};
 use atlas_kvs::{Cell, CellBound, KvsError, TableKind, TableRef, Timestamp, Value, Version};
 use bytes::Bytes;
+use std::sync::Arc;
 use tokio_postgres::Row;
 
 /// Cells in one statement. Each is one walk, so this many take a few milliseconds.
@@ -32,7 +33,21 @@ impl Server {
         }
     }
 
-    pub(crate) async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Attempt<Vec<Option<Value>>> {
+    /// As [`get`](Self::get), perhaps with what others ask for.
+    pub(crate) async fn get_shared(
+        self: &Arc<Self>,
+        table: &TableRef,
+        cells: &[CellBound],
+    ) -> Attempt<Vec<Option<Value>>> {
+        let server = Arc::clone(self);
+        let ask = move |table, cells: Vec<CellBound>| {
+            let server = Arc::clone(&server);
+            async move { server.get(&table, &cells).await }
+        };
+        self.reads.get(table, cells, ask).await
+    }
+
+    async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Attempt<Vec<Option<Value>>> {
         let sql = format!(
             "SELECT q.n, v.ts, v.val \
              FROM unnest($1::bytea[], $2::bytea[], $3::int8[]) WITH ORDINALITY AS q(r, c, before, n) \

@@ -5,11 +5,14 @@ use crate::config::PostgresConfig;
 use crate::connect::{self, Door};
 use crate::errors::{Answer, Attempt, Failure, Stakes, Trouble, explain, no_connection};
 use crate::names::Names;
+use crate::one_statement::{NO_TYPES, Shapes};
+use crate::shared_reads::SharedReads;
 use crate::tls::Tls;
 use atlas_kvs::KvsError;
 use deadpool_postgres::{Client, Object, Pool};
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio_postgres::Row;
@@ -28,6 +31,8 @@ pub(crate) struct Server {
     tls: Tls,
     door: Door,
     pool: Pool,
+    pub(crate) shapes: Shapes,
+    pub(crate) reads: Arc<SharedReads>,
 }
 
 impl Server {
@@ -42,7 +47,8 @@ impl Server {
         let door = Door::new(&config, &tls).await?;
         let pool = door.pool(&config)?;
         let names = Names::new(&config.namespace);
-        Ok(Server { config, names, tls, door, pool })
+        let (shapes, reads) = (Shapes::default(), Arc::default());
+        Ok(Server { config, names, tls, door, pool, shapes, reads })
     }
 
     /// A connection that nobody else uses.
@@ -72,6 +78,11 @@ impl Server {
     /// Statements of a dropped table are of no more use; those of others are soon prepared again.
     pub(crate) fn forget_statements(&self) {
         self.pool.manager().statement_caches.clear();
+    }
+
+    /// A statement that will hardly be used again.
+    pub(crate) fn forget_statement(&self, sql: &str) {
+        self.pool.manager().statement_caches.remove(sql, NO_TYPES);
     }
 
     /// Runs a statement that changes nothing.

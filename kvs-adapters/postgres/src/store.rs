@@ -156,7 +156,7 @@ impl KeyValueService for PostgresStore {
 
     async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Result<Vec<Option<Value>>> {
         self.server.check_open()?;
-        self.server.attempts(|| self.server.get(table, cells)).await
+        self.server.attempts(|| self.server.get_shared(table, cells)).await
     }
 
     fn scan(&self, table: &TableRef, request: Scan) -> ResultStream<(Cell, Value)> {

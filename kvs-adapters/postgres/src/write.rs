@@ -1,7 +1,8 @@
 //! Writes of many cells: arrays instead of single rows, one transaction for one call.
 //!
-//! All statements of a transaction are sent at once, BEGIN and COMMIT included, so that a call costs one exchange with
-//! the server however many tables it writes. Three things make that safe:
+//! What is not too long is one statement ([`crate::one_statement`]), which is a transaction by itself. The statements of other
+//! transactions are sent at once, BEGIN and COMMIT included, so that a call costs one exchange with the server however
+//! many tables it writes. Three things make that safe:
 //!
 //! * A conflict must end the transaction without anyone looking at it. On an occupied place the INSERT turns into an
 //!   UPDATE to NULL, which the column refuses, unless the value is the same.
@@ -141,7 +142,7 @@ enum Does {
 }
 
 /// The arrays of one statement.
-struct Statement<'a> {
+pub(crate) struct Statement<'a> {
     table: &'a TableRef,
     does: Does,
     rows: Vec<&'a [u8]>,
@@ -150,6 +151,23 @@ struct Statement<'a> {
     timestamps: Vec<i64>,
     values: Vec<&'a [u8]>,
     bytes: usize,
+}
+
+/// Where a statement stands: which numbers its parameters have, and what it asks before it writes.
+pub(crate) struct Stand {
+    /// Of the first parameter, from 1.
+    pub(crate) first: usize,
+    /// It writes only where the transaction of a batch is open.
+    pub(crate) asks: bool,
+}
+
+impl Stand {
+    /// By itself, or a part of one that is.
+    pub(crate) fn alone(first: usize) -> Stand {
+        Stand { first, asks: false }
+    }
+
+    const IN_TRANSACTION: Stand = Stand { first: 1, asks: true };
 }
 
 impl<'a> Statement<'a> {
@@ -162,38 +180,39 @@ impl<'a> Statement<'a> {
         if self.does == Does::Put { TableKind::Versioned } else { TableKind::Atomic }
     }
 
-    fn sql(&self, server: &Server) -> String {
+    pub(crate) fn sql(&self, server: &Server, stand: &Stand) -> String {
         let name = server.names.table(self.table, self.kind());
-        let here = "$1::bool OR current_setting('atlas.batch', true) = 'open'";
+        let here = if stand.asks { "current_setting('atlas.batch', true) = 'open'" } else { "true" };
+        let [a, b, c, d] = [0, 1, 2, 3].map(|place| stand.first + place);
         match self.does {
             Does::Put => format!(
                 "INSERT INTO {name} AS t (\"row\", col, ts, val) \
-                 SELECT * FROM unnest($2::bytea[], $3::bytea[], $4::int8[], $5::bytea[]) WHERE {here} \
+                 SELECT * FROM unnest(${a}::bytea[], ${b}::bytea[], ${c}::int8[], ${d}::bytea[]) WHERE {here} \
                  ON CONFLICT (\"row\", col, ts) DO UPDATE SET val = NULL WHERE t.val <> excluded.val"
             ),
             Does::Set => format!(
                 "INSERT INTO {name} AS t (\"row\", col, val) \
-                 SELECT * FROM unnest($2::bytea[], $3::bytea[], $4::bytea[]) WHERE {here} \
+                 SELECT * FROM unnest(${a}::bytea[], ${b}::bytea[], ${c}::bytea[]) WHERE {here} \
                  ON CONFLICT (\"row\", col) DO UPDATE SET val = excluded.val"
             ),
             Does::Remove => format!(
-                "DELETE FROM {name} AS t USING unnest($2::bytea[], $3::bytea[]) AS gone(\"row\", col) \
-                 WHERE t.\"row\" = gone.\"row\" AND t.col = gone.col AND ({here})"
+                "DELETE FROM {name} AS t USING unnest(${a}::bytea[], ${b}::bytea[]) AS gone(\"row\", col) \
+                 WHERE t.\"row\" = gone.\"row\" AND t.col = gone.col AND {here}"
             ),
         }
     }
 
-    fn params<'s>(&'s self, alone: &'s bool) -> Vec<Param<'s>> {
+    pub(crate) fn params(&self) -> Vec<Param<'_>> {
         match self.does {
-            Does::Put => vec![alone, &self.rows, &self.columns, &self.timestamps, &self.values],
-            Does::Set => vec![alone, &self.rows, &self.columns, &self.values],
-            Does::Remove => vec![alone, &self.rows, &self.columns],
+            Does::Put => vec![&self.rows, &self.columns, &self.timestamps, &self.values],
+            Does::Set => vec![&self.rows, &self.columns, &self.values],
+            Does::Remove => vec![&self.rows, &self.columns],
         }
     }
 }
 
 /// The statement of a guard.
-struct Guard<'a> {
+pub(crate) struct Guard<'a> {
     guard: &'a BatchGuard,
     cell: [&'a [u8]; 3],
 }
@@ -204,10 +223,14 @@ impl<'a> Guard<'a> {
     }
 
     fn sql(&self, server: &Server) -> String {
-        // The lock is taken in the sub-query, where a row that has changed meanwhile is compared again.
+        format!("SELECT 1 / count(*) FROM ({}) held", self.lock(server))
+    }
+
+    /// Finds the row that has to be there, from the first three parameters, and locks it. A row that has changed meanwhile is
+    /// compared again.
+    pub(crate) fn lock(&self, server: &Server) -> String {
         format!(
-            "SELECT 1 / count(*) FROM (SELECT 1 FROM {} t \
-               WHERE t.\"row\" = $1::bytea AND t.col = $2::bytea AND t.val = $3::bytea FOR SHARE) held",
+            "SELECT 1 FROM {} t WHERE t.\"row\" = $1::bytea AND t.col = $2::bytea AND t.val = $3::bytea FOR SHARE",
             server.names.table(&self.guard.table, TableKind::Atomic)
         )
     }
@@ -226,7 +249,7 @@ impl<'a> Guard<'a> {
 }
 
 /// What a transaction consists of, BEGIN and COMMIT aside: the guard first, if there is one.
-enum Part<'p, 'a> {
+pub(crate) enum Part<'p, 'a> {
     Guard(&'p Guard<'a>),
     Write(&'p Statement<'a>),
 }
@@ -235,14 +258,14 @@ impl<'p, 'a> Part<'p, 'a> {
     fn sql(&self, server: &Server) -> String {
         match self {
             Part::Guard(guard) => guard.sql(server),
-            Part::Write(statement) => statement.sql(server),
+            Part::Write(statement) => statement.sql(server, &Stand::IN_TRANSACTION),
         }
     }
 
-    fn params(&self) -> Vec<Param<'p>> {
+    pub(crate) fn params(&self) -> Vec<Param<'p>> {
         match self {
             Part::Guard(guard) => guard.params(),
-            Part::Write(statement) => statement.params(&false),
+            Part::Write(statement) => statement.params(),
         }
     }
 
@@ -278,8 +301,11 @@ impl Server {
                 ([], _) => Ok(()),
                 ([Part::Guard(guard)], _) => self.check_guard(guard).await,
                 ([Part::Write(alone)], Durability::Synced) => self.write_alone(alone).await,
-                (all, Durability::Synced) => self.write_all(all, BEGIN).await,
-                (all, Durability::Relaxed) => self.write_all(all, BEGIN_RELAXED).await,
+                (all, durability) => match self.write_as_one(all, durability).await? {
+                    Some(()) => Ok(()),
+                    None if durability == Durability::Relaxed => self.write_all(all, BEGIN_RELAXED).await,
+                    None => self.write_all(all, BEGIN).await,
+                },
             }
         })
         .await
@@ -300,7 +326,7 @@ impl Server {
     /// One statement is a transaction by itself.
     async fn write_alone(&self, statement: &Statement<'_>) -> Attempt<()> {
         let mut session = self.session().await?;
-        match session.execute(&statement.sql(self), &statement.params(&true)).await {
+        match session.execute(&statement.sql(self, &Stand::alone(1)), &statement.params()).await {
             Ok(_) => Ok(()),
             Err(failure) => {
                 drop(session);
@@ -378,8 +404,7 @@ impl Server {
              WHERE s.val <> q.val ORDER BY q.n LIMIT 1",
             self.names.table(table, TableKind::Versioned)
         );
-        let params = &statement.params(&true)[1..];
-        let rows = self.read_table(table, TableKind::Versioned, &sql, params).await?;
+        let rows = self.read_table(table, TableKind::Versioned, &sql, &statement.params()).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let cell = Cell::copy_from(column::<&[u8]>(row, 0, table.name())?, column::<&[u8]>(row, 1, table.name())?);
         let ts = stored_timestamp(table, column(row, 2, table.name())?)?;
@@ -419,7 +444,7 @@ impl Server {
 }
 
 /// How many parts fit into a wave; at least one.
-fn wave(parts: &[Part<'_, '_>]) -> usize {
+pub(crate) fn wave(parts: &[Part<'_, '_>]) -> usize {
     let mut bytes = 0;
     let fits = |part: &&Part<'_, '_>| {
         bytes += part.bytes();

@@ -1,0 +1,283 @@
+//! Batches that are one statement: they do and tell what the same ones do as several.
+
+mod common;
+
+use atlas_kvs::{
+    AtomicBatch, BatchGuard, BatchOp, Cell, CellBound, Durability, KeyValueService, KvsError, TableKind, TableRef,
+    Timestamp,
+};
+use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
+use bytes::Bytes;
+use common::server::OwnServer;
+use common::{Namespace, client};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_postgres::Client;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The first times a batch of these tables is sent as several statements.
+const TIMES: u64 = 4;
+
+fn table(name: &str) -> TableRef {
+    TableRef::new(name).expect("the name is a table name")
+}
+
+fn cell(row: &str) -> Cell {
+    Cell::copy_from(row, "c")
+}
+
+fn put(name: &str, row: &str, ts: u64, value: &'static str) -> BatchOp {
+    BatchOp::Put { table: table(name), cell: cell(row), ts: Timestamp::saturating(ts), value: value.into() }
+}
+
+fn set(row: &str, value: &'static str) -> BatchOp {
+    BatchOp::Set { table: table("a"), cell: cell(row), value: value.into() }
+}
+
+fn fence(expected: &'static str) -> Option<BatchGuard> {
+    Some(BatchGuard { table: table("f"), cell: cell("fence"), expected: expected.into() })
+}
+
+/// A store with the versioned tables `t` and `u`, the atomic table `a`, and `f`, whose fence holds 1.
+async fn filled(store: &PostgresStore) {
+    let kinds = [("t", TableKind::Versioned), ("u", TableKind::Versioned), ("a", TableKind::Atomic)];
+    for (name, kind) in kinds.into_iter().chain([("f", TableKind::Atomic)]) {
+        store.create_table(&table(name), kind, Bytes::new()).await.expect("can be created");
+    }
+    let raised = BatchOp::Set { table: table("f"), cell: cell("fence"), value: "1".into() };
+    apply(store, vec![raised], None).await.expect("can be set");
+}
+
+async fn apply(store: &PostgresStore, ops: Vec<BatchOp>, guard: Option<BatchGuard>) -> Result<(), KvsError> {
+    store.apply(AtomicBatch::new(ops).guarded(guard), Durability::Synced).await
+}
+
+async fn newest(store: &PostgresStore, name: &str, row: &str) -> u64 {
+    let seen = store.get(&table(name), &[CellBound::new(cell(row), Timestamp::MAX)]).await.expect("can be read");
+    seen[0].as_ref().map_or(0, |value| value.ts.get())
+}
+
+async fn standing(store: &PostgresStore, row: &str) -> Option<Bytes> {
+    store.get_atomic(&table("a"), &[cell(row)]).await.expect("can be read").remove(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_again_is_one_statement() {
+    let server = OwnServer::new(&["log_statement = all"]);
+    let store = PostgresStore::connect(server.config("n")).await.expect("the server is there");
+    filled(&store).await;
+    let mut before = server.log().len();
+    for (durability, is_relaxed) in [(Durability::Synced, false), (Durability::Relaxed, true)] {
+        for time in 1..=TIMES {
+            let ops = vec![put("t", "r", time, "v"), put("u", "r", time, "v"), set("r", "v")];
+            let batch = AtomicBatch::new(ops).guarded(fence("1"));
+            store.apply(batch, durability).await.expect("can be applied");
+            // Sessions say what they do before they answer.
+            let log = server.log().split_off(before);
+            before += log.len();
+            let executed = log.matches("execute s").count();
+            let is_one = executed == 1 && log.contains("WITH w") && !log.contains("BEGIN") && !log.contains("COMMIT");
+            assert_eq!(is_one, time > 1, "{time}: {log}");
+            assert_eq!(log.contains("synchronous_commit"), is_relaxed, "{time}: {log}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_of_it_or_nothing_is_applied_and_whose_fault_it_was_is_told() {
+    let namespace = Namespace::new();
+    let store = namespace.open().await;
+    filled(&store).await;
+    for time in 1..=TIMES {
+        let row = &time.to_string();
+        let ops = || vec![put("t", row, time, "v"), put("u", row, time, "v"), set(row, "v")];
+        let nothing = async || {
+            assert_eq!([newest(&store, "t", row).await, newest(&store, "u", row).await], [0, 0], "{time}");
+            assert_eq!(standing(&store, row).await, None, "{time}");
+        };
+        let refused = apply(&store, ops(), fence("0")).await;
+        assert!(matches!(refused, Err(KvsError::GuardFailed { .. })), "{time}: {refused:?}");
+        nothing().await;
+        let missing = apply(&store, [ops(), vec![put("nowhere", row, time, "v")]].concat(), fence("1")).await;
+        assert!(
+            matches!(&missing, Err(KvsError::NoSuchTable(name)) if *name == table("nowhere")),
+            "{time}: {missing:?}"
+        );
+        nothing().await;
+        let wrong = apply(&store, [ops(), vec![put("f", row, time, "v")]].concat(), fence("1")).await;
+        assert!(matches!(&wrong, Err(KvsError::WrongTableKind { table: of, .. }) if *of == table("f")), "{wrong:?}");
+        nothing().await;
+        apply(&store, vec![put("u", "taken", time, "another")], None).await.expect("can be put");
+        let conflict = apply(&store, [ops(), vec![put("u", "taken", time, "v")]].concat(), fence("1")).await;
+        let place = (table("u"), cell("taken"), Timestamp::saturating(time));
+        let is_told = |error: &KvsError| match error {
+            KvsError::ConflictingValue { table, cell, ts } => (table.clone(), cell.clone(), *ts) == place,
+            _ => false,
+        };
+        assert!(conflict.as_ref().is_err_and(is_told), "{time}: {conflict:?}");
+        nothing().await;
+
+        for _ in 0..2 {
+            apply(&store, ops(), fence("1")).await.expect("and once more, which changes nothing");
+        }
+        assert_eq!([newest(&store, "t", row).await, newest(&store, "u", row).await], [time, time]);
+        let removes = BatchOp::Remove { table: table("a"), cell: cell(row) };
+        apply(&store, vec![put("t", row, time + 1, "v"), removes, set("next", "v")], fence("1"))
+            .await
+            .expect("applied");
+        assert_eq!((standing(&store, row).await, standing(&store, "next").await), (None, Some("v".into())));
+        assert_eq!(newest(&store, "t", row).await, time + 1);
+    }
+}
+
+/// What is too long for one statement is sent in several, and as whole.
+#[tokio::test]
+async fn long_batches_are_applied_as_well() {
+    let namespace = Namespace::new();
+    let store = namespace.open().await;
+    filled(&store).await;
+    let long = Bytes::from(vec![b'v'; 5 << 20]);
+    for time in 1..=TIMES {
+        let ops = ["t", "u"].map(|name| BatchOp::Put {
+            table: table(name),
+            cell: cell("r"),
+            ts: Timestamp::saturating(time),
+            value: long.clone(),
+        });
+        apply(&store, ops.to_vec(), fence("1")).await.expect("can be applied");
+        assert_eq!([newest(&store, "t", "r").await, newest(&store, "u", "r").await], [time, time]);
+        let refused = apply(&store, ops.to_vec(), fence("0")).await;
+        assert!(matches!(refused, Err(KvsError::GuardFailed { .. })), "{refused:?}");
+    }
+}
+
+struct Fixture {
+    namespace: Namespace,
+    store: Arc<PostgresStore>,
+    /// A connection of the test's own, to disturb the store.
+    admin: Client,
+}
+
+impl Fixture {
+    /// Of a store that has sent batches for `t` and `u` as one statement.
+    async fn new(change: impl FnOnce(&mut PostgresConfig)) -> Fixture {
+        let mut namespace = Namespace::new();
+        change(&mut namespace.config);
+        namespace.config.application_name = format!("atlas {}", namespace.config.namespace);
+        let store = namespace.open().await;
+        filled(&store).await;
+        let admin = client(&namespace.config).await;
+        let fixture = Fixture { namespace, store: Arc::new(store), admin };
+        for time in 1..=TIMES {
+            fixture.put_both(time).await.expect("can be applied");
+        }
+        fixture
+    }
+
+    fn put_both(&self, ts: u64) -> impl Future<Output = Result<(), KvsError>> + 'static {
+        let store = Arc::clone(&self.store);
+        async move { apply(&store, vec![put("t", "r", ts, "v"), put("u", "r", ts, "v")], fence("1")).await }
+    }
+
+    async fn stored(&self) -> [u64; 2] {
+        [newest(&self.store, "t", "r").await, newest(&self.store, "u", "r").await]
+    }
+
+    fn sql_table(&self, name: &str) -> String {
+        format!("\"{}\".\"{name}\"", self.store.schema())
+    }
+
+    /// Waits until a connection of the store runs one statement for all and is in such a state, and returns its process.
+    async fn backend(&self, condition: &str) -> i32 {
+        let name = &self.namespace.config.application_name;
+        let sql = format!(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query LIKE 'WITH w%' AND {condition}"
+        );
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.admin.batch_execute("SELECT pg_stat_clear_snapshot()").await.expect("can be cleared");
+            let rows = self.admin.query(&sql, &[name]).await.expect("can be asked");
+            if let Some(row) = rows.first() {
+                return row.get(0);
+            }
+            assert!(Instant::now() < deadline, "no connection with {condition}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn terminate(&self, pid: i32) {
+        self.admin.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.expect("can be terminated");
+    }
+}
+
+/// Before its end and in it: the caller can't tell these apart.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_its_middle_it_is_indeterminate() {
+    let fixture = Fixture::new(|_| {}).await;
+    fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
+    let waits = tokio::spawn(fixture.put_both(TIMES + 1));
+    fixture.terminate(fixture.backend("wait_event_type = 'Lock'").await).await;
+    let error = waits.await.expect("no panic").expect_err("the connection was killed");
+    assert!(error.is_indeterminate(), "{error:?}");
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    assert_eq!(fixture.stored().await, [TIMES; 2]);
+
+    let function = fixture.sql_table("slow");
+    let sql = format!(
+        "CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON {} DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION {function}();",
+        fixture.sql_table("v_u")
+    );
+    fixture.admin.batch_execute(&sql).await.expect("the test may do so");
+    let waits = tokio::spawn(fixture.put_both(TIMES + 2));
+    fixture.terminate(fixture.backend("wait_event = 'PgSleep'").await).await;
+    let error = waits.await.expect("no panic").expect_err("the connection was killed");
+    assert!(error.is_indeterminate(), "{error:?}");
+    assert_eq!(fixture.stored().await, [TIMES; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_out_is_unavailable_and_nothing_is_there() {
+    let fixture = Fixture::new(|config| config.statement_timeout = Duration::from_millis(300)).await;
+    fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
+    let error = fixture.put_both(TIMES + 1).await.expect_err("the table is locked");
+    assert!(matches!(error, KvsError::Unavailable { .. }), "{error:?}");
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    assert_eq!(fixture.stored().await, [TIMES; 2]);
+    fixture.put_both(TIMES + 2).await.expect("the store goes on");
+    assert_eq!(fixture.stored().await, [TIMES + 2; 2]);
+}
+
+/// The guard first, and then the tables in the order of their names, as all writers do: or two could wait for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_before_the_guard_and_the_tables_before() {
+    let fixture = Fixture::new(|_| {}).await;
+    let others = client(&fixture.namespace.config).await;
+    others.batch_execute("SET lock_timeout = '10s'").await.expect("can be set");
+    // Whoever puts at a place waits for another who has put there and not committed.
+    let is_free = async |name: &str| {
+        let sql =
+            format!("BEGIN; INSERT INTO {} VALUES ('r', 'c', {}, 'x'); ROLLBACK", fixture.sql_table(name), TIMES + 1);
+        others.batch_execute(&sql).await.unwrap_or_else(|error| panic!("{name} was written: {error}"));
+    };
+    let lock = format!("BEGIN; SELECT 1 FROM {} FOR UPDATE", fixture.sql_table("a_f"));
+    fixture.admin.batch_execute(&lock).await.expect("can lock");
+    let waits = tokio::spawn(fixture.put_both(TIMES + 1));
+    fixture.backend("wait_event_type = 'Lock'").await;
+    is_free("v_t").await;
+    is_free("v_u").await;
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    waits.await.expect("no panic").expect("the guard holds");
+
+    let lock = format!("BEGIN; INSERT INTO {} VALUES ('r', 'c', {}, 'x')", fixture.sql_table("v_t"), TIMES + 2);
+    fixture.admin.batch_execute(&lock).await.expect("can put");
+    let waits = tokio::spawn(fixture.put_both(TIMES + 2));
+    fixture.backend("wait_event_type = 'Lock'").await;
+    let sql =
+        format!("BEGIN; INSERT INTO {} VALUES ('r', 'c', {}, 'x'); ROLLBACK", fixture.sql_table("v_u"), TIMES + 2);
+    others.batch_execute(&sql).await.expect("the second table is written when the first one is");
+    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+    waits.await.expect("no panic").expect("nobody is in the way");
+}

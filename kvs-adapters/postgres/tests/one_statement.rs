@@ -76,7 +76,7 @@ async fn what_comes_again_is_one_statement() {
             let log = server.log().split_off(before);
             before += log.len();
             let executed = log.matches("execute s").count();
-            let is_one = executed == 1 && log.contains("WITH w") && !log.contains("BEGIN") && !log.contains("COMMIT");
+            let is_one = executed == 1 && log.contains("WITH ") && !log.contains("BEGIN") && !log.contains("COMMIT");
             assert_eq!(is_one, time > 1, "{time}: {log}");
             assert_eq!(log.contains("synchronous_commit"), is_relaxed, "{time}: {log}");
         }
@@ -191,7 +191,7 @@ impl Fixture {
     async fn backend(&self, condition: &str) -> i32 {
         let name = &self.namespace.config.application_name;
         let sql = format!(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query LIKE 'WITH w%' AND {condition}"
+            "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND query LIKE 'WITH %' AND {condition}"
         );
         let deadline = Instant::now() + PATIENCE;
         loop {

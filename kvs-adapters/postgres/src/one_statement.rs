@@ -12,6 +12,10 @@
 //! reverse of the order that all writers keep. It makes no promise about that; should it ever change, two
 //! writers of the same places may wait for each other, one of them is told so, and tries again.
 //!
+//! What is committed lies in places of its own: rows are put as new ones, which costs about half of looking for one first
+//! and turning to an update. Where one is in the way after all (a batch that is sent once more, a cell that is set again and
+//! again) the server refuses the statement, and its tables are looked at first for a while.
+//!
 //! Which tables a batch writes makes a statement of its own. There may be very many of them: only those that come again and
 //! again are prepared, and few.
 
@@ -28,26 +32,63 @@ use tokio_postgres::types::Type;
 const SHAPES_MAX: usize = 64;
 /// A statement that is wanted so often is prepared.
 const WANTED: u32 = 2;
+/// After a row was in the way: how often a statement looks first.
+const LOOKS: u32 = 1_000;
 
 /// The statements that batches have wanted lately.
 #[derive(Debug, Default)]
 pub(crate) struct Shapes {
-    wanted: Mutex<HashMap<String, u32>>,
+    wanted: Mutex<HashMap<String, Wanted>>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    /// Its text when all rows are new.
+    new: String,
+    times: u32,
+    /// How often it is to look before it puts.
+    looks: u32,
+}
+
+/// How a batch becomes one statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// All rows are new ones.
+    New,
+    Looks,
 }
 
 impl Shapes {
-    /// Whether a statement is wanted often enough. Those that have to be forgotten for that are handed to `forget`.
-    fn want(&self, sql: &str, forget: impl FnMut(String)) -> bool {
-        let mut wanted = self.wanted.lock();
-        if let Some(times) = wanted.get_mut(sql) {
-            *times = times.saturating_add(1);
-            return *times >= WANTED;
+    /// How to run a statement, with its two texts, that is wanted often enough. Those that have to be forgotten for that are
+    /// handed to `forget`.
+    fn want(&self, looks: &str, new: &str, mut forget: impl FnMut(&str)) -> Option<Way> {
+        let mut shapes = self.wanted.lock();
+        if let Some(wanted) = shapes.get_mut(looks) {
+            wanted.times = wanted.times.saturating_add(1);
+            if wanted.times < WANTED {
+                return None;
+            }
+            if wanted.looks == 0 {
+                return Some(Way::New);
+            }
+            wanted.looks -= 1;
+            return Some(Way::Looks);
         }
-        if wanted.len() >= SHAPES_MAX {
-            wanted.drain().filter(|(_, times)| *times >= WANTED).map(|(sql, _)| sql).for_each(forget);
+        if shapes.len() >= SHAPES_MAX {
+            for (looks, wanted) in shapes.drain().filter(|(_, wanted)| wanted.times >= WANTED) {
+                forget(&looks);
+                forget(&wanted.new);
+            }
         }
-        wanted.insert(sql.to_owned(), 1);
-        false
+        shapes.insert(looks.to_owned(), Wanted { new: new.to_owned(), times: 1, looks: 0 });
+        None
+    }
+
+    /// A row was in the way.
+    fn collided(&self, looks: &str) {
+        if let Some(wanted) = self.wanted.lock().get_mut(looks) {
+            wanted.looks = LOOKS;
+        }
     }
 }
 
@@ -57,22 +98,27 @@ impl Server {
         if wave(parts) < parts.len() {
             return Ok(None);
         }
-        let sql = self.as_one(parts, durability);
-        let forget = |sql: String| self.forget_statement(&sql);
-        if !self.shapes.want(&sql, forget) {
-            return Ok(None);
-        }
+        let [looks, new] = [Way::Looks, Way::New].map(|way| self.as_one(parts, durability, way));
+        let sql = match self.shapes.want(&looks, &new, |sql| self.forget_statement(sql)) {
+            Some(Way::Looks) => &looks,
+            Some(Way::New) => &new,
+            None => return Ok(None),
+        };
         let params: Vec<Param<'_>> = parts.iter().flat_map(Part::params).collect();
         let mut session = self.session().await?;
-        match session.execute(&sql, &params).await {
+        match session.execute(sql, &params).await {
             Ok(_) => Ok(Some(())),
-            // Nothing was written. One by one they will tell whose fault it is.
+            // Nothing was written. One by one they find the row, or tell whose fault it is.
+            Err(failure) if failure.spares_connection() && failure.is(&SqlState::UNIQUE_VIOLATION) => {
+                self.shapes.collided(&looks);
+                Ok(None)
+            }
             Err(failure) if is_for_somebody(&failure) => Ok(None),
             Err(failure) => Err(explain(failure, Stakes::Committed)),
         }
     }
 
-    fn as_one(&self, parts: &[Part<'_, '_>], durability: Durability) -> String {
+    fn as_one(&self, parts: &[Part<'_, '_>], durability: Durability, way: Way) -> String {
         let mut first = 1;
         let mut queries = Vec::with_capacity(parts.len());
         let mut holds = "1";
@@ -82,7 +128,11 @@ impl Server {
                     holds = "1 / (SELECT count(*) FROM held)";
                     format!("held AS MATERIALIZED ({})", guard.lock(self))
                 }
-                Part::Write(statement) => format!("w{place} AS ({})", statement.sql(self, &Stand::alone(first))),
+                Part::Write(statement) => {
+                    let stand = Stand::alone(first);
+                    let stand = if way == Way::New { stand.new_rows() } else { stand };
+                    format!("w{place} AS ({})", statement.sql(self, &stand))
+                }
             });
             first += part.params().len();
         }
@@ -110,23 +160,36 @@ pub(crate) const NO_TYPES: &[Type] = &[];
 mod tests {
     use super::*;
 
-    fn wanted(shapes: &Shapes, sql: &str) -> (bool, Vec<String>) {
+    fn want(shapes: &Shapes, sql: &str) -> (Option<Way>, Vec<String>) {
         let mut forgotten = Vec::new();
-        let is_wanted = shapes.want(sql, |sql| forgotten.push(sql));
-        (is_wanted, forgotten)
+        let way = shapes.want(sql, &format!("new {sql}"), |sql| forgotten.push(sql.to_owned()));
+        (way, forgotten)
     }
 
     #[test]
     fn what_comes_again_is_prepared_and_few_are_remembered() {
         let shapes = Shapes::default();
-        assert_eq!(wanted(&shapes, "again"), (false, vec![]));
-        assert_eq!(wanted(&shapes, "again"), (true, vec![]));
+        assert_eq!(want(&shapes, "again"), (None, vec![]));
+        assert_eq!(want(&shapes, "again"), (Some(Way::New), vec![]));
         for number in 1..SHAPES_MAX {
-            assert_eq!(wanted(&shapes, &number.to_string()), (false, vec![]));
+            assert_eq!(want(&shapes, &number.to_string()), (None, vec![]));
         }
-        assert_eq!(wanted(&shapes, "again"), (true, vec![]));
-        assert_eq!(wanted(&shapes, "one too many"), (false, vec!["again".to_owned()]), "only it was prepared");
+        assert_eq!(want(&shapes, "again"), (Some(Way::New), vec![]));
+        assert_eq!(want(&shapes, "one too many"), (None, vec!["again".to_owned(), "new again".to_owned()]), "only it");
         assert_eq!(shapes.wanted.lock().len(), 1);
-        assert_eq!(wanted(&shapes, "again"), (false, vec![]));
+        assert_eq!(want(&shapes, "again"), (None, vec![]));
+    }
+
+    #[test]
+    fn after_a_row_was_in_the_way_it_looks_for_a_while() {
+        let shapes = Shapes::default();
+        shapes.collided("nobody knows it");
+        assert_eq!(want(&shapes, "s").0, None);
+        assert_eq!(want(&shapes, "s").0, Some(Way::New));
+        shapes.collided("s");
+        for _ in 0..LOOKS {
+            assert_eq!(want(&shapes, "s").0, Some(Way::Looks));
+        }
+        assert_eq!(want(&shapes, "s").0, Some(Way::New));
     }
 }

@@ -153,21 +153,27 @@ pub(crate) struct Statement<'a> {
     bytes: usize,
 }
 
-/// Where a statement stands: which numbers its parameters have, and what it asks before it writes.
+/// Where a statement stands, and what it expects.
 pub(crate) struct Stand {
-    /// Of the first parameter, from 1.
+    /// The number of its first parameter, from 1.
     pub(crate) first: usize,
     /// It writes only where the transaction of a batch is open.
-    pub(crate) asks: bool,
+    asks: bool,
+    /// What it puts is new: a row in its place is an error.
+    is_new: bool,
 }
 
 impl Stand {
     /// By itself, or a part of one that is.
     pub(crate) fn alone(first: usize) -> Stand {
-        Stand { first, asks: false }
+        Stand { first, asks: false, is_new: false }
     }
 
-    const IN_TRANSACTION: Stand = Stand { first: 1, asks: true };
+    pub(crate) fn new_rows(self) -> Stand {
+        Stand { is_new: true, ..self }
+    }
+
+    const IN_TRANSACTION: Stand = Stand { first: 1, asks: true, is_new: false };
 }
 
 impl<'a> Statement<'a> {
@@ -184,16 +190,20 @@ impl<'a> Statement<'a> {
         let name = server.names.table(self.table, self.kind());
         let here = if stand.asks { "current_setting('atlas.batch', true) = 'open'" } else { "true" };
         let [a, b, c, d] = [0, 1, 2, 3].map(|place| stand.first + place);
+        let on_conflict = match self.does {
+            _ if stand.is_new => "",
+            Does::Put => "ON CONFLICT (\"row\", col, ts) DO UPDATE SET val = NULL WHERE t.val <> excluded.val",
+            Does::Set => "ON CONFLICT (\"row\", col) DO UPDATE SET val = excluded.val",
+            Does::Remove => "",
+        };
         match self.does {
             Does::Put => format!(
                 "INSERT INTO {name} AS t (\"row\", col, ts, val) \
-                 SELECT * FROM unnest(${a}::bytea[], ${b}::bytea[], ${c}::int8[], ${d}::bytea[]) WHERE {here} \
-                 ON CONFLICT (\"row\", col, ts) DO UPDATE SET val = NULL WHERE t.val <> excluded.val"
+                 SELECT * FROM unnest(${a}::bytea[], ${b}::bytea[], ${c}::int8[], ${d}::bytea[]) WHERE {here} {on_conflict}"
             ),
             Does::Set => format!(
                 "INSERT INTO {name} AS t (\"row\", col, val) \
-                 SELECT * FROM unnest(${a}::bytea[], ${b}::bytea[], ${c}::bytea[]) WHERE {here} \
-                 ON CONFLICT (\"row\", col) DO UPDATE SET val = excluded.val"
+                 SELECT * FROM unnest(${a}::bytea[], ${b}::bytea[], ${c}::bytea[]) WHERE {here} {on_conflict}"
             ),
             Does::Remove => format!(
                 "DELETE FROM {name} AS t USING unnest(${a}::bytea[], ${b}::bytea[]) AS gone(\"row\", col) \

@@ -69,13 +69,15 @@ async fn what_comes_again_is_one_statement() {
     let mut before = server.log().len();
     for (durability, is_relaxed) in [(Durability::Synced, false), (Durability::Relaxed, true)] {
         for time in 1..=TIMES {
-            let ops = vec![put("t", "r", time, "v"), put("u", "r", time, "v"), set("r", "v")];
+            let row = &format!("{time} {is_relaxed}");
+            let ops = vec![put("t", row, time, "v"), put("u", row, time, "v"), set(row, "v")];
             let batch = AtomicBatch::new(ops).guarded(fence("1"));
             store.apply(batch, durability).await.expect("can be applied");
             // Sessions say what they do before they answer.
             let log = server.log().split_off(before);
             before += log.len();
             let executed = log.matches("execute s").count();
+            assert!(time == 1 || !log.contains("ON CONFLICT"), "they are new: {log}");
             let is_one = executed == 1 && log.contains("WITH ") && !log.contains("BEGIN") && !log.contains("COMMIT");
             assert_eq!(is_one, time > 1, "{time}: {log}");
             assert_eq!(log.contains("synchronous_commit"), is_relaxed, "{time}: {log}");
@@ -117,9 +119,13 @@ async fn all_of_it_or_nothing_is_applied_and_whose_fault_it_was_is_told() {
         assert!(conflict.as_ref().is_err_and(is_told), "{time}: {conflict:?}");
         nothing().await;
 
-        for _ in 0..2 {
+        for _ in 0..3 {
             apply(&store, ops(), fence("1")).await.expect("and once more, which changes nothing");
         }
+        apply(&store, vec![put("t", row, time, "v"), put("u", row, time, "v"), set(row, "w")], fence("1"))
+            .await
+            .expect("set");
+        assert_eq!(standing(&store, row).await, Some("w".into()));
         assert_eq!([newest(&store, "t", row).await, newest(&store, "u", row).await], [time, time]);
         let removes = BatchOp::Remove { table: table("a"), cell: cell(row) };
         apply(&store, vec![put("t", row, time + 1, "v"), removes, set("next", "v")], fence("1"))
@@ -280,4 +286,18 @@ async fn nothing_is_written_before_the_guard_and_the_tables_before() {
     others.batch_execute(&sql).await.expect("the second table is written when the first one is");
     fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
     waits.await.expect("no panic").expect("nobody is in the way");
+}
+
+/// Who writes the same places again and again is not refused each time, which the server would write down.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_row_was_in_the_way_others_are_looked_for_first() {
+    let server = OwnServer::new(&[]);
+    let store = PostgresStore::connect(server.config("n")).await.expect("the server is there");
+    filled(&store).await;
+    for time in 1..=3 * TIMES {
+        let ops = vec![put("t", "r", time, "v"), set("r", "v")];
+        apply(&store, ops, fence("1")).await.expect("can be applied");
+        assert_eq!((newest(&store, "t", "r").await, standing(&store, "r").await), (time, Some("v".into())));
+    }
+    assert_eq!(server.log().matches("duplicate key").count(), 1, "{}", server.log());
 }

@@ -1,8 +1,8 @@
 //! A batch as one statement, which is a transaction by itself.
 //!
 //! ```text
-//!   WITH held AS (SELECT … FOR SHARE), b AS (INSERT …), a AS (INSERT …) SELECT 1 / (SELECT count(*) FROM held)
-//!         └ runs first, and ends everything if it finds nothing                    └ of no held row: an error
+//!   WITH b AS (INSERT …), a AS (INSERT …), held AS (SELECT … FOR SHARE) SELECT 1 / (SELECT count(*) FROM held)
+//!        3                2                1                             0: reads the row; of none it is an error
 //! ```
 //!
 //! One message instead of one for each table, for BEGIN and for COMMIT: each costs the server a round of parsing and the
@@ -16,6 +16,9 @@
 //! and turning to an update. Where one is in the way after all (a batch that is sent once more, a cell that is set again and
 //! again) the server refuses the statement, and its tables are looked at first for a while.
 //!
+//! What is removed is looked for as the statement finds it when it begins, and what it has waited for meanwhile is not seen: a
+//! batch that removes is never one statement.
+//!
 //! Which tables a batch writes makes a statement of its own. There may be very many of them: only those that come again and
 //! again are prepared, and few.
 
@@ -25,20 +28,24 @@ use crate::write::{Part, Stand, wave};
 use atlas_kvs::Durability;
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 /// How many different statements are remembered.
 const SHAPES_MAX: usize = 64;
-/// A statement that is wanted so often is prepared.
-const WANTED: u32 = 2;
+/// A statement that is wanted so often is prepared, which each connection does once.
+const WANTED: u32 = 3;
 /// After a row was in the way: how often a statement looks first.
 const LOOKS: u32 = 1_000;
 
 /// The statements that batches have wanted lately.
 #[derive(Debug, Default)]
 pub(crate) struct Shapes {
+    // Invariant: no more than SHAPES_MAX.
     wanted: Mutex<HashMap<String, Wanted>>,
+    /// How often any of them was wanted.
+    clock: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -46,6 +53,8 @@ struct Wanted {
     /// Its text when all rows are new.
     new: String,
     times: u32,
+    /// When it was wanted last.
+    last: u64,
     /// How often it is to look before it puts.
     looks: u32,
 }
@@ -62,8 +71,10 @@ impl Shapes {
     /// How to run a statement, with its two texts, that is wanted often enough. Those that have to be forgotten for that are
     /// handed to `forget`.
     fn want(&self, looks: &str, new: &str, mut forget: impl FnMut(&str)) -> Option<Way> {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut shapes = self.wanted.lock();
         if let Some(wanted) = shapes.get_mut(looks) {
+            wanted.last = now;
             wanted.times = wanted.times.saturating_add(1);
             if wanted.times < WANTED {
                 return None;
@@ -75,12 +86,17 @@ impl Shapes {
             return Some(Way::Looks);
         }
         if shapes.len() >= SHAPES_MAX {
-            for (looks, wanted) in shapes.drain().filter(|(_, wanted)| wanted.times >= WANTED) {
-                forget(&looks);
-                forget(&wanted.new);
+            // The older half: to look for the oldest each time would cost as much as what it saves.
+            let mut lasts: Vec<u64> = shapes.values().map(|wanted| wanted.last).collect();
+            let (_, &mut middle, _) = lasts.select_nth_unstable(SHAPES_MAX / 2);
+            for (looks, wanted) in shapes.extract_if(|_, wanted| wanted.last < middle) {
+                if wanted.times >= WANTED {
+                    forget(&looks);
+                    forget(&wanted.new);
+                }
             }
         }
-        shapes.insert(looks.to_owned(), Wanted { new: new.to_owned(), times: 1, looks: 0 });
+        shapes.insert(looks.to_owned(), Wanted { new: new.to_owned(), times: 1, last: now, looks: 0 });
         None
     }
 
@@ -95,7 +111,7 @@ impl Shapes {
 impl Server {
     /// Writes all parts, or nothing. `None` if it is not for one statement; nothing was written then.
     pub(crate) async fn write_as_one(&self, parts: &[Part<'_, '_>], durability: Durability) -> Attempt<Option<()>> {
-        if wave(parts) < parts.len() {
+        if wave(parts) < parts.len() || parts.iter().any(Part::removes) {
             return Ok(None);
         }
         let [looks, new] = [Way::Looks, Way::New].map(|way| self.as_one(parts, durability, way));
@@ -167,24 +183,31 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_again_is_prepared_and_few_are_remembered() {
+    fn what_comes_again_is_prepared_and_the_older_half_is_forgotten() {
         let shapes = Shapes::default();
-        assert_eq!(want(&shapes, "again"), (None, vec![]));
-        assert_eq!(want(&shapes, "again"), (Some(Way::New), vec![]));
-        for number in 1..SHAPES_MAX {
+        for time in 1..=2 * WANTED {
+            let way = (time >= WANTED).then_some(Way::New);
+            assert_eq!(want(&shapes, "again"), (way, vec![]));
+            assert_eq!(want(&shapes, "lately"), (way, vec![]));
+        }
+        for number in 2..SHAPES_MAX {
             assert_eq!(want(&shapes, &number.to_string()), (None, vec![]));
         }
-        assert_eq!(want(&shapes, "again"), (Some(Way::New), vec![]));
-        assert_eq!(want(&shapes, "one too many"), (None, vec!["again".to_owned(), "new again".to_owned()]), "only it");
-        assert_eq!(shapes.wanted.lock().len(), 1);
+        assert_eq!(want(&shapes, "lately"), (Some(Way::New), vec![]));
+        let prepared = vec!["again".to_owned(), "new again".to_owned()];
+        assert_eq!(want(&shapes, "one too many"), (None, prepared), "only it was prepared");
+        assert_eq!(shapes.wanted.lock().len(), SHAPES_MAX / 2 + 1);
         assert_eq!(want(&shapes, "again"), (None, vec![]));
+        assert_eq!(want(&shapes, "lately"), (Some(Way::New), vec![]));
     }
 
     #[test]
     fn after_a_row_was_in_the_way_it_looks_for_a_while() {
         let shapes = Shapes::default();
         shapes.collided("nobody knows it");
-        assert_eq!(want(&shapes, "s").0, None);
+        for _ in 1..WANTED {
+            assert_eq!(want(&shapes, "s").0, None);
+        }
         assert_eq!(want(&shapes, "s").0, Some(Way::New));
         shapes.collided("s");
         for _ in 0..LOOKS {

@@ -44,7 +44,7 @@ impl Server {
             let server = Arc::clone(&server);
             async move { server.get(&table, &cells).await }
         };
-        self.reads.get(table, cells, ask).await
+        self.reads.get(table, cells, self.config.pool_timeout.saturating_add(self.config.statement_timeout), ask).await
     }
 
     async fn get(&self, table: &TableRef, cells: &[CellBound]) -> Attempt<Vec<Option<Value>>> {

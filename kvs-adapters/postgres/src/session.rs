@@ -19,7 +19,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 /// How much longer than its own limit a server is waited for.
-const SILENCE: Duration = Duration::from_secs(10);
+pub(crate) const SILENCE: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 5;
 
 pub(crate) type Param<'a> = &'a (dyn ToSql + Sync);

@@ -11,23 +11,30 @@
 //!
 //! Nobody joins a statement that was sent: its snapshot is older than the question.
 //!
-//! Tasks of their own send the statements, so that no reader depends on another one that goes away or is not polled. If the
-//! server has an error for a statement, or the runtime of its task ends, all who shared it ask again, each by itself.
+//! Tasks of their own send the statements, so that no reader depends on another one that goes away or is not polled. Whose
+//! question was not sent soon (the server looks for cold cells, or the runtime of the task stands still) asks by itself, and so
+//! do all whose statement failed for a reason that may be one of them, or whose task has ended.
 
-use crate::errors::Attempt;
-use atlas_kvs::{CellBound, TableRef, Value};
+use crate::errors::{Attempt, Trouble};
+use crate::session::SILENCE;
+use atlas_kvs::{CellBound, KvsError, TableRef, Value};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 /// Statements that read a table at the same time.
-const LANES: usize = 2;
+const LANES: usize = 4;
 /// Who reads more cells shares with nobody.
 const FEW: usize = 16;
 /// Cells of a shared statement.
-const CELLS_MAX: usize = 512;
+const CELLS_MAX: usize = 64;
+/// Whose question was not sent by then asks by itself. Many exchanges with a server nearby, and one or two with one far away.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 type Values = Vec<Option<Value>>;
 
@@ -49,7 +56,9 @@ struct Table {
 #[derive(Debug)]
 struct Waiting {
     cells: Vec<CellBound>,
-    answer: oneshot::Sender<Values>,
+    answer: oneshot::Sender<Attempt<Values>>,
+    /// The question is in a statement.
+    sent: Arc<AtomicBool>,
 }
 
 /// A task that sends statements for a table.
@@ -61,25 +70,34 @@ struct Lane {
 }
 
 impl SharedReads {
-    /// What `ask` answers for cells, perhaps with those of others: one value for each, in their order.
+    /// What `ask` answers for cells, perhaps with those of others: one value for each, in their order. It gives up after
+    /// `limit`.
     ///
-    /// Cancel safe.
+    /// Cancel safe. What was sent for a reader that has gone is not taken back.
     pub(crate) async fn get<F>(
         self: &Arc<Self>,
         table: &TableRef,
         cells: &[CellBound],
+        limit: Duration,
         ask: impl Fn(TableRef, Vec<CellBound>) -> F + Clone + Send + 'static,
     ) -> Attempt<Values>
     where
         F: Future<Output = Attempt<Values>> + Send + 'static,
     {
         if let (true, Ok(runtime)) = ((1..=FEW).contains(&cells.len()), Handle::try_current()) {
-            let (answer, answered) = oneshot::channel();
-            if let Some(lane) = self.wait(table, Waiting { cells: cells.to_vec(), answer }) {
+            let (answer, mut answered) = oneshot::channel();
+            let sent = Arc::new(AtomicBool::new(false));
+            if let Some(lane) = self.wait(table, Waiting { cells: cells.to_vec(), answer, sent: Arc::clone(&sent) }) {
                 runtime.spawn(lane.send_statements(ask.clone()));
             }
-            if let Ok(values) = answered.await {
-                return Ok(values);
+            let mut answer = timeout(PATIENCE, &mut answered).await;
+            if answer.is_err() && sent.load(Ordering::SeqCst) {
+                // Not asked once more while it is on its way: where the server is slow, that would make it slower. But not for
+                // ever, either: nobody may be driving the task that is to hear of it.
+                answer = timeout(limit.saturating_add(SILENCE), answered).await;
+            }
+            if let Ok(Ok(values)) = answer {
+                return values;
             }
         }
         ask(table.clone(), cells.to_vec()).await
@@ -108,12 +126,15 @@ impl Lane {
     {
         while let Some(readers) = self.take() {
             let cells: Vec<_> = readers.iter().flat_map(|reader| reader.cells.iter().cloned()).collect();
-            // An error may be about one of them alone: each asks by itself and hears his own.
-            let Ok(values) = ask(self.table.clone(), cells).await else { continue };
-            let mut values = values.into_iter();
-            for Waiting { cells, answer } in readers {
-                // Perhaps nobody waits for it any more.
-                let _ = answer.send(values.by_ref().take(cells.len()).collect());
+            match ask(self.table.clone(), cells).await {
+                Ok(values) => {
+                    let mut values = values.into_iter();
+                    for Waiting { cells, answer, .. } in readers {
+                        // Perhaps nobody waits for it any more.
+                        let _ = answer.send(Ok(values.by_ref().take(cells.len()).collect()));
+                    }
+                }
+                Err(trouble) => tell(readers, trouble),
             }
         }
     }
@@ -132,6 +153,7 @@ impl Lane {
             }
             if !reader.answer.is_closed() {
                 room -= reader.cells.len();
+                reader.sent.store(true, Ordering::SeqCst);
                 readers.push(reader);
             }
         }
@@ -139,7 +161,8 @@ impl Lane {
             return Some(readers);
         }
         self.ended = true;
-        leave(&mut tables, &self.table);
+        let nobody = leave(&mut tables, &self.table);
+        debug_assert!(nobody.is_none_or(|table| table.waiting.is_empty()));
         None
     }
 }
@@ -147,17 +170,39 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         if !self.ended {
-            leave(&mut self.reads.tables.lock(), &self.table);
+            // Not under the latch: whoever waits there is woken.
+            let left = leave(&mut self.reads.tables.lock(), &self.table);
+            drop(left);
         }
     }
 }
 
-/// One lane less. Who waits behind the last one, which was ended in the middle of its work, is not left waiting.
-fn leave(tables: &mut HashMap<TableRef, Table>, table: &TableRef) {
-    if let Some(line) = tables.get_mut(table) {
-        line.lanes -= 1;
-        if line.lanes == 0 {
-            tables.remove(table);
+/// One lane less. Who waits behind the last one, which was ended in the middle of its work, is handed back, and not left
+/// waiting.
+fn leave(tables: &mut HashMap<TableRef, Table>, table: &TableRef) -> Option<Table> {
+    let line = tables.get_mut(table)?;
+    line.lanes -= 1;
+    if line.lanes == 0 { tables.remove(table) } else { None }
+}
+
+/// Tells those who shared a statement of its failure, if that is about all of them. The others hear nothing, and ask again,
+/// each by itself: it may be about the cell of one of them.
+fn tell(readers: Vec<Waiting>, trouble: Trouble) {
+    let about_all = |trouble: &Trouble| match trouble {
+        Trouble::Final(KvsError::NoSuchTable(table)) => Some(KvsError::NoSuchTable(table.clone())),
+        Trouble::Final(KvsError::WrongTableKind { table, actual }) => {
+            Some(KvsError::WrongTableKind { table: table.clone(), actual })
+        }
+        Trouble::Final(KvsError::Closed) => Some(KvsError::Closed),
+        _ => None,
+    };
+    let is_alone = readers.len() == 1;
+    for Waiting { answer, .. } in readers {
+        if let Some(error) = about_all(&trouble) {
+            let _ = answer.send(Err(error.into()));
+        } else if is_alone {
+            let _ = answer.send(Err(trouble));
+            return;
         }
     }
 }
@@ -171,6 +216,8 @@ mod tests {
     use futures::{FutureExt, poll};
     use std::ops::Range;
     use tokio::sync::mpsc;
+
+    const LONG: Duration = Duration::from_secs(3600);
 
     /// A statement as the server sees it: the cells it asks for, and where its answer goes.
     type Asked = (Vec<CellBound>, oneshot::Sender<Attempt<Values>>);
@@ -196,7 +243,7 @@ mod tests {
                 statements.send((cells, answer)).expect("somebody listens");
                 async { answered.await.expect("it answers") }
             };
-            let mut reader = async move { reads.get(&table(), &cells, ask).await.map_err(|_| ()) }.boxed();
+            let mut reader = async move { reads.get(&table(), &cells, LONG, ask).await.map_err(|_| ()) }.boxed();
             assert!(poll!(&mut reader).is_pending());
             // So that whoever sends for it does.
             tokio::task::yield_now().await;
@@ -255,20 +302,20 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_comes_while_statements_are_under_way_shares_the_next() {
         let mut fake = Fake::new();
         let (first, statements) = fake.readers_under_way().await;
         let later = [fake.reader(2..3).await, fake.reader(3..6).await, fake.reader(6..7).await];
         assert!(fake.asked.try_recv().is_err(), "they wait");
         answer_all(statements);
-        assert_eq!(join_all(first).await, [values(0..1), values(1..2)]);
+        assert_eq!(join_all(first).await, (0..LANES).map(|row| values(row..row + 1)).collect::<Vec<_>>());
         assert_eq!(answer(fake.statement().await), 5);
         assert_eq!(join_all(later).await, [values(2..3), values(3..6), values(6..7)], "each gets its own");
         fake.is_left_alone().await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_reads_many_cells_or_none_waits_for_nobody() {
         let mut fake = Fake::new();
         let (_first, _statements) = fake.readers_under_way().await;
@@ -279,7 +326,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_statement_takes_no_more_than_it_may() {
         let mut fake = Fake::new();
         let (first, statements) = fake.readers_under_way().await;
@@ -297,7 +344,7 @@ mod tests {
         fake.is_left_alone().await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_goes_away_keeps_nobody_from_an_answer() {
         let mut fake = Fake::new();
         let (first, statements) = fake.readers_under_way().await;
@@ -311,7 +358,7 @@ mod tests {
         fake.is_left_alone().await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_is_not_polled_keeps_nobody_from_an_answer() {
         let mut fake = Fake::new();
         let (_unpolled, statements) = fake.readers_under_way().await;
@@ -321,7 +368,7 @@ mod tests {
         assert_eq!(reader.await, values(2..3));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_error_is_heard_by_who_causes_it() {
         let mut fake = Fake::new();
         let (first, statements) = fake.readers_under_way().await;
@@ -343,9 +390,46 @@ mod tests {
         fake.is_left_alone().await;
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_is_about_the_table_or_one_reader_is_told_at_once() {
+        let mut fake = Fake::new();
+        let (mut first, mut statements) = fake.readers_under_way().await;
+        let (alone, asked) = (first.remove(0), statements.remove(0));
+        asked.1.send(Err(unavailable("no".to_owned(), None).into())).expect("somebody waits");
+        assert_eq!(alone.await, Err(()));
+        let later = [fake.reader(2..3).await, fake.reader(3..4).await];
+        // The lane that is free now took the first of them.
+        let (_, shared) = fake.statement().await;
+        shared.send(Err(KvsError::NoSuchTable(table()).into())).expect("somebody waits");
+        let (_, shared) = fake.statement().await;
+        shared.send(Err(KvsError::NoSuchTable(table()).into())).expect("somebody waits");
+        assert_eq!(join_all(later).await, [Err(()), Err(())]);
+        answer_all(statements);
+        join_all(first).await;
+        fake.is_left_alone().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_question_was_not_sent_soon_asks_by_itself() {
+        let mut fake = Fake::new();
+        let (mut first, statements) = fake.readers_under_way().await;
+        let waits = fake.reader(2..3).await;
+        let serving = async { answer(fake.statement().await) };
+        assert_eq!(tokio::join!(waits, serving), (values(2..3), 1));
+        // What was sent is waited for, and for longer than anybody waits for the server.
+        let begun = tokio::time::Instant::now();
+        let stuck = first.remove(0);
+        let serving = async { answer(fake.statement().await) };
+        assert_eq!(tokio::join!(stuck, serving), (values(0..1), 1));
+        assert!(begun.elapsed() >= LONG);
+        answer_all(statements);
+        fake.is_left_alone().await;
+    }
+
     #[test]
     fn the_end_of_a_runtime_leaves_nobody_waiting() {
-        let runtime = || tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let builder = || tokio::runtime::Builder::new_current_thread();
+        let runtime = || builder().enable_time().start_paused(true).build().expect("a runtime");
         let (ending, other) = (runtime(), runtime());
         let mut fake = Fake::new();
         let (first, statements) = ending.block_on(fake.readers_under_way());
@@ -358,5 +442,20 @@ mod tests {
             assert_eq!(waits.await, values(2..3));
             fake.is_left_alone().await;
         });
+    }
+
+    #[test]
+    fn a_runtime_that_nobody_drives_leaves_nobody_waiting() {
+        let builder = || tokio::runtime::Builder::new_current_thread();
+        let runtime = || builder().enable_time().start_paused(true).build().expect("a runtime");
+        let (still, other) = (runtime(), runtime());
+        let mut fake = Fake::new();
+        let under_way = still.block_on(fake.readers_under_way());
+        other.block_on(async {
+            let waits = fake.reader(2..3).await;
+            let serving = async { answer(fake.statement().await) };
+            assert_eq!(tokio::join!(waits, serving), (values(2..3), 1));
+        });
+        drop(under_way);
     }
 }

@@ -1,7 +1,7 @@
 //! Writes of many cells: arrays instead of single rows, one transaction for one call.
 //!
-//! What is not too long is one statement ([`crate::one_statement`]), which is a transaction by itself. The statements of other
-//! transactions are sent at once, BEGIN and COMMIT included, so that a call costs one exchange with the server however
+//! What comes again and is not too long is one statement ([`crate::one_statement`]), which is a transaction by itself. The
+//! statements of other transactions are sent at once, BEGIN and COMMIT included, so that a call costs one exchange with the server however
 //! many tables it writes. Three things make that safe:
 //!
 //! * A conflict must end the transaction without anyone looking at it. On an occupied place the INSERT turns into an
@@ -277,6 +277,10 @@ impl<'p, 'a> Part<'p, 'a> {
             Part::Guard(guard) => guard.params(),
             Part::Write(statement) => statement.params(),
         }
+    }
+
+    pub(crate) fn removes(&self) -> bool {
+        matches!(self, Part::Write(statement) if statement.does == Does::Remove)
     }
 
     fn bytes(&self) -> usize {

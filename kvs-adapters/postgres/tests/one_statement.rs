@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The first times a batch of these tables is sent as several statements.
-const TIMES: u64 = 4;
+/// So often a batch of the same tables is sent as several statements, before it is one.
+const SEVERAL: u64 = 2;
+const TIMES: u64 = SEVERAL + 3;
 
 fn table(name: &str) -> TableRef {
     TableRef::new(name).expect("the name is a table name")
@@ -77,9 +78,9 @@ async fn what_comes_again_is_one_statement() {
             let log = server.log().split_off(before);
             before += log.len();
             let executed = log.matches("execute s").count();
-            assert!(time == 1 || !log.contains("ON CONFLICT"), "they are new: {log}");
+            assert!(time <= SEVERAL || !log.contains("ON CONFLICT"), "they are new: {log}");
             let is_one = executed == 1 && log.contains("WITH ") && !log.contains("BEGIN") && !log.contains("COMMIT");
-            assert_eq!(is_one, time > 1, "{time}: {log}");
+            assert_eq!(is_one, time > SEVERAL, "{time}: {log}");
             assert_eq!(log.contains("synchronous_commit"), is_relaxed, "{time}: {log}");
         }
     }
@@ -87,10 +88,11 @@ async fn what_comes_again_is_one_statement() {
 
 #[tokio::test]
 async fn all_of_it_or_nothing_is_applied_and_whose_fault_it_was_is_told() {
-    let namespace = Namespace::new();
-    let store = namespace.open().await;
+    let server = OwnServer::new(&["log_statement = all"]);
+    let store = PostgresStore::connect(server.config("n")).await.expect("the server is there");
     filled(&store).await;
     for time in 1..=TIMES {
+        let before = server.log().len();
         let row = &time.to_string();
         let ops = || vec![put("t", row, time, "v"), put("u", row, time, "v"), set(row, "v")];
         let nothing = async || {
@@ -133,6 +135,47 @@ async fn all_of_it_or_nothing_is_applied_and_whose_fault_it_was_is_told() {
             .expect("applied");
         assert_eq!((standing(&store, row).await, standing(&store, "next").await), (None, Some("v".into())));
         assert_eq!(newest(&store, "t", row).await, time + 1);
+        let log = server.log().split_off(before);
+        let [one, several] = ["WITH ", "BEGIN"].map(|text| log.matches(text).count());
+        // In the end each of them is refused in one statement first.
+        assert!(time > 1 || several >= 4, "{several}: {log}");
+        assert!(time < TIMES || one >= 4, "{one}: {log}");
+    }
+}
+
+/// Many cells of one table are several arrays, and each is a part of the statement.
+#[tokio::test]
+async fn many_cells_are_applied_as_well() {
+    let namespace = Namespace::new();
+    let store = namespace.open().await;
+    filled(&store).await;
+    let rows: Vec<String> = (0..20_000).map(|row| format!("{row:05}")).collect();
+    for time in 1..=TIMES {
+        let ops = || rows.iter().map(|row| put("t", row, time, "v")).chain([set("fence", "v")]).collect::<Vec<_>>();
+        let refused = apply(&store, ops(), fence("0")).await;
+        assert!(matches!(refused, Err(KvsError::GuardFailed { .. })), "{time}: {refused:?}");
+        assert_eq!(newest(&store, "t", "19999").await, time - 1);
+        apply(&store, ops(), fence("1")).await.expect("can be applied");
+        assert_eq!([newest(&store, "t", "00000").await, newest(&store, "t", "19999").await], [time; 2]);
+    }
+}
+
+/// The fence itself may be raised by the batch that it guards.
+#[tokio::test]
+async fn a_batch_may_write_what_guards_it() {
+    let namespace = Namespace::new();
+    let store = namespace.open().await;
+    filled(&store).await;
+    for time in 1..=2 * TIMES {
+        let (old, new) = if time % 2 == 1 { ("1", "2") } else { ("2", "1") };
+        let raise = || {
+            let set = BatchOp::Set { table: table("f"), cell: cell("fence"), value: new.into() };
+            vec![put("t", "r", time, "v"), set]
+        };
+        apply(&store, raise(), fence(old)).await.expect("the guard holds");
+        let refused = apply(&store, raise(), fence(old)).await;
+        assert!(matches!(refused, Err(KvsError::GuardFailed { .. })), "{time}: {refused:?}");
+        assert_eq!(newest(&store, "t", "r").await, time);
     }
 }
 
@@ -246,7 +289,7 @@ async fn killed_in_its_middle_it_is_indeterminate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_time_out_is_unavailable_and_nothing_is_there() {
-    let fixture = Fixture::new(|config| config.statement_timeout = Duration::from_millis(300)).await;
+    let fixture = Fixture::new(|config| config.statement_timeout = Duration::from_millis(1_500)).await;
     fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
     let error = fixture.put_both(TIMES + 1).await.expect_err("the table is locked");
     assert!(matches!(error, KvsError::Unavailable { .. }), "{error:?}");
@@ -254,6 +297,88 @@ async fn a_time_out_is_unavailable_and_nothing_is_there() {
     assert_eq!(fixture.stored().await, [TIMES; 2]);
     fixture.put_both(TIMES + 2).await.expect("the store goes on");
     assert_eq!(fixture.stored().await, [TIMES + 2; 2]);
+}
+
+/// What the guard is compared with is what the row holds when it is free, in both forms of the statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_changes_while_it_is_waited_for_is_seen() {
+    let fixture = Fixture::new(|_| {}).await;
+    let fences = fixture.sql_table("a_f");
+    for (round, is_new) in [(1, true), (2, false)] {
+        if !is_new {
+            // From here on rows are looked for.
+            fixture.put_both(TIMES).await.expect("it is there already");
+        }
+        let ts = TIMES + round;
+        fixture.admin.batch_execute(&format!("BEGIN; UPDATE {fences} SET val = val")).await.expect("can be changed");
+        let waits = tokio::spawn(fixture.put_both(ts));
+        fixture
+            .backend(&format!(
+                "wait_event_type = 'Lock' AND {} query LIKE '%ON CONFLICT%'",
+                if is_new { "NOT" } else { "" }
+            ))
+            .await;
+        fixture.admin.batch_execute("COMMIT").await.expect("can be committed");
+        waits.await.expect("no panic").expect("it holds what it held");
+        assert_eq!(fixture.stored().await, [ts; 2]);
+
+        fixture.admin.batch_execute(&format!("BEGIN; UPDATE {fences} SET val = '2'")).await.expect("can be changed");
+        let waits = tokio::spawn(fixture.put_both(ts + 10));
+        fixture.backend("wait_event_type = 'Lock'").await;
+        fixture.admin.batch_execute("COMMIT").await.expect("can be committed");
+        let refused = waits.await.expect("no panic");
+        assert!(matches!(refused, Err(KvsError::GuardFailed { .. })), "{refused:?}");
+        assert_eq!(fixture.stored().await, [ts; 2]);
+        fixture.admin.batch_execute(&format!("UPDATE {fences} SET val = '1'")).await.expect("can be changed");
+    }
+}
+
+/// What a removing batch waits for it has to see: it is not one statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_removes_sees_what_it_has_waited_for() {
+    let fixture = Fixture::new(|_| {}).await;
+    let removes = || BatchOp::Remove { table: table("a"), cell: cell("y") };
+    for _ in 0..TIMES {
+        apply(&fixture.store, vec![set("x", "1"), removes()], None).await.expect("can be applied");
+    }
+    let table = fixture.sql_table("a_a");
+    let first =
+        format!("BEGIN; UPDATE {table} SET val = '2' WHERE \"row\" = 'x'; INSERT INTO {table} VALUES ('y', 'c', '2')");
+    fixture.admin.batch_execute(&first).await.expect("can be written");
+    let store = Arc::clone(&fixture.store);
+    let waits = tokio::spawn(async move { apply(&store, vec![set("x", "3"), removes()], None).await });
+    let name = &fixture.namespace.config.application_name;
+    let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1 AND wait_event_type = 'Lock'";
+    let deadline = Instant::now() + PATIENCE;
+    while fixture.admin.query(sql, &[name]).await.expect("can be asked").is_empty() {
+        assert!(Instant::now() < deadline, "it waits for the row");
+        fixture.admin.batch_execute("SELECT pg_stat_clear_snapshot()").await.expect("can be cleared");
+    }
+    fixture.admin.batch_execute("COMMIT").await.expect("can be committed");
+    waits.await.expect("no panic").expect("can be applied");
+    assert_eq!((standing(&fixture.store, "x").await, standing(&fixture.store, "y").await), (Some("3".into()), None));
+}
+
+/// Readers of a store share statements, and each gets its own cells.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_at_the_same_time_share_statements() {
+    let server = OwnServer::new(&["log_statement = all"]);
+    let store = Arc::new(PostgresStore::connect(server.config("n")).await.expect("the server is there"));
+    filled(&store).await;
+    const READERS: u64 = 200;
+    let puts = (0..READERS).map(|row| put("t", &row.to_string(), row + 1, "v")).collect();
+    apply(&store, puts, None).await.expect("can be put");
+    newest(&store, "t", "0").await;
+    let before = server.log().len();
+    let readers = (0..READERS).map(|row| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { newest(&store, "t", &row.to_string()).await })
+    });
+    for (reader, row) in readers.collect::<Vec<_>>().into_iter().zip(0..) {
+        assert_eq!(reader.await.expect("no panic"), row + 1);
+    }
+    let statements = server.log().split_off(before).matches("CROSS JOIN LATERAL").count();
+    assert!(statements < READERS as usize / 2, "{statements} statements for {READERS} readers");
 }
 
 /// The guard first, and then the tables in the order of their names, as all writers do: or two could wait for each other.
@@ -277,15 +402,20 @@ async fn nothing_is_written_before_the_guard_and_the_tables_before() {
     fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
     waits.await.expect("no panic").expect("the guard holds");
 
-    let lock = format!("BEGIN; INSERT INTO {} VALUES ('r', 'c', {}, 'x')", fixture.sql_table("v_t"), TIMES + 2);
-    fixture.admin.batch_execute(&lock).await.expect("can put");
-    let waits = tokio::spawn(fixture.put_both(TIMES + 2));
-    fixture.backend("wait_event_type = 'Lock'").await;
-    let sql =
-        format!("BEGIN; INSERT INTO {} VALUES ('r', 'c', {}, 'x'); ROLLBACK", fixture.sql_table("v_u"), TIMES + 2);
-    others.batch_execute(&sql).await.expect("the second table is written when the first one is");
-    fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
-    waits.await.expect("no panic").expect("nobody is in the way");
+    for (ts, looks) in [(TIMES + 2, false), (TIMES + 3, true)] {
+        if looks {
+            fixture.put_both(TIMES).await.expect("it is there already");
+        }
+        let put = |name: &str| format!("BEGIN; INSERT INTO {} VALUES ('r', 'c', {ts}, 'x')", fixture.sql_table(name));
+        fixture.admin.batch_execute(&put("v_t")).await.expect("can put");
+        let waits = tokio::spawn(fixture.put_both(ts));
+        let not = if looks { "" } else { "NOT" };
+        fixture.backend(&format!("wait_event_type = 'Lock' AND {not} query LIKE '%ON CONFLICT%'")).await;
+        let second = format!("{}; ROLLBACK", put("v_u"));
+        others.batch_execute(&second).await.expect("the second table is written when the first one is");
+        fixture.admin.batch_execute("ROLLBACK").await.expect("can unlock");
+        waits.await.expect("no panic").expect("nobody is in the way");
+    }
 }
 
 /// Who writes the same places again and again is not refused each time, which the server would write down.

@@ -40,6 +40,33 @@ async fn all_writes_wait(store: &PostgresStore, ts: u64) {
     store.apply(batch(ts + 4), Durability::Synced).await.expect("the setting ends with its transaction");
 }
 
+/// Relaxed batches that succeed, in both forms, and behind each of them one that must wait, on the only connection there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relaxed_batch_leaves_its_connection_as_it_was() {
+    let server = OwnServer::new(&[]);
+    let mut namespace = server.namespace("n");
+    namespace.config.pool_size = 1;
+    let store = namespace.open().await;
+    for name in ["t", "u", "relaxed"] {
+        store.create_table(&table(name), TableKind::Versioned, Bytes::new()).await.expect("can be created");
+    }
+    let admin = client(&namespace.config).await;
+    for (name, right) in [("v_t", "= 'on'"), ("v_u", "= 'on'"), ("v_relaxed", "= 'off'")] {
+        let schema = store.schema();
+        let sql = format!("ALTER TABLE \"{schema}\".{name} ADD CHECK (current_setting('synchronous_commit') {right})");
+        admin.batch_execute(&sql).await.expect("the test may do so");
+    }
+    let put = |name, ts| BatchOp::Put { table: table(name), cell: cell(), ts, value: Bytes::from_static(b"v") };
+    for ts in (1..=8).map(Timestamp::saturating) {
+        store.apply(AtomicBatch::new(vec![put("relaxed", ts)]), Durability::Relaxed).await.expect("it need not wait");
+        for names in [vec!["t", "u"], vec!["t"]] {
+            let ts = Timestamp::saturating(10 * ts.get() + names.len() as u64);
+            let ops = names.into_iter().map(|name| put(name, ts)).collect();
+            store.apply(AtomicBatch::new(ops), Durability::Synced).await.expect("it waits for the disk");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_are_durable_whatever_the_default_and_relaxed_ones_need_not() {
     let server = OwnServer::new(&["synchronous_commit = off"]);

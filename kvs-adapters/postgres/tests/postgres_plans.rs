@@ -90,12 +90,17 @@ fn operations(store: &PostgresStore) -> Vec<(&'static str, u64, Work<'_>)> {
     let work = async move { drop(store.scan_atomic(&table, request).try_collect::<Vec<_>>().await.expect("scan")) };
     operations.push(("scan_atomic", 3 * COLUMNS, Box::pin(work)));
 
-    let put =
-        |row| BatchOp::Put { table: t.clone(), cell: cell(row, 15), ts: Timestamp::saturating(30), value: value() };
-    let guard = BatchGuard { table: a.clone(), cell: cell(7, 7), expected: value() };
-    let batch = AtomicBatch::new(vec![put(30), put(31)]).guarded(Some(guard));
-    let work = async move { store.apply(batch, Durability::Synced).await.expect("apply") };
-    operations.push(("apply", 1, Box::pin(work)));
+    // Several statements, one of new rows, one that finds rows in its way and is several again, one that looks.
+    let batches =
+        [("apply", 30), ("apply again", 31), ("apply as one", 32), ("apply once more", 32), ("apply, looking", 33)];
+    for (what, ts) in batches {
+        let (table, ts) = (t.clone(), Timestamp::saturating(ts));
+        let put = |row| BatchOp::Put { table: table.clone(), cell: cell(row, 15), ts, value: value() };
+        let guard = BatchGuard { table: a.clone(), cell: cell(7, 7), expected: value() };
+        let batch = AtomicBatch::new(vec![put(30), put(31)]).guarded(Some(guard));
+        let work = async move { store.apply(batch, Durability::Synced).await.expect("apply") };
+        operations.push((what, 1, Box::pin(work)));
+    }
     let (table, conflict) = (t.clone(), vec![(cell(30, 15), Value { ts: Timestamp::FIRST, bytes: Bytes::new() })]);
     let work = async move { drop(store.put_versions(&table, conflict).await.expect_err("another value stands there")) };
     operations.push(("conflicting put", 1, Box::pin(work)));

@@ -14,7 +14,7 @@ use crate::schema::{TableChange, TableSpec};
 use crate::server::{self, Listeners, Owner, Server, Services};
 use crate::sweep::{SweepPins, Sweeper, forget_walk};
 use crate::timestamp::{Contact, LeaseOptions, read_stored};
-use crate::transaction::{CellPage, OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
+use crate::transaction::{OpenOptions, Outcome, Retriable, RunOptions, Transaction, TransactionManager};
 use crate::{Error, Result, doctor, punch};
 use async_trait::async_trait;
 use atlas_kvs::{
@@ -923,10 +923,6 @@ impl TransactionOps for LocalTransaction {
 
     async fn scan(&self, table: &TableRef, scan: ScanOptions) -> Result<BoxStream<'static, Result<(Cell, Bytes)>>> {
         self.transaction.scan(table, scan).await
-    }
-
-    async fn scan_pages(&self, table: &TableRef, scan: ScanOptions) -> Result<BoxStream<'static, Result<CellPage>>> {
-        self.transaction.scan_pages(table, scan).await
     }
 
     async fn write(&self, table: &TableRef, writes: Vec<(Cell, Option<Bytes>)>) -> Result<()> {

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::schema::{TableChange, TableSpec};
-use crate::transaction::{CellPage, in_pages};
 
 /// Operations on a store that may run while applications use it.
 #[async_trait]
@@ -122,11 +121,6 @@ pub trait TransactionOps: Send + Sync {
 
     /// Cells of a range in order, own writes included, paged.
     async fn scan(&self, table: &TableRef, scan: ScanOptions) -> Result<BoxStream<'static, Result<(Cell, Bytes)>>>;
-
-    /// As [`scan`](Self::scan), but for those who look at many cells and keep few: nothing is made for a cell.
-    async fn scan_pages(&self, table: &TableRef, scan: ScanOptions) -> Result<BoxStream<'static, Result<CellPage>>> {
-        Ok(in_pages(self.scan(table, scan).await?))
-    }
 
     /// Buffers writes; `None` deletes.
     async fn write(&self, table: &TableRef, writes: Vec<(Cell, Option<Bytes>)>) -> Result<()>;

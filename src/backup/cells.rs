@@ -11,7 +11,6 @@
 //! in memory; a frame is about [`FRAME_SIZE`] bytes, or one cell.
 
 use super::chunks::HashedFile;
-use crate::transaction::CellRef;
 use crate::{Error, Result};
 use atlas_kvs::Cell;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -44,27 +43,26 @@ impl FrameWriter {
     ///
     /// # Errors
     /// [`Error::TooLarge`] for lengths that no frame can tell.
-    pub(super) fn push(&mut self, cell: CellRef<'_>) -> Result<Option<Bytes>> {
-        let CellRef { row, column, value } = cell;
+    pub(super) fn push(&mut self, cell: &Cell, value: &[u8]) -> Result<Option<Bytes>> {
         let len = |what: &str, len: usize, limit: usize| {
             if len <= limit {
                 Ok(len)
             } else {
-                Err(Error::TooLarge { what: format!("the {what} of {}", Cell::copy_from(row, column)), len, limit })
+                Err(Error::TooLarge { what: format!("the {what} of {cell}"), len, limit })
             }
         };
-        let row_len = len("row", row.len(), usize::from(u16::MAX))?;
-        let column_len = len("column", column.len(), usize::from(u16::MAX))?;
+        let row = len("row", cell.row.len(), usize::from(u16::MAX))?;
+        let column = len("column", cell.column.len(), usize::from(u16::MAX))?;
         let value_len = len("value", value.len(), FRAME_LEN_MAX - FRAME_SIZE - (1 << 20))?;
         if self.frame.is_empty() {
-            self.frame.reserve(FRAME_HEADER + FRAME_SIZE + CELL_HEADER + row_len + column_len + value_len);
+            self.frame.reserve(FRAME_HEADER + FRAME_SIZE + CELL_HEADER + row + column + value_len);
             self.frame.put_bytes(0, FRAME_HEADER);
         }
-        self.frame.put_u16(row_len as u16);
-        self.frame.put_u16(column_len as u16);
+        self.frame.put_u16(row as u16);
+        self.frame.put_u16(column as u16);
         self.frame.put_u32(value_len as u32);
-        self.frame.put_slice(row);
-        self.frame.put_slice(column);
+        self.frame.put_slice(&cell.row);
+        self.frame.put_slice(&cell.column);
         self.frame.put_slice(value);
         self.cells += 1;
         Ok(if self.frame.len() >= FRAME_HEADER + FRAME_SIZE { self.take() } else { None })
@@ -188,12 +186,7 @@ mod tests {
         let mut writer = FrameWriter::default();
         let mut file = PREAMBLE.to_vec();
         for (cell, value) in cells {
-            file.extend(
-                writer
-                    .push(CellRef { row: &cell.row, column: &cell.column, value })
-                    .expect("it is small")
-                    .unwrap_or_default(),
-            );
+            file.extend(writer.push(cell, value).expect("it is small").unwrap_or_default());
         }
         file.extend(writer.take().unwrap_or_default());
         file

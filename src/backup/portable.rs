@@ -128,13 +128,11 @@ fn frames_of(
 ) -> BoxStream<'static, Result<bytes::Bytes>> {
     async_stream::try_stream! {
         let options = ScanOptions { rows, page_size: PAGE, bypass_cache: true, ..ScanOptions::default() };
-        let mut pages = reader.scan_pages(&table, options).await?;
+        let mut cells = reader.scan(&table, options).await?;
         let mut frames = FrameWriter::default();
-        while let Some(page) = pages.try_next().await? {
-            for cell in page.iter() {
-                if let Some(frame) = frames.push(cell)? {
-                    yield frame;
-                }
+        while let Some((cell, value)) = cells.try_next().await? {
+            if let Some(frame) = frames.push(&cell, &value)? {
+                yield frame;
             }
         }
         if let Some(frame) = frames.take() {

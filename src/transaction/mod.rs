@@ -61,5 +61,4 @@ pub use run::{Outcome, Retriable, RunOptions};
 pub use step::{CommitStep, StepWatcher, watch_steps};
 pub use swept::{SweptTable, sweep_table};
 pub(crate) use value::{check_version, committed_version, damaged, header, version_len};
-pub(crate) use visit::in_pages;
-pub use visit::{CellPage, CellRef};
+pub use visit::CellRef;

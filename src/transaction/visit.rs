@@ -10,12 +10,12 @@
 
 use super::handle::{Inner, Transaction};
 use super::reads::RangeRead;
-use super::scan::{ScanJob, closed, in_order, request, stream};
+use super::scan::{ScanJob, closed, in_order, request};
 use crate::Result;
 use crate::ops::ScanOptions;
-use atlas_kvs::{Cell, FlatPage, Scan, TableRef, Timestamp};
+use atlas_kvs::{Cell, FlatPage, Scan, TableRef};
 use bytes::Bytes;
-use futures::stream::{BoxStream, Stream, StreamExt};
+use futures::StreamExt;
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -33,17 +33,6 @@ pub struct CellRef<'a> {
     pub column: &'a [u8],
     /// The value.
     pub value: &'a [u8],
-}
-
-/// Some cells in the order of a scan, in memory that was made for all of them.
-#[derive(Debug, Default)]
-pub struct CellPage(FlatPage);
-
-impl CellPage {
-    /// Its cells, lent.
-    pub fn iter(&self) -> impl Iterator<Item = CellRef<'_>> {
-        self.0.iter().map(|cell| CellRef { row: cell.row, column: cell.column, value: cell.value })
-    }
 }
 
 impl Transaction {
@@ -103,65 +92,6 @@ impl Transaction {
     }
 }
 
-impl Transaction {
-    /// What [`scan`](Transaction::scan) gives, page by page.
-    pub(crate) async fn scan_pages(
-        &self,
-        table: &TableRef,
-        options: ScanOptions,
-    ) -> Result<BoxStream<'static, Result<CellPage>>> {
-        let job = self.scan_job(table, options).await?;
-        if job.own.is_empty() && job.kept.is_none() && job.options.limit.is_none() {
-            let ScanJob { transaction, table, options, .. } = job;
-            return Ok(pages(transaction, table, options).map(|page| page.map(CellPage)).boxed());
-        }
-        Ok(in_pages(stream(job)))
-    }
-}
-
-/// Cells that come one by one, as pages.
-pub(crate) fn in_pages(cells: BoxStream<'static, Result<(Cell, Bytes)>>) -> BoxStream<'static, Result<CellPage>> {
-    let page_of = |cells: Vec<Result<(Cell, Bytes)>>| {
-        let mut page = FlatPage::new();
-        for cell in cells {
-            let (cell, value) = cell?;
-            // Nobody asks for the timestamp.
-            page.push(&cell.row, &cell.column, Timestamp::FIRST, &value);
-        }
-        Ok(CellPage(page))
-    };
-    cells.ready_chunks(PAGE_SIZE).map(page_of).boxed()
-}
-
-/// What the transaction sees in the store.
-fn pages(
-    transaction: Arc<Inner>,
-    table: TableRef,
-    options: ScanOptions,
-) -> impl Stream<Item = Result<FlatPage>> + Send + 'static {
-    async_stream::try_stream! {
-        let (core, base) = (&transaction.core, transaction.base);
-        let (request, first_page) = request(&transaction, options, PAGE_SIZE);
-        let mut is_short = first_page < request.page_size;
-        let mut pages = core.kvs.scan_flat(&table, Scan { page_size: first_page, ..request.clone() });
-        while let Some(page) = pages.next().await {
-            let mut page = page?;
-            core.resolve_flat(&table, &mut page, base).await?;
-            tokio::task::coop::consume_budget().await;
-            transaction.check_open()?;
-            let after = page.last().filter(|_| is_short && page.len() >= first_page).map(|cell| cell.cell());
-            yield page;
-            if after.is_some() {
-                is_short = false;
-                pages = core.kvs.scan_flat(&table, Scan { after, ..request.clone() });
-            }
-        }
-        // Also of a range in which nothing was found.
-        core.check_not_swept(&table, base).await?;
-        transaction.check_open()?;
-    }
-}
-
 /// Shows the cells of a scan to a visitor.
 pub(crate) async fn for_each(job: ScanJob, visit: impl FnMut(CellRef<'_>) -> ControlFlow<()> + Send) -> Result<()> {
     let ScanJob { transaction, table, options, own, kept } = job;
@@ -170,13 +100,28 @@ pub(crate) async fn for_each(job: ScanJob, visit: impl FnMut(CellRef<'_>) -> Con
         return Ok(());
     }
     let own = if reverse { own.into_iter().rev().collect() } else { own.into() };
+    let (request, first_page) = request(&transaction, options, PAGE_SIZE);
     let mut lender = Lender { transaction: transaction.clone(), reverse, own, kept, left, visit };
-    let mut pages = std::pin::pin!(pages(transaction, table, options));
+    let (core, base) = (&transaction.core, transaction.base);
+    let mut is_short = first_page < request.page_size;
+    let mut pages = core.kvs.scan_flat(&table, Scan { page_size: first_page, ..request.clone() });
     while let Some(page) = pages.next().await {
-        if lender.lend_page(&page?)?.is_break() {
+        let mut page = page?;
+        core.resolve_flat(&table, &mut page, base).await?;
+        tokio::task::coop::consume_budget().await;
+        transaction.check_open()?;
+        if lender.lend_page(&page)?.is_break() {
             return Ok(());
         }
+        if is_short && page.len() >= first_page {
+            is_short = false;
+            let after = page.last().map(|cell| cell.cell());
+            pages = core.kvs.scan_flat(&table, Scan { after, ..request.clone() });
+        }
     }
+    // Also of a range in which nothing was found.
+    core.check_not_swept(&table, base).await?;
+    transaction.check_open()?;
     lender.lend_rest()
 }
 

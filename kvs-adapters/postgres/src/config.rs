@@ -37,8 +37,9 @@ pub struct PostgresConfig {
     pub connect_timeout: Duration,
     /// How long a caller waits until one of `pool_size` connections is free.
     pub pool_timeout: Duration,
-    /// How long the server works on one statement before it gives up, in whole milliseconds. Zero: for ever. A server
-    /// that does not even say so is given ten more seconds before its connection is dropped.
+    /// How long the server works on one statement before it gives up, in whole milliseconds. Zero: for ever. A batch of
+    /// commits is one statement mostly. A server that does not even say so is given ten more seconds before its connection
+    /// is dropped.
     pub statement_timeout: Duration,
     /// How long the server lets a connection stand still in the middle of a transaction before it ends it, in whole
     /// milliseconds. Zero: for ever. Short, because a client that was stopped there holds back a successor that has to

@@ -25,6 +25,9 @@
 //! None lasts longer than a call, and reads are single statements: a scan is a series of pages, between which neither a
 //! snapshot nor a connection is held. All of it runs in READ COMMITTED; isolation is the business of the layer above.
 //!
+//! A batch that comes again, for the same tables, is one statement, and so one message and one answer. Reads of few cells
+//! share statements with what others ask for at the same time.
+//!
 //! # After a failure
 //!
 //! What the server refused, it rolled back: nothing was applied. What it did not answer may have been applied if it may

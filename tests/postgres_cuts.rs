@@ -1,4 +1,4 @@
-//! Connections to a PostgreSQL server that are cut in the middle of transfers, also between a COMMIT and its answer.
+//! Connections to a PostgreSQL server that are cut in the middle of transfers, also between a commit and its answer.
 //!
 //! Nobody is told that a transfer failed that is there, or that one is there that failed; and what the wire did not tell
 //! is found out: by writing the entry again where commits go step by step, by raising the fence where a group does.

@@ -17,25 +17,49 @@ pub enum Cut {
     BehindAnything,
     /// Before whatever the client sends next: the server never gets it.
     BeforeAnything,
-    /// Behind the next COMMIT.
+    /// Behind the next COMMIT, or the next statement that writes several tables and is a transaction by itself.
     BehindCommit,
-    /// Before the next COMMIT.
+    /// Before it.
     BeforeCommit,
 }
 
 impl Cut {
     pub const ALL: [Cut; 4] = [Cut::BehindAnything, Cut::BeforeAnything, Cut::BehindCommit, Cut::BeforeCommit];
 
-    fn is_meant(self, sent: &[u8]) -> bool {
+    fn is_meant(self, sent: &[u8], prepared: &Prepared) -> bool {
         match self {
             Cut::BehindAnything | Cut::BeforeAnything => true,
-            Cut::BehindCommit | Cut::BeforeCommit => sent.windows(6).any(|window| window == b"COMMIT"),
+            Cut::BehindCommit | Cut::BeforeCommit => find(sent, b"COMMIT").is_some() || prepared.are_run_by(sent),
         }
     }
 
     fn is_delivered(self) -> bool {
         matches!(self, Cut::BehindAnything | Cut::BehindCommit)
     }
+}
+
+/// The statements of a connection that are transactions of several tables, by the names under which they were prepared.
+#[derive(Default)]
+struct Prepared(Vec<Vec<u8>>);
+
+impl Prepared {
+    /// Looks for them in what the client sends: a name, `s` and a number, in front of each text.
+    fn note(&mut self, sent: &[u8]) {
+        let mut rest = sent;
+        while let Some(place) = find(rest, b"\0WITH w") {
+            let name: Vec<u8> = rest[..place].iter().rev().take_while(|byte| byte.is_ascii_digit()).copied().collect();
+            self.0.push(b"s".iter().chain(name.iter().rev()).copied().collect());
+            rest = &rest[place + 1..];
+        }
+    }
+
+    fn are_run_by(&self, sent: &[u8]) -> bool {
+        self.0.iter().any(|name| find(sent, &[b"\0", &name[..], b"\0"].concat()).is_some())
+    }
+}
+
+fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+    text.windows(what.len()).position(|window| window == what)
 }
 
 /// Takes connections and passes them on to the server.
@@ -95,9 +119,11 @@ impl Cutter {
         let deaf = AtomicBool::new(false);
         let forward = async {
             let mut buffer = vec![0; 1 << 16];
+            let mut prepared = Prepared::default();
             while let Ok(len @ 1..) = from_client.read(&mut buffer).await {
                 let sent = &buffer[..len];
-                let cut = self.order.lock().take_if(|cut| cut.is_meant(sent));
+                let cut = self.order.lock().take_if(|cut| cut.is_meant(sent, &prepared));
+                prepared.note(sent);
                 if let Some(cut) = cut {
                     self.cuts.fetch_add(1, Ordering::SeqCst);
                     if cut.is_delivered() {

@@ -1,8 +1,8 @@
 //! Writes of many cells: arrays instead of single rows, one transaction for one call.
 //!
 //! What comes again and is not too long is one statement ([`crate::one_statement`]), which is a transaction by itself. The
-//! statements of other transactions are sent at once, BEGIN and COMMIT included, so that a call costs one exchange with the server however
-//! many tables it writes. Three things make that safe:
+//! statements of other transactions are sent at once, BEGIN and COMMIT included, so that a call costs one exchange with
+//! the server however many tables it writes. Three things make that safe:
 //!
 //! * A conflict must end the transaction without anyone looking at it. On an occupied place the INSERT turns into an
 //!   UPDATE to NULL, which the column refuses, unless the value is the same.

@@ -8,14 +8,11 @@ use atlas_kvs::{
 };
 use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
 use bytes::Bytes;
-use common::{Namespace, client};
+use common::{Disturbed, Namespace, PATIENCE};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_postgres::Client;
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn table(name: &str) -> TableRef {
     TableRef::new(name).expect("the name is a table name")
@@ -45,78 +42,18 @@ async fn stored(store: &PostgresStore) -> [u64; 2] {
     newest
 }
 
-struct Fixture {
-    namespace: Namespace,
-    store: Arc<PostgresStore>,
-    /// A connection of the test's own, to disturb the store.
-    admin: Client,
-}
-
-impl Fixture {
-    async fn new(change: impl FnOnce(&mut PostgresConfig)) -> Fixture {
-        let mut namespace = Namespace::new();
-        change(&mut namespace.config);
-        namespace.config.application_name = format!("atlas {}", namespace.config.namespace);
-        let store = namespace.open().await;
-        for name in ["t", "u"] {
-            store.create_table(&table(name), TableKind::Versioned, Bytes::new()).await.expect("can be created");
-        }
-        store.create_table(&table("a"), TableKind::Atomic, Bytes::new()).await.expect("can be created");
-        let admin = client(&namespace.config).await;
-        Fixture { namespace, store: Arc::new(store), admin }
+/// A store with the versioned tables `t` and `u`, and the atomic table `a`.
+async fn fixture(change: impl FnOnce(&mut PostgresConfig)) -> Disturbed {
+    let fixture = Disturbed::new(change).await;
+    for (name, kind) in [("t", TableKind::Versioned), ("u", TableKind::Versioned), ("a", TableKind::Atomic)] {
+        fixture.store.create_table(&table(name), kind, Bytes::new()).await.expect("can be created");
     }
-
-    fn sql_table(&self, name: &str) -> String {
-        format!("\"{}\".\"{name}\"", self.store.schema())
-    }
-
-    /// Waits until a connection of the store is in such a state, and returns its process.
-    async fn backend(&self, condition: &str) -> i32 {
-        let name = &self.namespace.config.application_name;
-        let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND {condition}");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let rows = self.activity(&sql, name).await;
-            if let Some(row) = rows.first() {
-                return row.get(0);
-            }
-            assert!(Instant::now() < deadline, "no connection was {condition}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// What connections do now. A transaction, in which the test may be, would show again what it has once seen.
-    async fn activity(&self, sql: &str, name: &str) -> Vec<tokio_postgres::Row> {
-        self.admin.batch_execute("SELECT pg_stat_clear_snapshot()").await.expect("can be cleared");
-        self.admin.query(sql, &[&name]).await.expect("can be asked")
-    }
-
-    async fn terminate(&self, pid: i32) {
-        self.admin.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.expect("can be terminated");
-    }
-
-    /// Lets every COMMIT of a transaction that wrote into `u` or `t` sleep before it takes effect.
-    async fn slow_commit(&self) {
-        let function = self.sql_table("slow");
-        let triggers = ["v_t", "v_u"].map(|name| {
-            let name = self.sql_table(name);
-            format!(
-                "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON {name} DEFERRABLE INITIALLY DEFERRED \
-                 FOR EACH ROW EXECUTE FUNCTION {function}();"
-            )
-        });
-        let sql = format!(
-            "CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS \
-             'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'; {}",
-            triggers.concat()
-        );
-        self.admin.batch_execute(&sql).await.expect("the test may do so");
-    }
+    fixture
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_before_commit_is_unavailable_and_nothing_is_there() {
-    let fixture = Fixture::new(|_| {}).await;
+    let fixture = fixture(|_| {}).await;
     fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
     let store = Arc::clone(&fixture.store);
     let put = tokio::spawn(async move { put_both(&store, 1).await });
@@ -131,8 +68,8 @@ async fn killed_before_commit_is_unavailable_and_nothing_is_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_commit_is_indeterminate() {
-    let fixture = Fixture::new(|_| {}).await;
-    fixture.slow_commit().await;
+    let fixture = fixture(|_| {}).await;
+    fixture.slow_commit(&["v_t", "v_u"]).await;
     for both in [true, false] {
         let store = Arc::clone(&fixture.store);
         let put = tokio::spawn(async move { if both { put_both(&store, 1).await } else { put_one(&store, 1).await } });
@@ -144,7 +81,7 @@ async fn killed_at_commit_is_indeterminate() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_connections_are_replaced() {
-    let fixture = Fixture::new(|config| config.pool_size = 3).await;
+    let fixture = fixture(|config| config.pool_size = 3).await;
     for round in 1..=10 {
         let name = &fixture.namespace.config.application_name;
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1";
@@ -163,7 +100,7 @@ async fn killed_connections_are_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statement_timeout_is_unavailable_and_nothing_is_there() {
-    let fixture = Fixture::new(|config| config.statement_timeout = Duration::from_millis(300)).await;
+    let fixture = fixture(|config| config.statement_timeout = Duration::from_millis(300)).await;
     fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
     let begun = Instant::now();
     let error = put_both(&fixture.store, 1).await.expect_err("the table is locked");
@@ -182,7 +119,7 @@ async fn exhausted_pool_is_waited_for_only_so_long() {
         config.pool_size = 2;
         config.pool_timeout = Duration::from_millis(200);
     };
-    let fixture = Fixture::new(change).await;
+    let fixture = fixture(change).await;
     fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
     let blocked: Vec<_> = (1..=2)
         .map(|ts| {
@@ -206,7 +143,7 @@ async fn exhausted_pool_is_waited_for_only_so_long() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_call_leaves_no_transaction_behind() {
-    let fixture = Fixture::new(|config| config.pool_size = 1).await;
+    let fixture = fixture(|config| config.pool_size = 1).await;
     fixture.admin.batch_execute(&format!("BEGIN; LOCK TABLE {}", fixture.sql_table("v_u"))).await.expect("can lock");
     let dropped = tokio::time::timeout(Duration::from_millis(300), put_both(&fixture.store, 1)).await;
     assert!(dropped.is_err(), "the table is locked");
@@ -238,7 +175,7 @@ enum Disturbance {
 }
 
 /// A store whose connections go through a disturber. Its tables exist already.
-async fn disturbed(fixture: &Fixture, disturbance: Disturbance) -> PostgresStore {
+async fn disturbed(fixture: &Disturbed, disturbance: Disturbance) -> PostgresStore {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let port = listener.local_addr().expect("it is bound").port();
     let target = fixture.namespace.config.clone();
@@ -320,7 +257,7 @@ async fn disturb(client: TcpStream, server: impl AsyncRead + AsyncWrite, disturb
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answer_to_a_commit_is_indeterminate_and_everything_is_there() {
-    let fixture = Fixture::new(|_| {}).await;
+    let fixture = fixture(|_| {}).await;
     let store = disturbed(&fixture, Disturbance::CutBehindCommit).await;
     let error = put_both(&store, 1).await.expect_err("the answer was lost");
     assert!(error.is_indeterminate(), "{error:?}");
@@ -329,7 +266,7 @@ async fn lost_answer_to_a_commit_is_indeterminate_and_everything_is_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commit_that_never_arrived_is_indeterminate_and_nothing_is_there() {
-    let fixture = Fixture::new(|_| {}).await;
+    let fixture = fixture(|_| {}).await;
     let store = disturbed(&fixture, Disturbance::CutBeforeCommit).await;
     let error = put_both(&store, 1).await.expect_err("the connection was cut");
     assert!(error.is_indeterminate(), "{error:?}");
@@ -339,7 +276,7 @@ async fn commit_that_never_arrived_is_indeterminate_and_nothing_is_there() {
 /// The owner is stopped between the check of its guard and its COMMIT. Its successor must not wait for it for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn stopped_client_does_not_hold_back_its_successor() {
-    let fixture = Fixture::new(|config| config.idle_in_transaction_timeout = Duration::from_millis(500)).await;
+    let fixture = fixture(|config| config.idle_in_transaction_timeout = Duration::from_millis(500)).await;
     let fence = |expected: &'static str| BatchGuard {
         table: table("a"),
         cell: cell("fence"),
@@ -375,7 +312,7 @@ async fn stopped_client_does_not_hold_back_its_successor() {
 /// The statements are on their way when BEGIN is refused. None of them may take effect by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_begin_leaves_nothing_behind() {
-    let fixture = Fixture::new(|_| {}).await;
+    let fixture = fixture(|_| {}).await;
     let store = disturbed(&fixture, Disturbance::SpoilBegin).await;
     let error = put_both(&store, 1).await.expect_err("BEGIN was refused");
     assert!(matches!(error, KvsError::Backend { .. }), "{error:?}");
@@ -417,7 +354,7 @@ async fn refusals_say_what_to_do() {
 
 #[tokio::test]
 async fn vanished_schema_is_told() {
-    let fixture = Fixture::new(|_| {}).await;
+    let fixture = fixture(|_| {}).await;
     assert_eq!(fixture.store.availability().await, Availability::All);
     fixture
         .admin

@@ -6,9 +6,13 @@ pub(crate) mod server;
 
 use atlas_kvs_postgres::{PostgresConfig, PostgresStore};
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
+
+/// How long a test waits for what has to come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The connection that tests begin from.
 ///
@@ -74,6 +78,73 @@ impl Drop for Namespace {
         if cleaned.join().is_err() && !std::thread::panicking() {
             panic!("the namespace could not be removed");
         }
+    }
+}
+
+/// A store that a test disturbs from outside.
+pub(crate) struct Disturbed {
+    pub(crate) namespace: Namespace,
+    pub(crate) store: Arc<PostgresStore>,
+    /// A connection of the test's own.
+    pub(crate) admin: Client,
+}
+
+impl Disturbed {
+    /// Without tables.
+    pub(crate) async fn new(change: impl FnOnce(&mut PostgresConfig)) -> Disturbed {
+        let mut namespace = Namespace::new();
+        change(&mut namespace.config);
+        namespace.config.application_name = format!("atlas {}", namespace.config.namespace);
+        let store = Arc::new(namespace.open().await);
+        let admin = client(&namespace.config).await;
+        Disturbed { namespace, store, admin }
+    }
+
+    pub(crate) fn sql_table(&self, name: &str) -> String {
+        format!("\"{}\".\"{name}\"", self.store.schema())
+    }
+
+    /// Waits until a connection of the store is in such a state, and returns its process.
+    pub(crate) async fn backend(&self, condition: &str) -> i32 {
+        let name = &self.namespace.config.application_name;
+        let sql = format!("SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND {condition}");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let rows = self.activity(&sql, name).await;
+            if let Some(row) = rows.first() {
+                return row.get(0);
+            }
+            assert!(Instant::now() < deadline, "no connection with {condition}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// What connections do now. A transaction, in which the test may be, would show again what it has once seen.
+    pub(crate) async fn activity(&self, sql: &str, name: &str) -> Vec<tokio_postgres::Row> {
+        self.admin.batch_execute("SELECT pg_stat_clear_snapshot()").await.expect("can be cleared");
+        self.admin.query(sql, &[&name]).await.expect("can be asked")
+    }
+
+    /// Lets every transaction that wrote into these tables sleep at its commit, before that takes effect.
+    pub(crate) async fn slow_commit(&self, tables: &[&str]) {
+        let function = self.sql_table("slow");
+        let triggers = tables.iter().map(|name| {
+            let name = self.sql_table(name);
+            format!(
+                "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON {name} DEFERRABLE INITIALLY DEFERRED \
+                 FOR EACH ROW EXECUTE FUNCTION {function}();"
+            )
+        });
+        let sql = format!(
+            "CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS \
+             'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'; {}",
+            triggers.collect::<String>()
+        );
+        self.admin.batch_execute(&sql).await.expect("the test may do so");
+    }
+
+    pub(crate) async fn terminate(&self, pid: i32) {
+        self.admin.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.expect("can be terminated");
     }
 }
 

@@ -21,9 +21,8 @@ impl Scene {
     pub(crate) fn new(namespace: &str) -> Scene {
         // Ends the program where there are no such nodes.
         let _ = Breakable::of_three();
-        // One that an earlier run left behind would be a store that is not ours. It stays in the end: a node that was started a
-        // moment ago, and is still sent what it has missed, may fail to drop a keyspace in the middle (Cassandra 5.0: `Unknown
-        // CF` in its migration stage), and does not agree with the others on any schema until it is started again.
+        // One that an earlier run left behind would be a store that is not ours. It stays in the end, for whoever looks for the
+        // reason of a failure.
         cassandra::drop_namespace(namespace);
         let scene = Scene { stage: Stage::on_server(|_, _| String::new()), namespace: namespace.to_owned() };
         scene.install_tools();

@@ -39,6 +39,8 @@ const ROUNDS_MAX: u32 = 50;
 /// Between two looks for a catalog that somebody is making.
 const CATALOG_PAUSE: Duration = Duration::from_millis(100);
 const SCHEMA_ATTEMPTS: u32 = 5;
+/// How often a keyspace is made that is dropped at once.
+const KEYSPACE_ROUNDS: u32 = 5;
 
 /// An entry of the catalog.
 #[derive(Clone, Debug)]
@@ -157,7 +159,8 @@ impl Cluster {
     /// Makes the keyspace and its catalog, unless they are there, and checks that they are ours.
     pub(crate) async fn set_up(&self, catalog: &Catalog) -> Result<()> {
         self.check_server().await?;
-        if !self.has_catalog().await? {
+        // Two nodes may have been asked, of which one has not heard of a drop yet.
+        if !self.has_catalog().await? || self.replication().await?.is_none() {
             self.make_keyspace().await?;
         }
         self.check_replication().await?;
@@ -207,10 +210,18 @@ impl Cluster {
             self.check_nodes()?;
         }
         let create = format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}");
-        // Scylla has no lightweight transactions on tablets before 2025.4, and no tablets before 6.0.
-        let without_tablets = format!("{create} AND tablets = {{'enabled': false}}");
-        if !self.is_scylla()? || self.change_schema(&without_tablets).await.is_err() {
-            self.change_schema(&create).await?;
+        for round in 1.. {
+            // Scylla has no lightweight transactions on tablets before 2025.4, and no tablets before 6.0.
+            let without_tablets = format!("{create} AND tablets = {{'enabled': false}}");
+            if !self.is_scylla()? || self.change_schema(&without_tablets).await.is_err() {
+                self.change_schema(&create).await?;
+            }
+            // A node that has not heard of a drop yet finds nothing to make, and once it agrees with the others the keyspace is
+            // nowhere.
+            if round == KEYSPACE_ROUNDS || self.replication().await?.is_some() {
+                break;
+            }
+            tracing::debug!(keyspace, "the keyspace is gone as soon as it is made; making it again");
         }
         // Somebody else may have made it. What does not fit gets no table of ours.
         self.check_replication().await?;
@@ -220,7 +231,7 @@ impl Cluster {
         let sql = "SELECT WRITETIME(durable_writes) FROM system_schema.keyspaces WHERE keyspace_name = ?";
         let rows: Vec<(Option<i64>,)> = self.ask(sql, (keyspace,)).await?;
         let Some((Some(created),)) = rows.first() else {
-            return Err(unavailable(format!("keyspace '{keyspace}' was dropped while it was made"), None));
+            return Err(self.vanished());
         };
         let id = names::derived_id(Uuid::from_u128(u128::from(created.unsigned_abs())), keyspace);
         self.change_schema(&format!(
@@ -254,8 +265,20 @@ impl Cluster {
         Ok(rows.into_iter().next().map(|(replication,)| replication))
     }
 
+    /// Nobody's configuration is wrong about a keyspace that is not there.
+    fn vanished(&self) -> KvsError {
+        let reason = format!(
+            "keyspace '{}' was dropped while it was opened, or a node has not heard of it yet; if nobody drops it, `nodetool \
+             describecluster` shows which node is behind, and one that stays behind catches up when it is started again",
+            self.keyspace
+        );
+        unavailable(reason, None)
+    }
+
     async fn check_replication(&self) -> Result<()> {
-        let told = self.replication().await?.unwrap_or_default();
+        let Some(told) = self.replication().await? else {
+            return Err(self.vanished());
+        };
         if self.config.replication.agrees(&told) {
             return Ok(());
         }

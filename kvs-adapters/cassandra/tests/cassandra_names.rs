@@ -164,6 +164,32 @@ async fn what_does_not_fit_is_refused_with_a_reason() {
     assert_eq!(namespace.open().await.tables().await.expect("tables can be listed"), []);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn keyspace_that_is_dropped_meanwhile_is_not_misconfigured() {
+    let namespace = Arc::new(Namespace::new());
+    let mut tasks = JoinSet::new();
+    for _ in 0..4 {
+        let namespace = Arc::clone(&namespace);
+        tasks.spawn(async move {
+            for _ in 0..15 {
+                match CassandraStore::connect(namespace.config.clone()).await {
+                    Ok(_) | Err(KvsError::Unavailable { .. } | KvsError::Backend { .. }) => {}
+                    Err(error) => panic!("it is told as another fault: {error:?}"),
+                }
+            }
+        });
+    }
+    let session = session(&namespace.config).await;
+    while !tasks.is_empty() {
+        // It may be refused, and the crowd may break the connection: it is dropped often enough.
+        let _ = session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {}", namespace.config.keyspace()), ()).await;
+        while let Some(ended) = tasks.try_join_next() {
+            ended.expect("an attempt to open it may fail, and says why");
+        }
+    }
+    assert_eq!(namespace.open().await.tables().await.expect("tables can be listed"), []);
+}
+
 #[tokio::test]
 async fn namespaces_do_not_see_each_other() {
     let prefix = format!("test {}", std::process::id());

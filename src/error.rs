@@ -415,7 +415,10 @@ impl Error {
                 Some("see `atlas backup-lock --status`; `atlas backup-lock --release` ends an abandoned one".to_owned())
             }
             Error::StoreInUse { pid: Some(pid), .. } | Error::Kvs(KvsError::InUse { pid: Some(pid), .. }) => {
-                Some(format!("wait for process {pid}, stop it, or let it serve: `atlas serve`"))
+                Some(format!(
+                    "if process {pid} is `atlas serve`, commands without --offline ask it, and it needs no second one; otherwise wait \
+                     for it, or stop it"
+                ))
             }
             Error::StoreOwned { .. } => Some(
                 "wait for that process or end it; or start a server that takes over when it ends: `atlas serve --standby`"
@@ -424,7 +427,8 @@ impl Error {
             Error::LostLeadership { .. } => {
                 Some("open the store again, or start the server again: it waits for its turn".to_owned())
             }
-            Error::Kvs(KvsError::NoSuchTable(_)) => Some("`atlas table list` shows the tables".to_owned()),
+            Error::Kvs(KvsError::NoSuchTable(_)) => Some(TABLE_HINT.to_owned()),
+            Error::NotFound { what } => missing_hint(what),
             Error::AlreadyExists { what } if what.starts_with("backup '") => {
                 Some("choose another --name; `atlas backup list` shows the ones there are".to_owned())
             }
@@ -451,6 +455,20 @@ impl Error {
             _ => None,
         }
     }
+}
+
+const TABLE_HINT: &str = "`atlas table list` shows the tables, `atlas table create` makes one";
+
+/// Where what is missing could be looked for.
+fn missing_hint(what: &str) -> Option<String> {
+    const KINDS: [(&str, &str); 4] = [
+        ("table '", TABLE_HINT),
+        ("backup '", "`atlas backup list` shows the ones there are"),
+        ("complete backup in ", "`atlas backup list` shows what there is, `atlas backup create` makes one"),
+        ("backup repository ", "`atlas backup create --to DIRECTORY` makes one with its first backup"),
+    ];
+    let said = what.contains(" any more");
+    KINDS.iter().find(|(kind, _)| !said && what.starts_with(kind)).map(|(_, hint)| (*hint).to_owned())
 }
 
 fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKind> {

@@ -187,9 +187,14 @@ fn find_file(sources: &Sources) -> Result<Option<PathBuf>> {
 fn read(path: &Path) -> Result<Document> {
     let wrong = |reason: String| Error::Config { place: path.display().to_string(), reason };
     let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(FILE_LEN_MAX + 1).read_to_string(&mut text))
-        .map_err(|error| wrong(format!("the configuration can't be read: {error}")))?;
+    std::fs::File::open(path).and_then(|file| file.take(FILE_LEN_MAX + 1).read_to_string(&mut text)).map_err(
+        |error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                wrong(format!("there is no such file; `atlas config init {}` writes one", path.display()))
+            }
+            _ => wrong(format!("the configuration can't be read: {error}")),
+        },
+    )?;
     if text.len() as u64 > FILE_LEN_MAX {
         return Err(wrong(format!("a configuration has at most {FILE_LEN_MAX} bytes")));
     }

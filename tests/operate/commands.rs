@@ -288,6 +288,23 @@ fn time_never_goes_back_and_never_jumps_by_mistake() {
 }
 
 #[test]
+fn who_names_what_is_missing_is_told_what_to_do() {
+    let stage = crate::stage();
+    stage.atlas("table create accounts").ok();
+    for (line, code, hint) in [
+        ("kv scan nowhere", 4, "`atlas table list`"),
+        ("table drop nowhere --yes", 4, "`atlas table list`"),
+        ("backup list --repo nowhere", 4, "`atlas backup create --to DIRECTORY`"),
+        ("backup verify nothing --repo nowhere", 4, "`atlas backup create --to DIRECTORY`"),
+    ] {
+        stage.atlas(line).fails(code).says(hint);
+    }
+    stage.atlas("backup create --to repo --name one").ok();
+    stage.atlas("backup verify nothing --repo repo").fails(4).says("`atlas backup list`");
+    stage.atlas("backup restore one --repo repo --into nowhere.yml").fails(8).says("`atlas config init nowhere.yml`");
+}
+
+#[test]
 fn a_store_that_is_not_there_is_not_made_by_a_question() {
     let stage = crate::stage();
     for line in [

@@ -463,11 +463,15 @@ const TABLE_HINT: &str = "`atlas table list` shows the tables, `atlas table crea
 fn missing_hint(what: &str) -> Option<String> {
     const KINDS: [(&str, &str); 4] = [
         ("table '", TABLE_HINT),
-        ("backup '", "`atlas backup list` shows the ones there are"),
-        ("complete backup in ", "`atlas backup list` shows what there is, `atlas backup create` makes one"),
-        ("backup repository ", "`atlas backup create --to DIRECTORY` makes one with its first backup"),
+        ("backup '", "`atlas backup list` with the same --repo shows the ones there are"),
+        (
+            "complete backup in ",
+            "`atlas backup list` with the same --repo shows what there is, `atlas backup create` makes one",
+        ),
+        ("backup repository ", "name another with --repo, or make one: `atlas backup create --to DIRECTORY`"),
     ];
-    let said = what.contains(" any more");
+    // Some say so themselves, and some name a command that helps.
+    let said = what.contains(" any more") || what.contains('`');
     KINDS.iter().find(|(kind, _)| !said && what.starts_with(kind)).map(|(_, hint)| (*hint).to_owned())
 }
 

@@ -206,16 +206,15 @@ impl Cluster {
 
     async fn make_keyspace(&self) -> Result<()> {
         let (keyspace, replication) = (&self.keyspace, self.config.replication.cql());
-        if self.replication().await?.is_none() {
-            self.check_nodes()?;
-        }
+        // A node that has not heard of the keyspace would make it once more over the one that is there, with our replication and
+        // another time of creation.
+        self.agree_on_schema().await?;
         let create = format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}");
         for round in 1.. {
-            // Scylla has no lightweight transactions on tablets before 2025.4, and no tablets before 6.0.
-            let without_tablets = format!("{create} AND tablets = {{'enabled': false}}");
-            if !self.is_scylla()? || self.change_schema(&without_tablets).await.is_err() {
-                self.change_schema(&create).await?;
+            if self.replication().await?.is_none() {
+                self.check_nodes()?;
             }
+            self.create_keyspace(&create).await?;
             // A node that has not heard of a drop yet finds nothing to make, and once it agrees with the others the keyspace is
             // nowhere.
             if round == KEYSPACE_ROUNDS || self.replication().await?.is_some() {
@@ -239,6 +238,17 @@ impl Cluster {
              id uuid, doomed uuid, state text, PRIMARY KEY ((place), name)) WITH ID = {id}"
         ))
         .await
+    }
+
+    async fn create_keyspace(&self, create: &str) -> Result<()> {
+        if self.is_scylla()? {
+            // No lightweight transactions on tablets before 2025.4, and no tablets before 6.0, which refuse the word.
+            match self.change_schema(&format!("{create} AND tablets = {{'enabled': false}}")).await {
+                Err(KvsError::Backend { .. } | KvsError::Misconfigured { .. }) => (),
+                done => return done,
+            }
+        }
+        self.change_schema(create).await
     }
 
     /// A keyspace with more copies than nodes can be made, and then not be used.

@@ -7,6 +7,7 @@ use atlas_kvs_cassandra::{CassandraConfig, CassandraStore, Replication};
 use bytes::Bytes;
 use common::{Namespace, atomic, cql_table, everything, newest, put, scan, session, table, version, versioned};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -173,7 +174,9 @@ async fn keyspace_that_is_dropped_meanwhile_is_not_misconfigured() {
         tasks.spawn(async move {
             for _ in 0..15 {
                 match CassandraStore::connect(namespace.config.clone()).await {
-                    Ok(_) | Err(KvsError::Unavailable { .. } | KvsError::Backend { .. }) => {}
+                    Ok(_)
+                    | Err(KvsError::Unavailable { .. } | KvsError::Indeterminate { .. } | KvsError::Backend { .. }) => {
+                    }
                     Err(error) => panic!("it is told as another fault: {error:?}"),
                 }
             }
@@ -183,6 +186,7 @@ async fn keyspace_that_is_dropped_meanwhile_is_not_misconfigured() {
     while !tasks.is_empty() {
         // It may be refused, and the crowd may break the connection: it is dropped often enough.
         let _ = session.query_unpaged(format!("DROP KEYSPACE IF EXISTS {}", namespace.config.keyspace()), ()).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         while let Some(ended) = tasks.try_join_next() {
             ended.expect("an attempt to open it may fail, and says why");
         }

@@ -23,7 +23,12 @@ async fn commands_are_answered_by_the_owner_and_leave_nothing_behind() {
     assert_eq!(owner["pid"], server.pid(), "{status}");
     assert_eq!((owner["program"].as_str(), owner["address"].as_str()), (Some("atlas serve"), Some(&*address)));
     assert_eq!(status["data"]["connection"]["address"], format!("http://{address}"));
-    assert!(owner["lease_age_ms"].as_u64() < owner["lease_ms"].as_u64(), "{status}");
+    // A renewal may be late on a busy machine.
+    until("the lease is younger than it lasts", || {
+        let status = scene.atlas("status -o json").document();
+        let [age, lasts] = ["lease_age_ms", "lease_ms"].map(|field| status["data"]["owner"][field].as_u64());
+        age.expect("a number") < lasts.expect("a number")
+    });
     let plain = scene.atlas("status").ok();
     assert!(plain.contains(&format!("owner\tatlas serve, process {} on ", server.pid())), "{plain}");
     let lease = atlas::config::duration_text::parse(LEASE).unwrap().as_millis();

@@ -95,12 +95,12 @@ fn drop_everywhere(config: &CassandraConfig) {
     for _ in 0..3 {
         let (deadline, mut round) = (Instant::now() + PATIENCE, 0);
         while Instant::now() < deadline {
-            let behind = behind(&hosts, &config.keyspace());
-            if behind.is_empty() {
+            let late = behind(&hosts, &config.keyspace());
+            if late.is_empty() {
                 return;
             }
             // By one node at a time, and another one each time: any may be the one that does not follow.
-            if let Err(refused) = ask(behind[round % behind.len()], &drop) {
+            if let Err(refused) = ask(late[round % late.len()], &drop) {
                 eprintln!("the keyspace is not dropped yet: {refused}");
             }
             round += 1;

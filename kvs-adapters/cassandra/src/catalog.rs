@@ -41,6 +41,9 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(100);
 const SCHEMA_ATTEMPTS: u32 = 5;
 /// How often a keyspace is made that is dropped at once.
 const KEYSPACE_ROUNDS: u32 = 5;
+/// What to do about nodes that know different schemas.
+const WHO_IS_BEHIND: &str = "`nodetool describecluster` shows which node is behind, and one that stays behind catches up when it is \
+                             started again";
 
 /// An entry of the catalog.
 #[derive(Clone, Debug)]
@@ -210,17 +213,17 @@ impl Cluster {
         // another time of creation.
         self.agree_on_schema().await?;
         let create = format!("CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}");
-        for round in 1.. {
+        for _ in 0..KEYSPACE_ROUNDS {
             if self.replication().await?.is_none() {
                 self.check_nodes()?;
             }
             self.create_keyspace(&create).await?;
             // A node that has not heard of a drop yet finds nothing to make, and once it agrees with the others the keyspace is
             // nowhere.
-            if round == KEYSPACE_ROUNDS || self.replication().await?.is_some() {
+            if self.replication().await?.is_some() {
                 break;
             }
-            tracing::debug!(keyspace, "the keyspace is gone as soon as it is made; making it again");
+            tracing::debug!(keyspace, "the keyspace is gone as soon as it is made");
         }
         // Somebody else may have made it. What does not fit gets no table of ours.
         self.check_replication().await?;
@@ -278,8 +281,7 @@ impl Cluster {
     /// Nobody's configuration is wrong about a keyspace that is not there.
     fn vanished(&self) -> KvsError {
         let reason = format!(
-            "keyspace '{}' was dropped while it was opened, or a node has not heard of it yet; if nobody drops it, `nodetool \
-             describecluster` shows which node is behind, and one that stays behind catches up when it is started again",
+            "keyspace '{}' was dropped while it was opened, or a node has not heard of it yet; if nobody drops it, {WHO_IS_BEHIND}",
             self.keyspace
         );
         unavailable(reason, None)
@@ -603,9 +605,8 @@ impl Cluster {
 }
 
 fn disagreement(error: SchemaAgreementError) -> KvsError {
-    let what = "waiting until the nodes agree on the schema; `nodetool describecluster` shows which one is behind, and one that \
-                stays behind catches up when it is started again";
-    Failure::of(error.into(), Stakes::Read).explain(what).into_error()
+    let what = format!("waiting until the nodes agree on the schema; {WHO_IS_BEHIND}");
+    Failure::of(error.into(), Stakes::Read).explain(&what).into_error()
 }
 
 /// What is wrong with a server of this version, if anything.

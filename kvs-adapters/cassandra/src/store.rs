@@ -116,7 +116,8 @@ impl CassandraStore {
     /// Cancel safe: a dropped call leaves the keyspace made or not made.
     ///
     /// # Errors
-    /// [`KvsError::Unavailable`] if no node can be reached the nodes do not agree on the schema, or the keyspace is dropped meanwhile;
+    /// [`KvsError::Unavailable`] if no node can be reached, the nodes do not agree on the schema, or the keyspace is dropped
+    /// meanwhile;
     /// [`KvsError::AccessDenied`] if the cluster refuses the user, or what the user does; [`KvsError::Misconfigured`] with
     /// what to do about it if the configuration can't work, the cluster is older than Cassandra 4.0 or has fewer nodes
     /// than there shall be copies, the keyspace is there with another replication than configured, or it has a format that

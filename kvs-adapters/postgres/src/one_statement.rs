@@ -12,8 +12,9 @@
 //! reverse of the order that all writers keep. It makes no promise about that; should it ever change, two
 //! writers of the same places may wait for each other, one of them is told so, and tries again.
 //!
-//! What is committed lies in places of its own: rows are put as new ones, without looking for others there first. Where one is in the way after all (a batch that is sent once more, a cell that is set again and
-//! again) the server refuses the statement, and its tables are looked at first for a while.
+//! What is committed lies in places of its own: rows are put as new ones, without looking for others there first. Where one
+//! is in the way after all (a batch that is sent once more, a cell that is set again and again) the server refuses the
+//! statement, and its tables are looked at first for a while.
 //!
 //! What is removed is looked for as the statement finds it when it begins, and what it has waited for meanwhile is not seen: a
 //! batch that removes is never one statement.
